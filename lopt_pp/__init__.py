@@ -1,0 +1,1 @@
+"""LoPT-PP: pipeline-parallel post-training by local learning."""

@@ -1,0 +1,187 @@
+"""The flags of a training run: the components' own configs, composed, parsed and checked once."""
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from trl import TrlParser
+
+from lopt_pp.data import DataConfig
+from lopt_pp.errors import LoptError
+from lopt_pp.model import ModelConfig
+from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.optim import OptimConfig
+from lopt_pp.topology import PipelineConfig
+
+_DESCRIPTION = """\
+Post-trains a causal language model by local learning (LoPT), as a pipeline of stages: each process holds a block of the
+model's layers, sends detached hidden states forward, and runs its own backward. Start it with torchrun, one process per
+stage:
+
+  torchrun --nproc-per-node 2 -m lopt_pp.train --model_name_or_path MODEL --train_file data.jsonl --output_dir out
+
+Any flag may also stand in a YAML file given by --config FILE, under its own name without the dashes; flags on the command
+line win over the file.
+"""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long to train, on how much at once, and where the result goes."""
+
+    _argument_group_name: ClassVar[str] = "Run"
+
+    output_dir: str = field(
+        metadata={"help": "Directory for the trained model, its tokenizer, a model card and metrics.jsonl. Required."}
+    )
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Let the new model replace one that --output_dir already holds."}
+    )
+    max_steps: int = field(
+        default=-1, metadata={"help": "Number of optimizer steps; if above 0 it wins over --num_train_epochs."}
+    )
+    num_train_epochs: float = field(default=3.0, metadata={"help": "Number of passes over the data."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows of a microbatch."})
+    gradient_accumulation_steps: int = field(
+        default=1,
+        metadata={
+            "help": "Microbatches of an optimizer step. Every loss is the mean over all counted tokens of the step, not a "
+            "mean of the microbatches' means."
+        },
+    )
+    seed: int = field(default=42, metadata={"help": "Seed of the data order, the heads' initial weights and dropout."})
+    logging_steps: int = field(default=10, metadata={"help": "Steps between log lines (metrics.jsonl has every step)."})
+
+    def __post_init__(self) -> None:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
+            if getattr(self, name) < 1:
+                raise LoptError(f"--{name} {getattr(self, name)}: at least 1")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise LoptError("--max_steps or --num_train_epochs must be above 0")
+        if self.seed < 0:
+            raise LoptError(f"--seed {self.seed}: at least 0")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run is told, by component."""
+
+    model: ModelConfig
+    data: DataConfig
+    pipeline: PipelineConfig
+    objective: ObjectiveConfig
+    optim: OptimConfig
+    run: RunConfig
+
+    def flags(self) -> dict[str, Any]:
+        """Every flag with its value, as plain data for files."""
+        flags = {}
+        for component in vars(self).values():
+            for name, value in dataclasses.asdict(component).items():
+                flags[name] = value.value if isinstance(value, Enum) else value
+        return flags
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows each flag once, under the name that the docs use."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        kind = getattr(action.type, "__name__", "value").upper()
+        value = "|".join(map(str, action.choices)) if action.choices else "BOOL" if kind == "STRING_TO_BOOL" else kind
+        return f"{action.option_strings[0]} {value}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if isinstance(action.default, Enum):
+            return f"{action.help} (default: {action.default.value})"
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+class _Parser(TrlParser):
+    """TRL's parser, whose complaints are raised instead of printed below a page of usage."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise LoptError(message.removeprefix("argument "))
+
+
+def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Config:
+    """Reads the flags, and the YAML file that `--config` names.
+
+    Raises:
+        LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
+        SystemExit: after `--help`.
+    """
+    components = [typing.cast(type, f.type) for f in dataclasses.fields(Config)]
+    parser = _Parser(
+        components, prog=prog, description=_DESCRIPTION, formatter_class=_HelpFormatter, allow_abbrev=False
+    )
+    arguments = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    file = _config_file(arguments)
+    known = {action.dest for action in parser._actions}
+    for name in file:
+        if name not in known | {"env"}:
+            raise LoptError(f"{arguments[arguments.index('--config') + 1]}: unknown flag {name}{_suggest(name, known)}")
+    try:
+        *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    except OSError as error:
+        raise LoptError(f"--config: {error}") from error
+    if unknown:
+        raise LoptError(f"unknown flag {unknown[0]}{_suggest(unknown[0].lstrip('-').split('=')[0], known)}")
+    for component in parsed:
+        _check_types(component)
+    return Config(*parsed)
+
+
+def _check_types(component: Any) -> None:
+    """Checks what argparse does not: values that come from the YAML file as something else than a string."""
+    for name, kind in typing.get_type_hints(type(component)).items():
+        if typing.get_origin(kind) is ClassVar:
+            continue
+        value = getattr(component, name)
+        kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+        if not any(_is_of(value, one) for one in kinds):
+            wanted = " or ".join(repr(one) if typing.get_origin(one) else one.__name__ for one in kinds)
+            raise LoptError(f"{name}: {value!r} is of the wrong type; expected {wanted}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _config_file(arguments: Sequence[str]) -> dict[str, Any]:
+    """The mapping in the file after `--config`; checked here since the parser's own errors are tracebacks."""
+    if "--config" not in arguments:
+        return {}
+    position = list(arguments).index("--config") + 1
+    if position == len(arguments):
+        raise LoptError("--config: give the path of a YAML file")
+    path = Path(arguments[position])
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoptError(f"--config {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise LoptError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise LoptError(f"--config {path}: expected lines of the form 'flag: value'")
+    return content
+
+
+def _suggest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean --{close[0]}?" if close else "; see --help"

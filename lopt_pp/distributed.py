@@ -1,0 +1,174 @@
+"""The processes of a run: how they find each other, their devices, and how one learns that another has failed.
+
+A key-value store (torchrun's) joins all processes: through it they agree before the first step, report afterwards, and
+tell each other why the run cannot go on. It is not on the training path.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+from lopt_pp.errors import LoptError
+from lopt_pp.stream import Boundary
+from lopt_pp.topology import PipelineConfig, Topology
+
+_FAILURE = "failure"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run cannot go on.
+
+    Attributes:
+        rank: of the process that said so first.
+        message: for the user.
+        keep: whether the weights that all stages have are good and worth writing out.
+    """
+
+    rank: int
+    message: str
+    keep: bool
+
+    @classmethod
+    def await_from(cls, store: dist.Store) -> "Failure":
+        """Waits until some process has failed, on a store whose timeout is long."""
+        return cls(**json.loads(store.get(_FAILURE)))
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among those of the run.
+
+    Attributes:
+        rank: of this process.
+        size: number of processes.
+        device: this process computes on it.
+        payload_backend: `nccl` or `gloo`.
+        store: shared by all processes; an in-process one where there is only this process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    payload_backend: str
+    store: dist.Store
+
+    def fail(self, message: str, keep: bool = False) -> "Failure":
+        """Tells all processes why the run cannot go on.
+
+        Args:
+            message: for the user.
+            keep: whether the weights of all stages are good and worth writing out.
+
+        Returns:
+            The failure that was told first, by this process or another.
+        """
+        own = Failure(self.rank, message, keep)
+        return Failure(**json.loads(self.store.compare_set(_FAILURE, "", json.dumps(asdict(own)))))
+
+    def failure(self) -> "Failure | None":
+        """The failure that was told first, if there is one."""
+        return Failure(**json.loads(self.store.get(_FAILURE))) if self.store.check([_FAILURE]) else None
+
+    def connection(self, timeout: timedelta) -> dist.Store:
+        """Another connection to the store, for a thread that waits on it.
+
+        Args:
+            timeout: of its waits.
+        """
+        store = self.store.clone()
+        store.set_timeout(timeout)
+        return store
+
+    def agree(self, facts: Mapping[str, Any]) -> None:
+        """Compares what all processes must have in common.
+
+        Raises:
+            LoptError: some process has something else than rank 0 has; the text names both and the fact.
+        """
+        self.store.set(f"agree/{self.rank}", json.dumps(facts))
+        reference = json.loads(self.store.get("agree/0"))
+        for name, value in json.loads(json.dumps(facts)).items():
+            if value != reference.get(name):
+                raise LoptError(
+                    f"rank 0 and rank {self.rank} disagree on {name}: {reference.get(name)!r} against {value!r}; "
+                    f"all processes must be given the same"
+                )
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Rank and number of processes, as torchrun puts them into the environment; 0 and 1 without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def choose_device(backend: str, local_rank: int, local_size: int) -> tuple[torch.device, str]:
+    """The device of a process and the backend of its payloads.
+
+    Args:
+        backend: `auto`, `nccl` or `gloo`.
+        local_rank: of the process on its machine.
+        local_size: number of processes on the machine.
+
+    Raises:
+        LoptError: NCCL is asked for where there is no GPU.
+    """
+    gpus = torch.cuda.device_count()
+    if backend == "nccl" and gpus == 0:
+        raise LoptError("--backend nccl: this machine has no GPU that PyTorch can use; --backend gloo trains on CPUs")
+    if backend == "nccl" or (backend == "auto" and gpus >= local_size):
+        device = torch.device("cuda", local_rank % gpus)
+        torch.cuda.set_device(device)
+        return device, "nccl"
+    return torch.device("cpu"), "gloo"
+
+
+@contextmanager
+def connect(config: PipelineConfig) -> Iterator[World]:
+    """Joins the processes that torchrun started, for as long as the context lasts.
+
+    Where all of them are on one machine they talk over the loopback interface only, unless the user has named another.
+    """
+    rank, size = rank_and_size()
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device, backend = choose_device(config.backend, int(os.environ.get("LOCAL_RANK", "0")), local_size)
+    if size == 1:
+        yield World(rank, size, device, backend, dist.HashStore())
+        return
+    if local_size == size and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+    store, rank, size = next(iter(rendezvous("env://")))
+    store.set_timeout(timedelta(seconds=config.stream_timeout))
+    dist.init_process_group(
+        "gloo", store=dist.PrefixStore("groups", store), rank=rank, world_size=size, timeout=timedelta(minutes=5)
+    )
+    try:
+        yield World(rank, size, device, backend, dist.PrefixStore("run", store))
+    finally:
+        dist.destroy_process_group()
+
+
+def boundaries(world: World, topology: Topology, timeout: float) -> dict[int, Boundary]:
+    """The boundaries between processes that this process stands at, by the stage that sends.
+
+    Every process must call this at the same point, since all take part in making a group.
+    """
+    own = {}
+    for stage in range(topology.num_stages - 1):
+        source, target = topology.rank_of(stage), topology.rank_of(stage + 1)
+        if source == target:
+            continue
+        headers = dist.new_group([source, target], backend="gloo")
+        payload = dist.new_group([source, target], backend="nccl") if world.payload_backend == "nccl" else headers
+        if world.rank in (source, target):
+            own[stage] = Boundary(source, target, stage, headers, payload, world.device, timeout)
+    return own

@@ -1,0 +1,8 @@
+"""The errors that a user is meant to read."""
+
+
+class LoptError(Exception):
+    """A mistake in what the user gave, or a run that cannot go on; its text says what is at fault and what to do.
+
+    Programs print it as one line on standard error and leave with a status other than zero, without a traceback.
+    """

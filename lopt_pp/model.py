@@ -1,0 +1,73 @@
+"""The pretrained model that a run starts from: its config, tokenizer and class, before any weights are read."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from lopt_pp.errors import LoptError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model to post-train."""
+
+    _argument_group_name: ClassVar[str] = "Model"
+
+    model_name_or_path: str = field(
+        metadata={"help": "Directory or hub id of a causal language model with safetensors weights. Required."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the hub repository."})
+    dtype: Literal["float32", "bfloat16"] = field(
+        default="float32",
+        metadata={
+            "help": "Dtype of the computation and of what crosses a boundary. With bfloat16 the weights, their gradients "
+            "and AdamW's state stay in float32 and each block runs under autocast, so that small updates are not lost."
+        },
+    )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention kernel, as in transformers: sdpa, eager, flash_attention_2, ..."}
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run Python code that comes with the model. Off, unless you have read it."}
+    )
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
+
+
+def load_model_config(config: ModelConfig) -> PreTrainedConfig:
+    """The pretrained model's config.
+
+    Raises:
+        LoptError: there is none, or it needs code of its own that the user has not allowed.
+    """
+    try:
+        return AutoConfig.from_pretrained(
+            config.model_name_or_path,
+            revision=config.model_revision,
+            trust_remote_code=config.trust_remote_code,
+            **({"attn_implementation": config.attn_implementation} if config.attn_implementation else {}),
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise LoptError(f"--model_name_or_path {config.model_name_or_path}: {_first_line(error)}") from error
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The pretrained model's tokenizer.
+
+    Raises:
+        LoptError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LoptError(f"--model_name_or_path {config.model_name_or_path}: no tokenizer: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

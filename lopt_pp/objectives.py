@@ -1,0 +1,103 @@
+"""What each block learns from: the task on the last block, the reconstruction of its own input on the others.
+
+An objective gives a *sum* over the tokens that count, and says how many count. The stage divides by the count of the
+whole optimizer step, so that a step's loss is the mean over its tokens whichever way it is cut into microbatches.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lopt_pp.data import Microbatch
+from lopt_pp.errors import LoptError
+from lopt_pp.split import BlockOutput
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the blocks learn from."""
+
+    _argument_group_name: ClassVar[str] = "Local objectives"
+
+    reconstruction_weight: float = field(
+        default=10.0,
+        metadata={
+            "help": "Weight of the reconstruction loss (the paper's lambda). Adam makes full-sized steps for any loss, so "
+            "the block's learning rate says far more about how far it moves than this weight does."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.reconstruction_weight < 0:
+            raise LoptError(f"--reconstruction_weight {self.reconstruction_weight}: at least 0")
+
+
+class Objective(Protocol):
+    """A local loss: sees one block's output and input and the microbatch, and never another stage."""
+
+    name: str
+    """The loss's name in logs and metrics."""
+
+    weight: float
+    """What the mean loss is multiplied by before backward."""
+
+    def count(self, batch: Microbatch) -> int:
+        """The number of tokens of `batch` that count."""
+
+    def __call__(self, output: BlockOutput, batch: Microbatch) -> torch.Tensor:
+        """The loss summed over the tokens that count: a float32 scalar, connected to the block's graph."""
+
+
+class Reconstruction(nn.Module):
+    """The paper's local loss: a small head on the block's output predicts the block's own input.
+
+    `mean((head(h_out) - stopgrad(h_in))^2)` over the real tokens and the hidden dimension, the target in float32.
+    Source: LoPT, arXiv 2605.04913.
+
+    Args:
+        hidden_size: of the model.
+        weight: the paper's lambda.
+        generator: draws the head's initial weights (Xavier-uniform with gain 0.1; biases are zero).
+    """
+
+    name = "reconstruction_loss"
+
+    def __init__(self, hidden_size: int, weight: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = weight
+        self.head = nn.Sequential(
+            nn.LayerNorm(hidden_size),
+            nn.Linear(hidden_size, hidden_size // 4),
+            nn.GELU(),
+            nn.Linear(hidden_size // 4, hidden_size),
+        )
+        for module in self.head:
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, gain=0.1, generator=generator)
+                nn.init.zeros_(module.bias)
+
+    def count(self, batch: Microbatch) -> int:
+        return batch.num_tokens
+
+    def forward(self, output: BlockOutput, batch: Microbatch) -> torch.Tensor:
+        predicted = self.head(output.hidden_states[batch.token_mask]).float()
+        target = output.inputs[batch.token_mask].float()
+        return F.mse_loss(predicted, target, reduction="sum") / target.shape[-1]
+
+
+class NextToken(nn.Module):
+    """The task loss: cross-entropy of the last block's logits with the next target token, in float32."""
+
+    name = "loss"
+    weight = 1.0
+
+    def count(self, batch: Microbatch) -> int:
+        return batch.num_targets
+
+    def forward(self, output: BlockOutput, batch: Microbatch) -> torch.Tensor:
+        assert output.logits is not None
+        targets = batch.labels[:, 1:][:, batch.target_positions]
+        return F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")

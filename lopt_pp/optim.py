@@ -1,0 +1,113 @@
+"""The optimizer and learning-rate schedule of one stage."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+from transformers import SchedulerType, get_scheduler
+
+from lopt_pp.errors import LoptError
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Learning rates, AdamW and the schedule; every stage has its own."""
+
+    _argument_group_name: ClassVar[str] = "Optimizer"
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of the last stage (the task loss)."})
+    reconstruction_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak learning rate of the earlier stages and their heads; by default a tenth of --learning_rate. The "
+            "paper sets the two equal, which did harm on a small model: Adam makes full-sized steps for any loss, however "
+            "small, so equal rates move the pretrained first half as far as the second without knowing the task."
+        },
+    )
+    weight_decay: float = field(
+        default=0.0, metadata={"help": "Decoupled weight decay of matrices (not of biases and norms)."}
+    )
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
+    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
+    max_grad_norm: float = field(
+        default=1.0,
+        metadata={
+            "help": "Clips the norm of each stage's own gradient; 0 is off. (A norm over all stages would make each wait "
+            "for the others.)"
+        },
+    )
+    lr_scheduler_type: SchedulerType = field(
+        default=SchedulerType.LINEAR, metadata={"help": "Schedule of the learning rates, as in transformers."}
+    )
+    warmup_ratio: float = field(default=0.0, metadata={"help": "Share of all steps spent on a linear warm-up from 0."})
+    warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up; wins over --warmup_ratio."})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lr_scheduler_type", SchedulerType(self.lr_scheduler_type))  # argparse leaves a string
+        for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise LoptError(f"--{name} {getattr(self, name)}: at least 0")
+        if self.reconstruction_learning_rate is not None and self.reconstruction_learning_rate < 0:
+            raise LoptError(f"--reconstruction_learning_rate {self.reconstruction_learning_rate}: at least 0")
+        for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
+            if not 0 <= getattr(self, name) < 1:
+                raise LoptError(f"--{name} {getattr(self, name)}: at least 0 and below 1")
+
+    def peak_learning_rate(self, is_last: bool) -> float:
+        """Of the last stage, or of an earlier one."""
+        if is_last:
+            return self.learning_rate
+        rate = self.reconstruction_learning_rate
+        return self.learning_rate / 10 if rate is None else rate
+
+
+class Optimizer:
+    """AdamW with its schedule and gradient clipping, over the parameters of one stage.
+
+    Args:
+        parameters: of the block and its head.
+        config: as given by the user.
+        learning_rate: the peak.
+        num_steps: of the whole run.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], config: OptimConfig, learning_rate: float, num_steps: int
+    ) -> None:
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self.max_grad_norm = config.max_grad_norm
+        matrices = [parameter for parameter in self.parameters if parameter.ndim >= 2]
+        vectors = [parameter for parameter in self.parameters if parameter.ndim < 2]
+        self.adamw = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            fused=True,
+        )
+        warmup = config.warmup_steps or round(config.warmup_ratio * num_steps)
+        try:
+            self.schedule = get_scheduler(config.lr_scheduler_type, self.adamw, warmup, num_steps)
+        except (TypeError, ValueError) as error:
+            kind = config.lr_scheduler_type.value
+            raise LoptError(f"--lr_scheduler_type {kind} needs settings that have no flag ({error}); take another") from error
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the coming step."""
+        return float(self.schedule.get_last_lr()[0])
+
+    def clip(self) -> torch.Tensor:
+        """Clips the gradient, and returns its norm from before: a float32 scalar."""
+        if self.max_grad_norm > 0:
+            return nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def step(self) -> None:
+        """Applies the gradient, drops it, and moves the schedule on."""
+        self.adamw.step()
+        self.adamw.zero_grad(set_to_none=True)
+        self.schedule.step()

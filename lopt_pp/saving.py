@@ -1,0 +1,114 @@
+"""Writes the trained model: every stage its own shard, rank 0 what joins them. Nobody gathers the model.
+
+Everything is written beside its place first and moved there when all of it is whole, the index last: a reader of the
+output directory finds the whole new model, or what was there before.
+"""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from torch.distributed import Store
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+
+from lopt_pp.errors import LoptError
+from lopt_pp.stage import Stage
+from lopt_pp.weights import shard_name, write_index, write_shard
+
+logger = logging.getLogger(__name__)
+
+_UNFINISHED = ".unfinished"
+
+
+def check_output_dir(path: Path, overwrite: bool) -> None:
+    """Sees that the output directory can take a model.
+
+    Raises:
+        LoptError: it holds a model already, is no directory, or cannot be written.
+    """
+    if not overwrite and (any(path.glob("*.safetensors*")) or (path / "config.json").exists()):
+        raise LoptError(f"--output_dir {path} already holds a model; give another, or --overwrite_output_dir to replace it")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise LoptError(f"--output_dir {path} cannot be written: {error.strerror}") from error
+
+
+def remove_unfinished(path: Path) -> None:
+    """Removes what a run that failed while it saved has left."""
+    shutil.rmtree(path / _UNFINISHED, ignore_errors=True)
+
+
+def save_stage(stage: Stage, path: Path, store: Store) -> None:
+    """Writes the stage's shard beside its place and tells rank 0 what is in it."""
+    unfinished = path / _UNFINISHED
+    try:
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with stage.updating:
+            sizes, steps = write_shard(stage.block, unfinished), stage.steps_done
+    except OSError as error:
+        raise LoptError(f"stage {stage.index} cannot write its shard to {unfinished}: {error}") from error
+    store.set(f"shard/{path.name}/{stage.index}", json.dumps([shard_name(stage.block.span), sizes, steps]))
+
+
+def finish_model(
+    path: Path,
+    store: Store,
+    num_stages: int,
+    config: PreTrainedConfig,
+    generation_config: GenerationConfig | None,
+    tokenizer: PreTrainedTokenizerBase,
+    card: Callable[[Sequence[int]], str],
+) -> None:
+    """Joins the stages' shards to one model, and moves it to its place. For rank 0, once.
+
+    Waits until every stage has written its shard. Where the directory is not shared between machines, the shards of the
+    others stay on theirs (see `keep_shards`), and a warning names them.
+
+    Args:
+        path: the model's directory.
+        store: of the run.
+        num_stages: of the run.
+        config: of the whole model, as it is to be saved.
+        generation_config: likewise, if it has one.
+        tokenizer: likewise.
+        card: makes the model card's text from the number of steps that each stage has done.
+    """
+    unfinished = path / _UNFINISHED
+    parts = [json.loads(store.get(f"shard/{path.name}/{stage}")) for stage in range(num_stages)]
+    shards = {name: sizes for name, sizes, _ in parts}
+    config.save_pretrained(unfinished)
+    if generation_config is not None:
+        generation_config.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    (unfinished / "README.md").write_text(card([steps for *_, steps in parts]), encoding="utf-8")
+    write_index(shards, unfinished)
+    missing = [name for name in shards if not (unfinished / name).exists()]
+    for old in (*path.glob("*.safetensors.index.json"), *path.glob("*.safetensors")):
+        old.unlink()
+    _move(unfinished, path, [*(f.name for f in unfinished.iterdir() if f.name != SAFE_WEIGHTS_INDEX_NAME), SAFE_WEIGHTS_INDEX_NAME])
+    store.set(f"finished/{path.name}", json.dumps(missing))
+    if missing:
+        logger.warning("%s is not shared by all machines: copy %s there from the other machines", path, ", ".join(missing))
+
+
+def keep_shards(stages: Sequence[Stage], path: Path, store: Store) -> None:
+    """Waits until rank 0 has joined the model; where its machine cannot see this one's shards, leaves them in place here."""
+    missing = json.loads(store.get(f"finished/{path.name}"))
+    own = [name for stage in stages if (name := shard_name(stage.block.span)) in missing]
+    _move(path / _UNFINISHED, path, own)
+
+
+def _move(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Moves files up to the model's directory, and removes the emptied one."""
+    for name in names:
+        os.replace(source / name, target / name)
+    if source.exists() and not any(source.iterdir()):
+        source.rmdir()

@@ -1,0 +1,252 @@
+"""Cuts a causal language model of `transformers` into contiguous blocks of layers.
+
+A block is the model's own class with the parts that other blocks own left out, so masks, rotary embeddings, sliding
+windows, attention kernels and gradient checkpointing come from `transformers` unchanged. Its parameters keep the names
+that they have in the whole model: a tensor of layer 17 is called `model.layers.17...` in whichever block it lives.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lopt_pp.errors import LoptError
+
+
+@dataclass(frozen=True)
+class Span:
+    """The place of one block: stage `stage` of `num_stages` holds the layers `start` to `stop - 1`."""
+
+    stage: int
+    num_stages: int
+    start: int
+    stop: int
+
+    @property
+    def is_first(self) -> bool:
+        return self.stage == 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.stage == self.num_stages - 1
+
+    def __str__(self) -> str:
+        return f"layers {self.start}-{self.stop - 1}"
+
+
+def split_evenly(num_layers: int, num_stages: int) -> tuple[Span, ...]:
+    """Cuts `num_layers` into `num_stages` blocks of (nearly) equal length: for two stages at the midpoint, as the paper.
+
+    Raises:
+        LoptError: there are fewer layers than stages.
+    """
+    if num_layers < num_stages:
+        raise LoptError(
+            f"--num_stages {num_stages} is more than the model's {num_layers} layers; give at most {num_layers}"
+        )
+    return split_at([stage * num_layers // num_stages for stage in range(1, num_stages)], num_layers)
+
+
+def split_at(boundaries: Iterable[int], num_layers: int) -> tuple[Span, ...]:
+    """Cuts before each layer named in `boundaries` (ascending, without 0 and `num_layers`)."""
+    edges = [0, *boundaries, num_layers]
+    if any(stop <= start for start, stop in pairwise(edges)):
+        raise LoptError(f"the boundaries {edges[1:-1]} do not ascend within the model's {num_layers} layers")
+    return tuple(Span(stage, len(edges) - 1, start, stop) for stage, (start, stop) in enumerate(pairwise(edges)))
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Where the parts of a model class stand, as module names.
+
+    Attributes:
+        layers: the list of decoder layers, such as `model.layers`.
+        inputs: the modules with parameters that run before the layers (embeddings): the first block's.
+        outputs: the modules with parameters that run after the layers (final norm, output head): the last block's.
+        embedding: the parameter of the input embedding.
+        head: the parameter of the output head, which some models tie to the input embedding.
+    """
+
+    layers: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    embedding: str
+    head: str
+
+    def owns(self, span: Span, tensor: str) -> bool:
+        """Whether the tensor of this name in the whole model belongs to the block at `span`."""
+        if tensor.startswith(self.layers + "."):
+            return span.start <= int(tensor.removeprefix(self.layers + ".").split(".")[0]) < span.stop
+        return (span.is_first and _within(tensor, self.inputs)) or (span.is_last and _within(tensor, self.outputs))
+
+
+def _within(name: str, modules: Iterable[str]) -> bool:
+    return any(name == module or name.startswith(module + ".") for module in modules)
+
+
+def find_layers(model: PreTrainedModel) -> str:
+    """The name of the list of decoder layers: the one `nn.ModuleList` outside the layers as long as the model is deep.
+
+    Raises:
+        LoptError: there is none, or more than one.
+    """
+    depth = model.config.num_hidden_layers
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    found = [name for name in lists if len(model.get_submodule(name)) == depth and not _within(name, set(lists) - {name})]
+    if len(found) != 1:
+        raise LoptError(
+            f"{type(model).__name__} cannot be split: {len(found)} module lists have its {depth} layers"
+            f"{' (' + ', '.join(found) + ')' if found else ''}, and just one is expected"
+        )
+    return found[0]
+
+
+def modules_around(model: nn.Module, layers: str) -> Iterator[str]:
+    """The names of the topmost modules with parameters that stand outside the layers."""
+    ancestors = [".".join(layers.split(".")[:depth]) for depth in range(layers.count(".") + 1)]
+    for ancestor in ancestors:
+        for name, child in model.get_submodule(ancestor).named_children():
+            path = f"{ancestor}.{name}" if ancestor else name
+            if path not in (*ancestors, layers) and next(child.parameters(), None) is not None:
+                yield path
+
+
+class _Layers(nn.ModuleList):
+    """A run of a model's layers, named by their numbers in the whole model, indexed from 0."""
+
+    def __init__(self, layers: Iterable[nn.Module] = (), start: int = 0) -> None:
+        super().__init__()
+        for number, layer in enumerate(layers, start):
+            self.add_module(str(number), layer)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        layers = list(self._modules.values())[index]
+        return _Layers(layers) if isinstance(index, slice) else layers
+
+
+class _Elsewhere(nn.Module):
+    """Stands where a later block has no embedding. Its value is never used: the received hidden states replace it."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.zeros(())
+
+
+def block_class(model_class: type[PreTrainedModel], anatomy: Anatomy, span: Span) -> type[PreTrainedModel]:
+    """The subclass of `model_class` that has only the parts of the block at `span`.
+
+    `from_pretrained` of this class is `transformers`' own: it builds the model on the meta device, where the cut costs
+    no memory, and then loads whatever parameters are left. The layers are built from the whole model's config, so each
+    knows its true number; only the model around them gets a config of the block's own depth.
+    """
+
+    class Block(model_class):  # type: ignore[valid-type, misc]
+        def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any) -> None:
+            super().__init__(config, *args, **kwargs)
+            parent_name, _, list_name = anatomy.layers.rpartition(".")
+            parent = self.get_submodule(parent_name)
+            layers = list(parent.get_submodule(list_name))[span.start : span.stop]
+            setattr(parent, list_name, _Layers(layers, span.start))
+            parent.config = block_config(config, span)
+            if not span.is_first:
+                for name in anatomy.inputs:
+                    self.set_submodule(name, _Elsewhere())
+            if not span.is_last:
+                for name in anatomy.outputs:
+                    self.set_submodule(name, nn.Identity())
+
+    # transformers finds the conversions of old checkpoints by the class's name, and only for classes of its own modules.
+    Block.__name__ = Block.__qualname__ = model_class.__name__
+    Block.__module__ = model_class.__module__
+    return Block
+
+
+def block_config(config: PreTrainedConfig, span: Span) -> PreTrainedConfig:
+    """`config` with the depth of the block, and of each list with one entry per layer the block's entries."""
+    depth = config.num_hidden_layers
+    block = copy.deepcopy(config)
+    for name, value in vars(config).items():
+        if isinstance(value, list | tuple) and len(value) == depth:
+            setattr(block, name, value[span.start : span.stop])
+    block.num_hidden_layers = span.stop - span.start
+    return block
+
+
+@dataclass(frozen=True)
+class BlockOutput:
+    """What a block's forward gives.
+
+    Attributes:
+        inputs: `[rows, tokens, hidden]`, what entered the first layer: the embedding output on the first block, the
+            received hidden states elsewhere. Detached.
+        hidden_states: `[rows, tokens, hidden]`, what left the last layer, before any final norm.
+        logits: `[rows, kept tokens, vocabulary]` on the last block; None elsewhere.
+    """
+
+    inputs: torch.Tensor
+    hidden_states: torch.Tensor
+    logits: torch.Tensor | None
+
+
+class BlockModel(nn.Module):
+    """Runs one block: token ids in on the first, hidden states in on the others; logits out on the last.
+
+    Args:
+        model: a model of `block_class`.
+        anatomy: of the model's class.
+        span: the block's place.
+    """
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, span: Span) -> None:
+        super().__init__()
+        self.model = model
+        self.span = span
+        self._received: torch.Tensor | None = None
+        self._entered: torch.Tensor | None = None
+        self._left: torch.Tensor | None = None
+        layers = list(model.get_submodule(anatomy.layers).children())
+        layers[0].register_forward_pre_hook(self._enter, with_kwargs=True)
+        layers[-1].register_forward_hook(self._leave)
+        # The layers' parent runs them; on all but the last block there is nothing around it that matters.
+        self._runner = [model if span.is_last else model.get_submodule(anatomy.layers.rpartition(".")[0])]
+
+    def _enter(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """Lets the received hidden states into the first layer, whatever the family's forward made of its inputs.
+
+        Some families scale, shift or drop out what they are given before the layers (Granite, Gemma 2, GPT-2). The
+        first block has done that once; a later block must not do it again.
+        """
+        own = args[0] if args else kwargs["hidden_states"]
+        entering = own if self._received is None else self._received
+        self._entered = entering.detach()
+        return ((entering, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": entering})
+
+    def _leave(self, layer: nn.Module, args: tuple, output: torch.Tensor | Sequence[torch.Tensor]) -> None:
+        """Keeps what leaves the last layer, before anything that the family's forward does after it."""
+        self._left = output if isinstance(output, torch.Tensor) else output[0]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        hidden_states: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+    ) -> BlockOutput:
+        """Runs the block.
+
+        Args:
+            input_ids: int64 `[rows, tokens]`, on the first block.
+            hidden_states: `[rows, tokens, hidden]`, on the others.
+            logits_to_keep: on the last block, the token positions (int64 `[n]`) whose logits are wanted; 0 is all.
+        """
+        inputs = {"input_ids": input_ids} if self.span.is_first else {"inputs_embeds": hidden_states}
+        wanted = {"logits_to_keep": logits_to_keep} if self.span.is_last else {}
+        self._received = None if self.span.is_first else hidden_states
+        output = self._runner[0](**inputs, **wanted, use_cache=False)
+        entered, left = self._entered, self._left
+        self._received = self._entered = self._left = None
+        assert entered is not None and left is not None
+        return BlockOutput(entered, left, output.logits if self.span.is_last else None)

@@ -1,0 +1,253 @@
+"""The stream of hidden states across a boundary: one way, non-blocking, bounded.
+
+Per microbatch one tensor goes forward, and nothing comes back. A small header for each message travels `queue_depth`
+messages ahead of it, over gloo; the payload goes over NCCL between GPUs and gloo between CPUs. So the receiver has checked
+what is coming before it posts a buffer for it, and has up to `queue_depth` receives posted before they are needed. A
+header that differs from what the receiver's own data order expects is an error that names both sides, instead of a hang.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from lopt_pp.errors import LoptError
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_TAG_PAYLOAD, _TAG_HEADER = 0, 1
+
+
+class StreamError(LoptError):
+    """The neighbour at the other end of a boundary died, hangs, or disagrees about what comes next."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a message is: the place of its microbatch in the run, and the shape and dtype of its hidden states.
+
+    `END` stands after the last message of a stream.
+    """
+
+    step: int
+    microbatch: int
+    rows: int
+    tokens: int
+    hidden: int
+    dtype: int = 0
+    """Index in the stream's table of dtypes; see `dtype_code`."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.rows, self.tokens, self.hidden
+
+    def pack(self) -> torch.Tensor:
+        return torch.tensor(astuple(self), dtype=torch.int64)
+
+    @classmethod
+    def unpack(cls, packed: torch.Tensor) -> "Header":
+        return cls(*packed.tolist())
+
+    def __str__(self) -> str:
+        if self == END:
+            return "the end of the run"
+        dtype = str(_DTYPES[self.dtype]).removeprefix("torch.") if 0 <= self.dtype < len(_DTYPES) else "unknown"
+        shape = f"[{self.rows}, {self.tokens}, {self.hidden}]"
+        return f"step {self.step + 1}, microbatch {self.microbatch + 1}, {shape} {dtype}"
+
+
+END = Header(-1, -1, 0, 0, 0)
+
+
+def dtype_code(dtype: torch.dtype) -> int:
+    """The number that stands for `dtype` in a header."""
+    return _DTYPES.index(dtype)
+
+
+class Receiver(Protocol):
+    """A stage's end of the boundary before it."""
+
+    def receive(self) -> torch.Tensor:
+        """The next microbatch's hidden states, `[rows, tokens, hidden]`, as soon as they are there."""
+
+    def close(self) -> None:
+        """Checks that nothing more comes."""
+
+
+class Sender(Protocol):
+    """A stage's end of the boundary after it."""
+
+    def send(self, hidden_states: torch.Tensor) -> None:
+        """Hands on the next microbatch's hidden states; waits only while `queue_depth` others are on their way."""
+
+    def close(self) -> None:
+        """Waits until everything has left."""
+
+
+class LocalStream:
+    """The boundary between two stages of one process."""
+
+    def __init__(self) -> None:
+        self._queue: deque[torch.Tensor] = deque()
+
+    def send(self, hidden_states: torch.Tensor) -> None:
+        self._queue.append(hidden_states)
+
+    def receive(self) -> torch.Tensor:
+        return self._queue.popleft()
+
+    def close(self) -> None:
+        assert not self._queue, "a microbatch was sent that no stage received"
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Two neighbouring processes and the groups that join them.
+
+    Attributes:
+        source: rank of the process that sends.
+        target: rank of the process that receives.
+        stage: the stage that sends; `stage + 1` receives.
+        headers: gloo group of the two.
+        payload: group of the two on the payload's backend; may be the same.
+        device: where the payload lives.
+        timeout: seconds to wait for the neighbour.
+    """
+
+    source: int
+    target: int
+    stage: int
+    headers: dist.ProcessGroup
+    payload: dist.ProcessGroup
+    device: torch.device
+    timeout: float
+
+    def wait(self, work: dist.Work, on: str, peer: int, header: Header) -> None:
+        """Waits for `work`, and says which neighbour let it fail."""
+        try:
+            work.wait(timedelta(seconds=self.timeout))
+        except RuntimeError as error:
+            stage = self.stage if peer == self.source else self.stage + 1
+            hangs = "timed out" in str(error).lower()
+            fault = f"does not answer for {self.timeout:g} s (--stream_timeout)" if hangs else "has died or left"
+            raise StreamError(f"stage {stage} (rank {peer}) {fault}: {on} at {header} failed") from error
+
+
+class StreamSender:
+    """The sending end of a boundary between two processes.
+
+    Args:
+        boundary: the two processes.
+        headers: of every message, in order, without `END`.
+        queue_depth: messages that may be on their way at once.
+    """
+
+    def __init__(self, boundary: Boundary, headers: Iterable[Header], queue_depth: int) -> None:
+        self._boundary = boundary
+        self._announced: deque[Header] = deque()
+        self._headers = _with_end(headers)
+        self._depth = queue_depth
+        self._payloads: deque[tuple[dist.Work, torch.Tensor, Header]] = deque()
+        self._header_works: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        for _ in range(queue_depth):
+            self._announce()
+
+    def _announce(self) -> None:
+        """Sends the next header, if there is one left."""
+        if (header := next(self._headers, None)) is None:
+            return
+        self._announced.append(header)
+        packed = header.pack()
+        work = dist.isend(packed, self._boundary.target, self._boundary.headers, tag=_TAG_HEADER)
+        self._header_works.append((work, packed))
+        # A header is small and long since received by now; this only lets go of its tensor.
+        if len(self._header_works) > 2 * self._depth:
+            self._boundary.wait(self._header_works.popleft()[0], "sending a header", self._boundary.target, header)
+
+    def send(self, hidden_states: torch.Tensor) -> None:
+        header = self._announced.popleft()
+        given = (*hidden_states.shape, dtype_code(hidden_states.dtype))
+        if given != (*header.shape, header.dtype):
+            raise StreamError(f"stage {self._boundary.stage} was to send {header} but has {given}")
+        if len(self._payloads) == self._depth:
+            self._wait_oldest()
+        work = dist.isend(hidden_states, self._boundary.target, self._boundary.payload, tag=_TAG_PAYLOAD)
+        self._payloads.append((work, hidden_states, header))
+        self._announce()
+
+    def _wait_oldest(self) -> None:
+        work, _, header = self._payloads.popleft()
+        self._boundary.wait(work, "sending", self._boundary.target, header)
+
+    def close(self) -> None:
+        while self._payloads:
+            self._wait_oldest()
+        while self._header_works:
+            self._boundary.wait(self._header_works.popleft()[0], "sending a header", self._boundary.target, END)
+
+
+class StreamReceiver:
+    """The receiving end of a boundary between two processes.
+
+    Args:
+        boundary: the two processes.
+        headers: of every message that this process expects, in order, without `END`, from its own data order.
+        queue_depth: the same as the sender's, which is how far headers run ahead.
+    """
+
+    def __init__(self, boundary: Boundary, headers: Iterable[Header], queue_depth: int) -> None:
+        self._boundary = boundary
+        self._expected = _with_end(headers)
+        self._depth = queue_depth
+        self._header_works: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        self._payloads: deque[tuple[dist.Work | None, torch.Tensor, Header]] = deque()
+        # Twice as far ahead as they are read, so that a header never waits for the link's round trip.
+        for _ in range(2 * queue_depth):
+            self._post_header()
+        self._ended = False
+
+    def _post_header(self) -> None:
+        packed = torch.empty(6, dtype=torch.int64)
+        work = dist.irecv(packed, self._boundary.source, self._boundary.headers, tag=_TAG_HEADER)
+        assert work is not None
+        self._header_works.append((work, packed))
+
+    def _post_next(self) -> None:
+        """Checks the next header against what is expected, and posts the receive of its payload."""
+        if (expected := next(self._expected, None)) is None:
+            return
+        work, packed = self._header_works.popleft()
+        self._boundary.wait(work, "receiving a header", self._boundary.source, expected)
+        if (header := Header.unpack(packed)) != expected:
+            raise StreamError(
+                f"stages {self._boundary.stage} and {self._boundary.stage + 1} disagree: stage {self._boundary.stage} (rank "
+                f"{self._boundary.source}) sends {header}, stage {self._boundary.stage + 1} (rank {self._boundary.target}) "
+                f"expects {expected}; both must be given the same data, model, flags and versions"
+            )
+        if header == END:
+            self._ended = True
+            return
+        self._post_header()
+        buffer = torch.empty(header.shape, dtype=_DTYPES[header.dtype], device=self._boundary.device)
+        payload = dist.irecv(buffer, self._boundary.source, self._boundary.payload, tag=_TAG_PAYLOAD)
+        self._payloads.append((payload, buffer, header))
+
+    def receive(self) -> torch.Tensor:
+        while len(self._payloads) < self._depth and not self._ended:
+            self._post_next()
+        work, hidden_states, header = self._payloads.popleft()
+        assert work is not None
+        self._boundary.wait(work, "receiving", self._boundary.source, header)
+        return hidden_states
+
+    def close(self) -> None:
+        while not self._ended:
+            self._post_next()
+
+
+def _with_end(headers: Iterable[Header]) -> Iterator[Header]:
+    yield from headers
+    yield END

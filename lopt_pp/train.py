@@ -1,0 +1,248 @@
+"""`torchrun --nproc-per-node 2 -m lopt_pp.train FLAGS`: a training run from its flags to the saved model."""
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import transformers
+from torch.distributed import Store
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from lopt_pp.card import model_card
+from lopt_pp.config import Config, parse_config
+from lopt_pp.data import DataOrder, TokenizedRows, load_rows
+from lopt_pp.distributed import Failure, World, boundaries, connect, rank_and_size
+from lopt_pp.errors import LoptError
+from lopt_pp.guard import Guard, complain
+from lopt_pp.model import load_model_config, load_tokenizer
+from lopt_pp.reporting import Collector, post
+from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
+from lopt_pp.split import split_evenly
+from lopt_pp.stage import NotFiniteError, Stage, local_objective
+from lopt_pp.stream import LocalStream, Receiver, Sender, StreamError, StreamReceiver, StreamSender
+from lopt_pp.topology import Topology
+from lopt_pp.trainer import stream_headers, train
+from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.weights import Checkpoint, load_block
+
+logger = logging.getLogger(__name__)
+
+
+class Run:
+    """One process's part of a training run.
+
+    Args:
+        config: the flags.
+        world: this process.
+
+    Raises:
+        LoptError: something in the flags, the model or the data is unusable; nothing has been written then.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+        self.output_dir = Path(config.run.output_dir)
+        check_output_dir(self.output_dir, config.run.overwrite_output_dir)
+        self.topology = Topology(config.pipeline.num_stages, world.size)
+        self.own_stages = self.topology.stages_of(world.rank)
+        self.name = f"stage{'s' if len(self.own_stages) > 1 else ''} {', '.join(map(str, self.own_stages))} (rank {world.rank})"
+        _set_up_logging(self.name, config.run.logging_steps, world.rank)
+
+        self.model_config = load_model_config(config.model)
+        model_class = model_class_of(self.model_config, config.model.trust_remote_code)
+        spans = split_evenly(self.model_config.num_hidden_layers, config.pipeline.num_stages)
+        checkpoint = Checkpoint(config.model.model_name_or_path, config.model.model_revision)
+        anatomy = check_split(model_class, self.model_config, spans)
+        self.tokenizer = load_tokenizer(config.model)
+        self.rows = load_rows(config.data, self.tokenizer)
+        self.order = _data_order(config, self.rows, self.tokenizer)
+        self.num_steps = _num_steps(config, self.order)
+        world.agree(self._facts())
+
+        if world.rank == 0:
+            remove_unfinished(self.output_dir)
+            logger.info("%s", self.rows.summary())
+            logger.info("%s, cut into %s; %d steps", model_class.__name__, "; ".join(map(str, spans)), self.num_steps)
+        self.stages = []
+        for index in self.own_stages:
+            block = load_block(checkpoint, model_class, self.model_config, anatomy, spans[index])
+            objective = local_objective(block, config.objective.reconstruction_weight, config.run.seed)
+            self.stages.append(
+                Stage(
+                    block,
+                    objective,
+                    config.optim,
+                    self.num_steps,
+                    dtype=config.model.torch_dtype,
+                    seed=config.run.seed,
+                    device=world.device,
+                )
+            )
+
+    def _facts(self) -> dict[str, object]:
+        """What all processes must have in common for the result to mean anything."""
+        flags = self.config.flags()
+        for local in ("model_name_or_path", "train_file", "output_dir", "overwrite_output_dir", "logging_steps"):
+            flags.pop(local)  # Paths may differ between machines; what they hold is compared below.
+        return {
+            **{f"--{name}": value for name, value in flags.items()},
+            "the training rows (sha256)": self.rows.digest,
+            "the model's config": self.model_config.to_json_string(use_diff=False),
+            "the version of torch": torch.__version__,
+            "the version of transformers": transformers.__version__,
+        }
+
+    def train(self) -> None:
+        """Trains the stages of this process, and leaves the model in the output directory."""
+        pipeline = self.config.pipeline
+        ends = boundaries(self.world, self.topology, pipeline.stream_timeout)
+        with Guard(self.world, ends, self.name, self._keep) as guard:
+            collector = self._collector() if self.world.rank == 0 else None
+            receivers: dict[int, Receiver] = {}
+            senders: dict[int, Sender] = {}
+            for stage in self.stages:
+                headers = stream_headers(self.order, self.num_steps, stage)
+                if stage.index - 1 in ends:
+                    receivers[stage.index] = StreamReceiver(ends[stage.index - 1], headers, pipeline.queue_depth)
+                if stage.index in ends:
+                    headers = stream_headers(self.order, self.num_steps, stage)
+                    senders[stage.index] = StreamSender(ends[stage.index], headers, pipeline.queue_depth)
+                elif stage.index + 1 in self.own_stages:
+                    senders[stage.index] = receivers[stage.index + 1] = LocalStream()
+            try:
+                train(
+                    self.stages,
+                    receivers,
+                    senders,
+                    self.order,
+                    self.num_steps,
+                    lambda record: post(self.world.store, record),
+                )
+            except NotFiniteError as error:
+                message = f"{error}. The weights from before that step are kept in {self._last_good}"
+                failure = self.world.fail(message, keep=True)
+                guard.stopping()
+                if failure.rank == self.world.rank:
+                    complain(failure.message)
+                self._keep(failure)
+                raise Stopped from error
+            self._save(self.output_dir, self.world.store)
+            if collector is not None:
+                collector.join()
+                _say_how_it_went(collector, self.output_dir)
+
+    def _collector(self) -> Collector:
+        names = ["reconstruction_loss"] * (self.topology.num_stages - 1) + ["loss"]
+        logging_steps = self.config.run.logging_steps
+        path = self.output_dir / "metrics.jsonl"
+        return Collector(self.world.connection(timedelta(days=3650)), path, names, self.num_steps, logging_steps)
+
+    @property
+    def _last_good(self) -> Path:
+        return self.output_dir / "last_good"
+
+    def _keep(self, failure: Failure) -> None:
+        """Saves what the stages have when a loss somewhere was not finite: an ordinary model, for the user to look at."""
+        try:
+            self._save(self._last_good, self.world.connection(timedelta(minutes=2)))
+        except (RuntimeError, OSError, LoptError) as error:
+            complain(f"{self.name}: the last good weights could not be saved: {error}")
+
+    def _save(self, path: Path, store: Store) -> None:
+        for stage in self.stages:
+            save_stage(stage, path, store)
+        if self.world.rank != 0:
+            keep_shards(self.stages, path, store)
+            return
+        config = self.model_config
+        config.tie_word_embeddings = False
+        config.dtype = torch.float32
+        finish_model(
+            path,
+            store,
+            self.topology.num_stages,
+            config,
+            _generation_config(self.config, config),
+            self.tokenizer,
+            lambda steps: model_card(self.config, self.rows, steps, self.num_steps),
+        )
+
+
+class Stopped(Exception):
+    """The run has ended early, and the user has been told why."""
+
+
+def _data_order(config: Config, rows: TokenizedRows, tokenizer: PreTrainedTokenizerBase) -> DataOrder:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return DataOrder(
+        rows,
+        per_device_train_batch_size=config.run.per_device_train_batch_size,
+        gradient_accumulation_steps=config.run.gradient_accumulation_steps,
+        shuffle=config.data.shuffle_dataset,
+        seed=config.run.seed,
+        pad_token_id=pad if pad is not None else 0,
+    )
+
+
+def _num_steps(config: Config, order: DataOrder) -> int:
+    run = config.run
+    return run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * order.steps_per_epoch)
+
+
+def _generation_config(config: Config, model_config: PreTrainedConfig) -> GenerationConfig | None:
+    """The pretrained model's generation settings, or what its config implies where it has none."""
+    try:
+        return GenerationConfig.from_pretrained(config.model.model_name_or_path, revision=config.model.model_revision)
+    except OSError:
+        return GenerationConfig.from_model_config(model_config)
+
+
+def _set_up_logging(name: str, logging_steps: int, rank: int) -> None:
+    """Log lines on standard error that say which stage speaks."""
+    logging.basicConfig(format=f"[{name}] %(message)s", level=logging.INFO, force=True)
+    for library in ("transformers", "datasets", "httpx", "huggingface_hub", "torch.distributed"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _say_how_it_went(collector: Collector, output_dir: Path) -> None:
+    minutes, seconds = divmod(round(collector.seconds), 60)
+    logger.info("the model is in %s, after %d min %02d s of training", output_dir, minutes, seconds)
+    for stage, shares in enumerate(collector.summary()):
+        logger.info("stage %d: %s", stage, ", ".join(f"{share:.1%} {what}" for what, share in shares.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a training from the command line; returns the exit status: 0 done, 1 failed, 2 unusable flags."""
+    try:
+        config = parse_config(sys.argv[1:] if arguments is None else arguments)
+        Topology(config.pipeline.num_stages, rank_and_size()[1])
+    except LoptError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    with connect(config.pipeline) as world:
+        try:
+            Run(config, world).train()
+        except Stopped:
+            return 1
+        except (LoptError, StreamError) as error:
+            failure = world.fail(str(error))
+            if failure.rank == world.rank:
+                complain(failure.message)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""The training loop of one process: data -> receive -> forward -> send -> local loss -> backward -> step.
+
+The same loop runs in every process, over the stages that it holds. It waits for nobody but the neighbour before it (for
+the next hidden states) and, when the queue is full, the neighbour after it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from lopt_pp.data import DataOrder
+from lopt_pp.metrics import StageClock
+from lopt_pp.stage import Stage
+from lopt_pp.stream import Header, Receiver, Sender, dtype_code
+
+Record = dict[str, float]
+
+
+def train(
+    stages: Sequence[Stage],
+    receivers: Mapping[int, Receiver],
+    senders: Mapping[int, Sender],
+    order: DataOrder,
+    num_steps: int,
+    report: Callable[[Record], None],
+) -> None:
+    """Trains the stages of this process for `num_steps` optimizer steps.
+
+    Args:
+        stages: in order.
+        receivers: by stage, the end of the boundary before it; none for the first stage of the model.
+        senders: by stage, the end of the boundary after it; none for the last.
+        order: of the data, the same in every process.
+        num_steps: of the run.
+        report: called with one record per step and stage, see `docs/metrics.md`.
+
+    Raises:
+        NotFiniteError: a stage's loss or gradient is not finite; its weights are those of the last good step.
+        StreamError: a neighbour is gone, or disagrees.
+    """
+    clocks = {stage.index: StageClock(stage.device) for stage in stages}
+    for step in range(num_steps):
+        batches = order.microbatches(step)
+        counts = {stage.index: sum(map(stage.objective.count, batches)) for stage in stages}
+        for host_batch in batches:
+            for stage in stages:
+                clock, batch = clocks[stage.index], host_batch.to(stage.device)
+                with clock("wait_receive"):
+                    hidden_states = receivers[stage.index].receive() if stage.index in receivers else None
+                with clock("forward"):
+                    output = stage.forward(batch, hidden_states)
+                if stage.index in senders:
+                    with clock("wait_send"):
+                        senders[stage.index].send(stage.outgoing(output))
+                with clock("forward"):
+                    loss = stage.loss(output, batch, counts[stage.index])
+                with clock("backward"):
+                    loss.backward()
+                del output, loss, hidden_states
+        for stage in stages:
+            with clocks[stage.index]("optimizer"):
+                record = stage.step(step)
+            tokens = sum(batch.num_tokens for batch in batches)
+            record |= clocks[stage.index].read()
+            record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step + 1), "num_tokens": tokens}
+            record["tokens_per_second"] = tokens / record["step_seconds"]
+            report(record)
+    for end in (*senders.values(), *receivers.values()):
+        end.close()
+
+
+def stream_headers(order: DataOrder, num_steps: int, stage: Stage) -> Iterator[Header]:
+    """What crosses a boundary in a run, message by message, as either end derives it from its own data order."""
+    hidden_size = stage.block.model.config.hidden_size
+    for step in range(num_steps):
+        for microbatch, (rows, tokens) in enumerate(order.shapes(step)):
+            yield Header(step, microbatch, rows, tokens, hidden_size, dtype_code(stage.dtype))

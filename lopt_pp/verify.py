@@ -1,0 +1,189 @@
+"""Checks, before any work is done, that a model class splits exactly.
+
+A miniature of the model is run whole and as a chain of blocks, cut at the same boundaries; the logits must be equal bit
+for bit. A family whose layers share state across a boundary, or whose forward does something between the blocks that the
+split does not carry, is refused here instead of being trained wrongly.
+"""
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from lopt_pp.errors import LoptError
+from lopt_pp.split import Anatomy, BlockModel, Span, block_class, find_layers, modules_around
+
+_TOKENS = 13
+_VOCABULARY = 96
+
+
+def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
+    """The causal-LM class that `transformers` would take for `config`, found without allocating any weights.
+
+    Raises:
+        LoptError: the config is of no causal language model, or of one with more than text.
+    """
+    if config.get_text_config() is not config:
+        raise LoptError(f"{config.model_type} is a multimodal model; only text-only causal language models can be split")
+    try:
+        with torch.device("meta"), _quiet():
+            return type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+    except ValueError as error:
+        raise LoptError(f"{config.model_type} is no causal language model: {str(error).splitlines()[0]}") from error
+
+
+def check_split(model_class: type[PreTrainedModel], config: PreTrainedConfig, spans: Sequence[Span]) -> Anatomy:
+    """Proves on a miniature that the blocks at `spans`, chained, are the whole model.
+
+    Args:
+        model_class: the whole model's class.
+        config: the whole model's config.
+        spans: the blocks, in order.
+
+    Returns:
+        The anatomy of the class, as found by running the miniature.
+
+    Raises:
+        LoptError: the class does not split exactly (or is not causal); the text says why.
+    """
+    name = model_class.__name__
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            small = miniature_config(config)
+            whole = model_class(small).float().eval()
+            # Initial values hide mistakes: a norm of ones and a bias of zeros are the same in every layer.
+            for parameter in whole.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+            # One row is padded on the right, as in training.
+            input_ids = torch.randint(3, _VOCABULARY, (2, _TOKENS))
+            input_ids[1, _TOKENS // 2 :] = 0
+            anatomy, logits = _trace(whole, input_ids)
+            _check_causal(whole, input_ids, logits)
+            chained = _chain(model_class, whole, small, anatomy, spans, input_ids)
+    except LoptError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LoptError(f"{name} cannot be split: its miniature fails with: {reason}") from error
+    if not torch.equal(logits, chained):
+        error = (logits - chained).abs().max().item()
+        raise LoptError(
+            f"{name} cannot be split exactly: the chained blocks ({', '.join(map(str, spans))}) give other logits than the "
+            f"whole model (by up to {error:.3g}); its layers depend on something besides the hidden states that they get"
+        )
+    return anatomy
+
+
+def miniature_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """`config` with the same layers and switches but few heads, a small vocabulary and narrow feed-forward networks.
+
+    The head dimension stays as it is, since rotary scaling factors are lists of that length.
+    """
+    small = copy.deepcopy(config)
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    small_key_value_heads = min(key_value_heads, 2)
+    small_heads = small_key_value_heads * min(heads // key_value_heads, 2)
+    sizes = {
+        "num_attention_heads": small_heads,
+        "num_key_value_heads": small_key_value_heads,
+        "hidden_size": small_heads * head_dim,
+        "intermediate_size": 32,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+        "vocab_size": _VOCABULARY,
+        "sliding_window": _TOKENS // 3,
+        "max_position_embeddings": 64,
+    }
+    for name, size in sizes.items():
+        if getattr(config, name, None) is not None:
+            setattr(small, name, size)
+    for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        if getattr(config, token, None) is not None:
+            setattr(small, token, 0)
+    small.dtype = torch.float32
+    small.tie_word_embeddings = False
+    return small
+
+
+def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[Anatomy, torch.Tensor]:
+    """Runs the model and notes which modules around the layers run before the first and which after the last."""
+    layers = find_layers(model)
+    around = list(modules_around(model, layers))
+    place, places = "before", {name: set[str]() for name in around}
+
+    def enter(*_: object) -> None:
+        nonlocal place
+        place = "among"
+
+    def leave(*_: object) -> None:
+        nonlocal place
+        place = "after"
+
+    with contextlib.ExitStack() as hooks:
+        first, *_rest, last = (stack := model.get_submodule(layers))[0], stack[len(stack) - 1]  # type: ignore[index, arg-type]
+        hooks.callback(first.register_forward_pre_hook(enter).remove)
+        hooks.callback(last.register_forward_hook(leave).remove)
+        for name in around:
+            note = lambda *_, name=name: places[name].add(place)  # noqa: E731
+            hooks.callback(model.get_submodule(name).register_forward_pre_hook(note).remove)
+        logits = model(input_ids=input_ids, use_cache=False).logits
+    for name, seen in places.items():
+        if seen not in ({"before"}, {"after"}):
+            where = "nowhere" if not seen else "more than one place" if len(seen) > 1 else "the layers themselves"
+            raise LoptError(f"{type(model).__name__} cannot be split: its module {name} is used in {where}")
+    stray = [name for name, _ in model.named_parameters() if not name.startswith((layers + ".", *(a + "." for a in around)))]
+    if stray:
+        raise LoptError(f"{type(model).__name__} cannot be split: its parameters {', '.join(stray)} belong to no module")
+    inputs = tuple(name for name in around if places[name] == {"before"})
+    outputs = tuple(name for name in around if places[name] == {"after"})
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    return Anatomy(layers, inputs, outputs, names[id(embedding.weight)], names[id(head.weight)]), logits
+
+
+def _check_causal(model: PreTrainedModel, input_ids: torch.Tensor, logits: torch.Tensor) -> None:
+    changed = input_ids.clone()
+    changed[:, -1] = 1
+    if not torch.allclose(model(input_ids=changed, use_cache=False).logits[:, :-1], logits[:, :-1], atol=1e-4):
+        raise LoptError(f"{type(model).__name__} is not causal: a later token changes the logits of earlier ones")
+
+
+def _chain(
+    model_class: type[PreTrainedModel],
+    whole: PreTrainedModel,
+    config: PreTrainedConfig,
+    anatomy: Anatomy,
+    spans: Sequence[Span],
+    input_ids: torch.Tensor,
+) -> torch.Tensor:
+    """Runs the blocks one after another, each built and loaded as in training, and returns the logits."""
+    hidden_states: torch.Tensor | None = None
+    state = whole.state_dict()
+    for span in spans:
+        own = {name: tensor for name, tensor in state.items() if anatomy.owns(span, name)}
+        block = block_class(model_class, anatomy, span).from_pretrained(None, config=config, state_dict=own).eval()
+        output = BlockModel(block, anatomy, span)(input_ids if span.is_first else None, hidden_states)
+        hidden_states = output.hidden_states
+    assert output.logits is not None
+    return output.logits
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what `transformers` says about models that no user has asked for."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,212 @@
+"""Files and data sets in, tokenized rows out; and what is said about those that cannot be used."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from lopt_pp.data import DataConfig, TokenizedRows, load_rows
+from lopt_pp.errors import LoptError
+
+WORDS = ["<eos>", "one", "two", "three", "None", "007", "user", "assistant"]
+EOS, ONE, TWO, THREE, NONE, SEVEN, USER, ASSISTANT = range(8)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    model = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<eos>"))
+    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<eos>")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def load(path: Path, tokenizer: PreTrainedTokenizerFast, max_length: int = 64) -> TokenizedRows:
+    return load_rows(DataConfig(train_file=str(path), max_length=max_length), tokenizer)
+
+
+def pairs(rows: TokenizedRows) -> list[tuple[list[int], list[int]]]:
+    return [(rows[i].input_ids, rows[i].labels) for i in range(len(rows))]
+
+
+def test_config_values() -> None:
+    with pytest.raises(LoptError, match="exactly one of --train_file and --dataset_name; neither"):
+        DataConfig()
+    with pytest.raises(LoptError, match="exactly one of --train_file and --dataset_name; both"):
+        DataConfig(train_file="a.json", dataset_name="b")
+    with pytest.raises(LoptError, match="--max_length is 1; give at least 2"):
+        DataConfig(train_file="a.json", max_length=1)
+
+
+ROWS = [{"prompt": "one", "completion": "two"}, {"prompt": "three", "completion": "None"}]
+EXPECTED = [([ONE, TWO, EOS], [-100, TWO, EOS]), ([THREE, NONE, EOS], [-100, NONE, EOS])]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
+def test_file_types(suffix: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / f"train{suffix}"
+    if suffix == ".json":
+        path.write_text(json.dumps(ROWS, indent=1))
+    elif suffix == ".jsonl":
+        write(path, ROWS)
+    elif suffix == ".csv":
+        pd.DataFrame(ROWS).to_csv(path, index=False)
+    else:
+        pd.DataFrame(ROWS).to_parquet(path)
+    rows = load(path, tokenizer)
+    assert pairs(rows) == EXPECTED
+    assert rows.lengths.tolist() == [3, 3]
+    assert rows.num_targets.tolist() == [2, 2]
+    assert rows.summary() == f"2 rows of {path}: 2 used"
+
+
+def test_dataset_directory(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "test.jsonl", ROWS[1:])
+    rows = load_rows(DataConfig(dataset_name=str(tmp_path), dataset_split="test"), tokenizer)
+    assert pairs(rows) == EXPECTED[1:]
+
+
+def test_csv_cells_are_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = tmp_path / "train.csv"
+    path.write_text("question,answer,text\none,007,\n,,two\n")
+    assert [ids for ids, _ in pairs(load(path, tokenizer))] == [[ONE, SEVEN, EOS], [TWO, EOS]]
+
+
+def test_rows_of_several_shapes(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [{"text": "one two"}, *ROWS, {"input_ids": [TWO, THREE], "labels": [-100, THREE]}]
+    expected = [([ONE, TWO, EOS], [ONE, TWO, EOS]), *EXPECTED, ([TWO, THREE], [-100, THREE])]
+    assert pairs(load(write(tmp_path / "train.jsonl", rows), tokenizer)) == expected
+
+
+def test_shape_that_first_appears_deep_in_a_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    padding = "x" * (1 << 20)
+    rows = [*({"text": "one", "unused": padding} for _ in range(11)), *ROWS]
+    assert pairs(load(write(tmp_path / "train.jsonl", rows), tokenizer))[-2:] == EXPECTED
+
+
+def test_rows_left_out(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [
+        {"text": "one"},
+        {"text": "one two three"},
+        {"text": "one two"},
+        {"input_ids": [ONE, TWO], "labels": [ONE, -100]},
+        {"input_ids": [ONE], "labels": [ONE]},
+        {"text": ""},
+        {"text": "two one three"},
+    ]
+    loaded = load(write(tmp_path / "train.jsonl", rows), tokenizer, max_length=3)
+    assert [ids for ids, _ in pairs(loaded)] == [[ONE, EOS], [ONE, TWO, EOS]]
+    assert loaded.lengths.tolist() == [2, 3]
+    assert loaded.num_targets.tolist() == [1, 2]
+    assert loaded.dropped == {"longer than --max_length 3": 2, "without a target token": 3}
+    assert loaded.summary() == (
+        f"7 rows of {tmp_path}/train.jsonl: 2 used, 5 left out (2 longer than --max_length 3, 3 without a target token)"
+    )
+
+
+def test_no_row_left(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "train.jsonl", [{"text": "one two three"}, {"text": ""}])
+    with pytest.raises(
+        LoptError,
+        match=r"none of the 2 rows of .*train.jsonl can be used \(1 longer than --max_length 2, 1 without a target "
+        r"token\); the shortest of the long ones has 4 tokens: raise --max_length; a target token is one of an answer",
+    ):
+        load(path, tokenizer, max_length=2)
+
+
+def test_malformed_row_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "train.jsonl", [*[{"text": "one"}] * 1500, {"foo": 1}])
+    with pytest.raises(LoptError, match=r"^row 1501 of .*/train.jsonl: no usable columns \(it has: foo\); a row needs"):
+        load(path, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("missing.jsonl", None, "missing.jsonl does not exist"),
+        ("", None, "is a directory; give it as --dataset_name"),
+        ("train.txt", "one", r"train.txt ends in none of .json, .jsonl, .parquet, .csv"),
+        ("empty.jsonl", "", "empty.jsonl is empty"),
+        ("blank.jsonl", "\n\n", "blank.jsonl cannot be read: .*give a valid json file with a row or more"),
+        ("head.csv", "text\n", "head.csv cannot be read: .*give a valid csv file with a row or more"),
+        (
+            "bad.jsonl",
+            '{"text": "one"}\n{"text"\n',
+            r"bad.jsonl cannot be read: JSON parse error: .*; give a valid json",
+        ),
+        ("bad.csv", "a,b\n1,2\n1,2,3\n", r"bad.csv cannot be read: .*Expected 2 fields in line 3, saw 3; give"),
+        ("bad.parquet", "one", "bad.parquet cannot be read: Parquet"),
+    ],
+)
+def test_unreadable_file(
+    name: str, content: str | None, error: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(LoptError, match=f"--train_file {tmp_path}.*{error}") as raised:
+        load(path, tokenizer)
+    assert "\n" not in str(raised.value)
+
+
+def test_unreadable_dataset(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    write(tmp_path / "train.jsonl", ROWS)
+    with pytest.raises(LoptError, match="--dataset_split dev cannot be loaded: Unknown split"):
+        load_rows(DataConfig(dataset_name=str(tmp_path), dataset_split="dev"), tokenizer)
+    with pytest.raises(
+        LoptError, match="--dataset_config main --dataset_split train cannot be loaded: .*main.* not found"
+    ):
+        load_rows(DataConfig(dataset_name=str(tmp_path), dataset_config="main"), tokenizer)
+    with pytest.raises(LoptError, match=f"--dataset_name {tmp_path}/no --dataset_split train cannot be loaded"):
+        load_rows(DataConfig(dataset_name=f"{tmp_path}/no"), tokenizer)
+
+
+def test_digest_is_of_the_used_rows(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    row = {"input_ids": [ONE, TWO], "labels": [ONE, TWO]}
+    other_label = {"input_ids": [ONE, TWO], "labels": [-100, TWO]}
+    unused = {"input_ids": [ONE], "labels": [ONE]}
+    longer = {"input_ids": [ONE, TWO, ONE, TWO], "labels": [ONE, TWO, ONE, TWO]}
+
+    def digest(name: str, rows: list[dict[str, Any]]) -> str:
+        return load(write(tmp_path / f"{name}.jsonl", rows), tokenizer).digest
+
+    assert digest("a", [row, row, other_label]) == digest("b", [unused, row, row, other_label])
+    different = [[row, row], [row, other_label], [other_label, row], [longer], [row]]
+    assert len({digest(f"different{number}", rows) for number, rows in enumerate(different)}) == len(different)
+
+
+def test_cache_knows_the_tokenizer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    path = write(tmp_path / "train.jsonl", ROWS[:1])
+    assert pairs(load(path, tokenizer)) == pairs(load(path, tokenizer)) == EXPECTED[:1]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ' ' + m.content + ' ' }}{% endfor %}" + (
+        "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+    )
+    assert pairs(load(path, tokenizer)) == [([USER, ONE, ASSISTANT, TWO], [-100, -100, -100, TWO])]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_only_rank_0_shows_progress(
+    rank: str,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    load(write(tmp_path / "train.jsonl", ROWS), tokenizer)
+    assert ("Tokenizing" in capfd.readouterr().err) == (rank == "0")
+    assert not datasets.are_progress_bars_disabled()

@@ -1,0 +1,76 @@
+"""Every family, cut at every boundary: the chained blocks give the whole model's logits, bit for bit."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, tiny_config
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lopt_pp.errors import LoptError
+from lopt_pp.split import split_at, split_evenly
+from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.weights import Checkpoint, load_block
+
+
+def random_model(family: str, **changes: object) -> PreTrainedModel:
+    """A whole model with random weights, none of them at its initial value."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chained_blocks_equal_the_whole_model(family: str, tmp_path: Path) -> None:
+    whole = random_model(family)
+    whole.save_pretrained(tmp_path)
+    config = type(whole.config).from_pretrained(tmp_path)
+    depth = config.num_hidden_layers
+    model_class = model_class_of(config)
+    checkpoint = Checkpoint(str(tmp_path))
+    input_ids = torch.randint(3, 128, (2, 11))
+    with torch.no_grad():
+        expected = whole(input_ids=input_ids, use_cache=False).logits
+        cuts = [[boundary] for boundary in range(1, depth)] + [list(range(1, depth))]
+        for boundaries in cuts:
+            spans = split_at(boundaries, depth)
+            anatomy = check_split(model_class, config, spans)
+            blocks = [load_block(checkpoint, model_class, config, anatomy, span).eval() for span in spans]
+            output = blocks[0](input_ids)
+            for block in blocks[1:]:
+                output = block(hidden_states=output.hidden_states)
+            assert torch.equal(output.logits, expected), f"{family} cut at {boundaries}"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+def test_every_parameter_has_one_owner_and_its_own_name(family: str, tmp_path: Path) -> None:
+    whole = random_model(family, tie_word_embeddings=False)
+    whole.save_pretrained(tmp_path)
+    config = whole.config
+    spans = split_evenly(config.num_hidden_layers, 3)
+    anatomy = check_split(model_class_of(config), config, spans)
+    checkpoint = Checkpoint(str(tmp_path))
+    owned = [dict(load_block(checkpoint, type(whole), config, anatomy, span).model.named_parameters()) for span in spans]
+    names = list(itertools.chain.from_iterable(owned))
+    assert sorted(names) == sorted(name for name, _ in whole.named_parameters())
+    joined = {name: parameter for block in owned for name, parameter in block.items()}
+    assert all(torch.equal(joined[name], parameter) for name, parameter in whole.named_parameters())
+
+
+def test_midpoint() -> None:
+    assert [(span.start, span.stop) for span in split_evenly(30, 2)] == [(0, 15), (15, 30)]
+    assert [(span.start, span.stop) for span in split_evenly(7, 2)] == [(0, 3), (3, 7)]
+
+
+def test_fewer_layers_than_stages() -> None:
+    with pytest.raises(LoptError, match="--num_stages 5 is more than the model's 4 layers"):
+        split_evenly(4, 5)
+
+
+def test_boundaries_must_ascend() -> None:
+    with pytest.raises(LoptError, match="do not ascend"):
+        split_at([3, 3], 6)
