@@ -16,10 +16,10 @@ tags:
 
 # {name}
 
-[{model}]({link}) post-trained with LoPT-PP {version}, by local learning (LoPT, arXiv 2605.04913): the model was cut into
-{num_stages} blocks of layers; the last block learned from the next-token loss, each earlier one from the reconstruction of
-its own input, and no gradient crossed a cut. The small heads that reconstruct existed only in training. The input and
-output embeddings are separate tensors, since two blocks owned them.
+[{model}]({link}) post-trained with LoPT-PP {version}, by local learning (LoPT, arXiv 2605.04913): the model was cut
+into {num_stages} blocks of layers; the last block learned from the next-token loss, each earlier one from the
+reconstruction of its own input, and no gradient crossed a cut. The small heads that reconstruct existed only in
+training. The input and output embeddings are separate tensors, since two blocks owned them.
 
 It is an ordinary model of `transformers`:
 

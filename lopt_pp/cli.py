@@ -17,7 +17,10 @@ commands:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        "lopt-pp", description=_DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, usage="lopt-pp COMMAND FLAGS"
+        "lopt-pp",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="lopt-pp COMMAND FLAGS",
     )
     parser.add_argument("--version", action="version", version=version("lopt-pp"))
     parser.add_argument("command", choices=["train"], help=argparse.SUPPRESS)

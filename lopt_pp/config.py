@@ -3,19 +3,19 @@
 import argparse
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import yaml
 from trl import TrlParser
 
 from lopt_pp.data import DataConfig
 from lopt_pp.errors import LoptError
+from lopt_pp.flags import check_types
 from lopt_pp.model import ModelConfig
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig
@@ -28,8 +28,8 @@ stage:
 
   torchrun --nproc-per-node 2 -m lopt_pp.train --model_name_or_path MODEL --train_file data.jsonl --output_dir out
 
-Any flag may also stand in a YAML file given by --config FILE, under its own name without the dashes; flags on the command
-line win over the file.
+Any flag may also stand in a YAML file given by --config FILE, under its own name without the dashes; flags on the
+command line win over the file.
 """
 
 
@@ -53,14 +53,15 @@ class RunConfig:
     gradient_accumulation_steps: int = field(
         default=1,
         metadata={
-            "help": "Microbatches of an optimizer step. Every loss is the mean over all counted tokens of the step, not a "
-            "mean of the microbatches' means."
+            "help": "Microbatches of an optimizer step. Every loss is the mean over all counted tokens of the step, "
+            "not a mean of the microbatches' means."
         },
     )
     seed: int = field(default=42, metadata={"help": "Seed of the data order, the heads' initial weights and dropout."})
     logging_steps: int = field(default=10, metadata={"help": "Steps between log lines (metrics.jsonl has every step)."})
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             if getattr(self, name) < 1:
                 raise LoptError(f"--{name} {getattr(self, name)}: at least 1")
@@ -120,11 +121,13 @@ def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Confi
         LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
         SystemExit: after `--help`.
     """
-    components = [typing.cast(type, f.type) for f in dataclasses.fields(Config)]
+    components: list[Any] = [component.type for component in dataclasses.fields(Config)]
     parser = _Parser(
         components, prog=prog, description=_DESCRIPTION, formatter_class=_HelpFormatter, allow_abbrev=False
     )
-    arguments = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    arguments = [
+        part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
     file = _config_file(arguments)
     known = {action.dest for action in parser._actions}
     for name in file:
@@ -136,31 +139,7 @@ def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Confi
         raise LoptError(f"--config: {error}") from error
     if unknown:
         raise LoptError(f"unknown flag {unknown[0]}{_suggest(unknown[0].lstrip('-').split('=')[0], known)}")
-    for component in parsed:
-        _check_types(component)
     return Config(*parsed)
-
-
-def _check_types(component: Any) -> None:
-    """Checks what argparse does not: values that come from the YAML file as something else than a string."""
-    for name, kind in typing.get_type_hints(type(component)).items():
-        if typing.get_origin(kind) is ClassVar:
-            continue
-        value = getattr(component, name)
-        kinds = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
-        if not any(_is_of(value, one) for one in kinds):
-            wanted = " or ".join(repr(one) if typing.get_origin(one) else one.__name__ for one in kinds)
-            raise LoptError(f"{name}: {value!r} is of the wrong type; expected {wanted}")
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    if typing.get_origin(kind) is Literal:
-        return value in typing.get_args(kind)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
 
 
 def _config_file(arguments: Sequence[str]) -> dict[str, Any]:

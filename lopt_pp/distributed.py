@@ -21,8 +21,6 @@ from lopt_pp.errors import LoptError
 from lopt_pp.stream import Boundary
 from lopt_pp.topology import PipelineConfig, Topology
 
-_FAILURE = "failure"
-
 
 @dataclass(frozen=True)
 class Failure:
@@ -37,11 +35,6 @@ class Failure:
     rank: int
     message: str
     keep: bool
-
-    @classmethod
-    def await_from(cls, store: dist.Store) -> "Failure":
-        """Waits until some process has failed, on a store whose timeout is long."""
-        return cls(**json.loads(store.get(_FAILURE)))
 
 
 @dataclass(frozen=True)
@@ -73,11 +66,23 @@ class World:
             The failure that was told first, by this process or another.
         """
         own = Failure(self.rank, message, keep)
-        return Failure(**json.loads(self.store.compare_set(_FAILURE, "", json.dumps(asdict(own)))))
+        first = self.store.compare_set("failure", "", json.dumps(asdict(own)))
+        for rank in range(self.size):
+            self.store.set(f"failure/{rank}", first)
+        return Failure(**json.loads(first))
 
-    def failure(self) -> "Failure | None":
-        """The failure that was told first, if there is one."""
-        return Failure(**json.loads(self.store.get(_FAILURE))) if self.store.check([_FAILURE]) else None
+    def await_failure(self, store: dist.Store) -> "Failure | None":
+        """Waits until some process has failed (its failure is returned), or this one has called `end_waiting`.
+
+        Args:
+            store: a `connection` of the thread that waits.
+        """
+        told = store.get(f"failure/{self.rank}")
+        return Failure(**json.loads(told)) if told else None
+
+    def end_waiting(self) -> None:
+        """Lets the thread of this process that is in `await_failure` go."""
+        self.store.set(f"failure/{self.rank}", "")
 
     def connection(self, timeout: timedelta) -> dist.Store:
         """Another connection to the store, for a thread that waits on it.
@@ -85,7 +90,7 @@ class World:
         Args:
             timeout: of its waits.
         """
-        store = self.store.clone()
+        store = self.store.clone()  # type: ignore[attr-defined]  # The stubs lack it.
         store.set_timeout(timeout)
         return store
 

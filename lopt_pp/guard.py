@@ -1,7 +1,7 @@
 """Notices, whatever the training loop is doing, that the run cannot go on, and ends this process with one clear line.
 
-Three things can happen, and a thread waits for each: a neighbour dies (a connection on which nothing is sent until the run
-is over breaks at that moment), another process says in the store why it failed, or a signal comes from the launcher.
+Three things can happen, and a thread waits for each: a neighbour dies (a connection on which nothing is sent until the
+run is over breaks at that moment), another process says in the store why it failed, or the launcher sends a signal.
 """
 
 import os
@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from lopt_pp.distributed import Failure, World
-from lopt_pp.stream import Boundary
+from lopt_pp.stream import Boundary, StreamError
 
 _FOREVER = timedelta(days=3650)
 _TAG_GOODBYE = 2
@@ -36,8 +36,8 @@ class Guard:
         world: this process.
         boundaries: that it stands at, by the stage that sends.
         name: of this process in messages, such as "stage 0 (rank 0)".
-        keep: writes out the weights that this process has; called, from a thread, when another process has failed in a way
-            that leaves them good.
+        keep: writes out the weights that this process has; called, from a thread, when another process has failed in a
+            way that leaves them good.
     """
 
     def __init__(
@@ -50,9 +50,12 @@ class Guard:
             (b.target, b.stage + 1, b.headers) if b.source == world.rank else (b.source, b.stage, b.headers)
             for b in boundaries.values()
         ]
-        self._stopping = threading.Event()
-        self._ended = threading.Event()
+        self._fate = threading.Lock()
+        """Held by whoever decides how this process ends; a thread that ends it never lets go."""
+        self._over = False
+        self._told = threading.Event()
         self._handlers: dict[signal.Signals, object] = {}
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         if self._world.size > 1:
@@ -60,8 +63,9 @@ class Guard:
         for rank, stage, group in self._neighbours:
             goodbye = torch.empty(1, dtype=torch.int64)
             work = dist.irecv(goodbye, rank, group, tag=_TAG_GOODBYE)
+            assert work is not None
             self._start(self._watch_neighbour, work, goodbye, rank, stage)
-        # Python runs handlers in the main thread, which may be deep in a wait; the wake-up socket reaches a thread at once.
+        # Python runs handlers in the main thread, which may be deep in a wait; the wake-up socket reaches a thread.
         self._wake, woken = socket.socketpair()
         self._wake.setblocking(False)
         self._wake_before = signal.set_wakeup_fd(self._wake.fileno())
@@ -73,54 +77,77 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ended.set()
-        signal.set_wakeup_fd(self._wake_before)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._wake.close()
-        if kind is None:
-            for rank, _, group in self._neighbours:
-                dist.isend(torch.zeros(1, dtype=torch.int64), rank, group, tag=_TAG_GOODBYE).wait()
+        try:
+            if error is None:
+                self._say_goodbye()
+        finally:
+            self.release()
+            signal.set_wakeup_fd(self._wake_before)
+            for number, handler in self._handlers.items():
+                signal.signal(number, handler)  # type: ignore[arg-type]
+            self._wake.close()
+            if error is not None:
+                # The others learn the reason before they see the connection break.
+                self._world.fail(str(error) or type(error).__name__)
+                for _, _, group in self._neighbours:
+                    group.abort()
+            self._world.end_waiting()
+            # A thread that still ran while Python winds down could abort the process.
+            for thread in self._threads:
+                thread.join()
 
-    def stopping(self) -> None:
-        """This process is about to end by itself; a signal from the launcher no longer ends it before it is done."""
-        self._stopping.set()
+    def release(self) -> None:
+        """Leaves it to the caller, from here on, how this process ends."""
+        with self._fate:
+            self._over = True
+        self._told.set()
 
-    @staticmethod
-    def _start(target: Callable[..., None], *arguments: object) -> None:
-        threading.Thread(target=target, args=arguments, daemon=True).start()
+    def _say_goodbye(self) -> None:
+        for rank, stage, group in self._neighbours:
+            try:
+                dist.send(torch.zeros(1, dtype=torch.int64), rank, group, tag=_TAG_GOODBYE)
+            except RuntimeError as failure:
+                raise StreamError(f"stage {stage} (rank {rank}) has died or lost its network at the end") from failure
+
+    def _start(self, target: Callable[..., None], *arguments: object) -> None:
+        self._threads.append(threading.Thread(target=target, args=arguments, daemon=True))
+        self._threads[-1].start()
 
     def _watch_neighbour(self, work: dist.Work, goodbye: torch.Tensor, rank: int, stage: int) -> None:
         try:
             work.wait(_FOREVER)
         except RuntimeError:
-            # A neighbour that failed with a reason has told it before it left; then that reason stands.
-            if not self._ended.is_set():
-                self._stop(f"stage {stage} (rank {rank}) has died or lost its network; {self._name} stops")
+            with self._fate:
+                if not self._over:
+                    self._stop(f"stage {stage} (rank {rank}) has died or lost its network; {self._name} stops")
 
     def _watch_store(self, store: dist.Store) -> None:
         try:
-            failure = Failure.await_from(store)
+            failure = self._world.await_failure(store)
         except RuntimeError:
-            if not self._ended.is_set():
-                self._stop(f"the launcher that holds the run's store is gone; {self._name} stops")
+            with self._fate:
+                if not self._over:
+                    self._stop(f"the launcher that holds the run's store is gone; {self._name} stops")
             return
-        if failure.rank != self._world.rank and not self._ended.is_set():
-            self._leave(failure)
+        if failure is not None and failure.rank != self._world.rank:
+            with self._fate:
+                if not self._over:
+                    self._leave(failure)
 
     def _watch_signals(self, woken: socket.socket) -> None:
-        while received := woken.recv(1):
-            number = signal.Signals(received[0])
-            if number in self._handlers:
-                # The launcher ends the others when one process has died: then say which, not that a signal came.
-                if not self._stopping.wait(timeout=1.0):
-                    complain(f"{self._name} was stopped by {number.name}")
-                    os._exit(128 + number)
-                return
+        with woken:
+            while received := woken.recv(1):
+                number = signal.Signals(received[0])
+                # The launcher ends the others when a process has died: then say which, not that a signal came.
+                if number in self._handlers and not self._told.wait(timeout=1.0):
+                    with self._fate:
+                        if not self._over:
+                            complain(f"{self._name} was stopped by {number.name}")
+                            os._exit(128 + number)
 
     def _stop(self, message: str) -> None:
         """Ends this process, with a message unless another process has told the reason already."""
-        self._stopping.set()
+        self._told.set()
         try:
             failure = self._world.fail(message)
         except RuntimeError:
@@ -128,11 +155,12 @@ class Guard:
         if failure.rank == self._world.rank:
             complain(failure.message)
             os._exit(1)
+        # A neighbour that failed with a reason told it before it left; that reason stands.
         self._leave(failure)
 
     def _leave(self, failure: Failure) -> None:
         """Ends this process because of what another one has told."""
-        self._stopping.set()
+        self._told.set()
         if failure.keep:
             self._keep(failure)
         os._exit(1)

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lopt_pp.errors import LoptError
+from lopt_pp.flags import check_types
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,9 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = field(
         default="float32",
         metadata={
-            "help": "Dtype of the computation and of what crosses a boundary. With bfloat16 the weights, their gradients "
-            "and AdamW's state stay in float32 and each block runs under autocast, so that small updates are not lost."
+            "help": "Dtype of the computation and of what crosses a boundary. With bfloat16 the weights, their "
+            "gradients and AdamW's state stay in float32 and each block runs under autocast, so that small "
+            "updates are not lost."
         },
     )
     attn_implementation: str | None = field(
@@ -32,6 +34,9 @@ class ModelConfig:
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Run Python code that comes with the model. Off, unless you have read it."}
     )
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -66,7 +71,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LoptError(f"--model_name_or_path {config.model_name_or_path}: no tokenizer: {_first_line(error)}") from error
+        raise LoptError(
+            f"--model_name_or_path {config.model_name_or_path}: no tokenizer: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

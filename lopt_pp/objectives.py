@@ -13,6 +13,7 @@ from torch import nn
 
 from lopt_pp.data import Microbatch
 from lopt_pp.errors import LoptError
+from lopt_pp.flags import check_types
 from lopt_pp.split import BlockOutput
 
 
@@ -25,12 +26,13 @@ class ObjectiveConfig:
     reconstruction_weight: float = field(
         default=10.0,
         metadata={
-            "help": "Weight of the reconstruction loss (the paper's lambda). Adam makes full-sized steps for any loss, so "
-            "the block's learning rate says far more about how far it moves than this weight does."
+            "help": "Weight of the reconstruction loss (the paper's lambda). Adam makes full-sized steps for any loss, "
+            "so the block's learning rate says far more about how far it moves than this weight does."
         },
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.reconstruction_weight < 0:
             raise LoptError(f"--reconstruction_weight {self.reconstruction_weight}: at least 0")
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import SchedulerType, get_scheduler
 
 from lopt_pp.errors import LoptError
+from lopt_pp.flags import check_types
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,15 @@ class OptimConfig:
 
     _argument_group_name: ClassVar[str] = "Optimizer"
 
-    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate of the last stage (the task loss)."})
+    learning_rate: float = field(
+        default=2e-5, metadata={"help": "Peak learning rate of the last stage (the task loss)."}
+    )
     reconstruction_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak learning rate of the earlier stages and their heads; by default a tenth of --learning_rate. The "
-            "paper sets the two equal, which did harm on a small model: Adam makes full-sized steps for any loss, however "
-            "small, so equal rates move the pretrained first half as far as the second without knowing the task."
+            "help": "Peak learning rate of the earlier stages and their heads; by default a tenth of --learning_rate. "
+            "The paper sets the two equal, which did harm on a small model: Adam makes full-sized steps for any loss, "
+            "however small, so equal rates move the pretrained first half as far as the second, blind to the task."
         },
     )
     weight_decay: float = field(
@@ -35,8 +38,8 @@ class OptimConfig:
     max_grad_norm: float = field(
         default=1.0,
         metadata={
-            "help": "Clips the norm of each stage's own gradient; 0 is off. (A norm over all stages would make each wait "
-            "for the others.)"
+            "help": "Clips the norm of each stage's own gradient; 0 is off. (A norm over all stages would make each "
+            "wait for the others.)"
         },
     )
     lr_scheduler_type: SchedulerType = field(
@@ -46,7 +49,12 @@ class OptimConfig:
     warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up; wins over --warmup_ratio."})
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "lr_scheduler_type", SchedulerType(self.lr_scheduler_type))  # argparse leaves a string
+        try:
+            # argparse leaves a string.
+            object.__setattr__(self, "lr_scheduler_type", SchedulerType(self.lr_scheduler_type))
+        except ValueError as error:
+            raise LoptError(f"--lr_scheduler_type {self.lr_scheduler_type!r}: {error}") from error
+        check_types(self)
         for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise LoptError(f"--{name} {getattr(self, name)}: at least 0")
@@ -93,7 +101,9 @@ class Optimizer:
             self.schedule = get_scheduler(config.lr_scheduler_type, self.adamw, warmup, num_steps)
         except (TypeError, ValueError) as error:
             kind = config.lr_scheduler_type.value
-            raise LoptError(f"--lr_scheduler_type {kind} needs settings that have no flag ({error}); take another") from error
+            raise LoptError(
+                f"--lr_scheduler_type {kind} needs settings that have no flag ({error}); take another"
+            ) from error
 
     @property
     def learning_rate(self) -> float:

@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from tqdm import tqdm
 from lopt_pp.metrics import COMPUTE_PHASES
 
 logger = logging.getLogger(__name__)
-
-_FOREVER = timedelta(days=3650)
 
 
 def post(store: Store, record: dict[str, Any]) -> None:
@@ -34,7 +31,7 @@ class Collector:
     Writes every record to `metrics.jsonl`, moves the progress bar (on a terminal), logs every `logging_steps` steps.
 
     Args:
-        store: of the run; the collector takes a connection of its own.
+        store: a connection to the run's store for this thread alone, with a long timeout.
         path: of `metrics.jsonl`.
         loss_names: of each stage, in order.
         num_steps: of the run.
@@ -42,8 +39,7 @@ class Collector:
     """
 
     def __init__(self, store: Store, path: Path, loss_names: Sequence[str], num_steps: int, logging_steps: int) -> None:
-        self._store = store.clone()
-        self._store.set_timeout(_FOREVER)
+        self._store = store
         self._path = path
         self._loss_names = loss_names
         self._num_steps = num_steps
@@ -56,7 +52,10 @@ class Collector:
 
     def _collect(self) -> None:
         # disable=None: no bar where standard error is no terminal.
-        with self._path.open("w", encoding="utf-8") as file, tqdm(total=self._num_steps, disable=None, unit="step") as bar:
+        with (
+            self._path.open("w", encoding="utf-8") as file,
+            tqdm(total=self._num_steps, disable=None, unit="step") as bar,
+        ):
             for step in range(1, self._num_steps + 1):
                 records = [self._take(f"record/{stage}/{step}") for stage in range(len(self._loss_names))]
                 file.writelines(json.dumps(record) + "\n" for record in records)
@@ -87,14 +86,16 @@ class Collector:
         self._thread.join()
 
     def summary(self) -> list[dict[str, float]]:
-        """By stage: the share of the run's wall time (the first step on) that it spent computing, receiving, sending."""
+        """By stage: the share of the run's wall time (from the first step) spent computing, receiving and sending."""
         shares = []
         for stage in range(len(self._loss_names)):
             records = [records[stage] for records in self.records]
             wall = sum(record["step_seconds"] for record in records)
             compute = sum(record[f"{phase}_seconds"] for record in records for phase in COMPUTE_PHASES)
             waits = {w: sum(record[f"wait_{w}_seconds"] for record in records) / wall for w in ("receive", "send")}
-            shares.append({"computing": compute / wall, "waiting to receive": waits["receive"], "waiting to send": waits["send"]})
+            shares.append(
+                {"computing": compute / wall, "waiting to receive": waits["receive"], "waiting to send": waits["send"]}
+            )
         return shares
 
     @property

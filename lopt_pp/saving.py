@@ -32,7 +32,9 @@ def check_output_dir(path: Path, overwrite: bool) -> None:
         LoptError: it holds a model already, is no directory, or cannot be written.
     """
     if not overwrite and (any(path.glob("*.safetensors*")) or (path / "config.json").exists()):
-        raise LoptError(f"--output_dir {path} already holds a model; give another, or --overwrite_output_dir to replace it")
+        raise LoptError(
+            f"--output_dir {path} already holds a model; give another, or --overwrite_output_dir to replace it"
+        )
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -93,14 +95,20 @@ def finish_model(
     missing = [name for name in shards if not (unfinished / name).exists()]
     for old in (*path.glob("*.safetensors.index.json"), *path.glob("*.safetensors")):
         old.unlink()
-    _move(unfinished, path, [*(f.name for f in unfinished.iterdir() if f.name != SAFE_WEIGHTS_INDEX_NAME), SAFE_WEIGHTS_INDEX_NAME])
+    _move(
+        unfinished,
+        path,
+        [*(f.name for f in unfinished.iterdir() if f.name != SAFE_WEIGHTS_INDEX_NAME), SAFE_WEIGHTS_INDEX_NAME],
+    )
     store.set(f"finished/{path.name}", json.dumps(missing))
     if missing:
-        logger.warning("%s is not shared by all machines: copy %s there from the other machines", path, ", ".join(missing))
+        logger.warning(
+            "%s is not shared by all machines: copy %s there from the other machines", path, ", ".join(missing)
+        )
 
 
 def keep_shards(stages: Sequence[Stage], path: Path, store: Store) -> None:
-    """Waits until rank 0 has joined the model; where its machine cannot see this one's shards, leaves them in place here."""
+    """Waits until rank 0 has joined the model; shards that its machine cannot see are put in place on this one."""
     missing = json.loads(store.get(f"finished/{path.name}"))
     own = [name for stage in stages if (name := shard_name(stage.block.span)) in missing]
     _move(path / _UNFINISHED, path, own)

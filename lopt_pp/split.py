@@ -40,7 +40,7 @@ class Span:
 
 
 def split_evenly(num_layers: int, num_stages: int) -> tuple[Span, ...]:
-    """Cuts `num_layers` into `num_stages` blocks of (nearly) equal length: for two stages at the midpoint, as the paper.
+    """Cuts `num_layers` into `num_stages` blocks of (nearly) equal length: two at the midpoint, as in the paper.
 
     Raises:
         LoptError: there are fewer layers than stages.
@@ -96,8 +96,8 @@ def find_layers(model: PreTrainedModel) -> str:
         LoptError: there is none, or more than one.
     """
     depth = model.config.num_hidden_layers
-    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    found = [name for name in lists if len(model.get_submodule(name)) == depth and not _within(name, set(lists) - {name})]
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    found = [name for name, module in lists.items() if len(module) == depth and not _within(name, set(lists) - {name})]
     if len(found) != 1:
         raise LoptError(
             f"{type(model).__name__} cannot be split: {len(found)} module lists have its {depth} layers"
@@ -125,8 +125,8 @@ class _Layers(nn.ModuleList):
             self.add_module(str(number), layer)
 
     def __getitem__(self, index: int | slice) -> Any:
-        layers = list(self._modules.values())[index]
-        return _Layers(layers) if isinstance(index, slice) else layers
+        layers = list(self.children())
+        return _Layers(layers[index]) if isinstance(index, slice) else layers[index]
 
 
 class _Elsewhere(nn.Module):
@@ -149,8 +149,8 @@ def block_class(model_class: type[PreTrainedModel], anatomy: Anatomy, span: Span
             super().__init__(config, *args, **kwargs)
             parent_name, _, list_name = anatomy.layers.rpartition(".")
             parent = self.get_submodule(parent_name)
-            layers = list(parent.get_submodule(list_name))[span.start : span.stop]
-            setattr(parent, list_name, _Layers(layers, span.start))
+            layers = list(parent.get_submodule(list_name).children())
+            setattr(parent, list_name, _Layers(layers[span.start : span.stop], span.start))
             parent.config = block_config(config, span)
             if not span.is_first:
                 for name in anatomy.inputs:
@@ -159,7 +159,7 @@ def block_class(model_class: type[PreTrainedModel], anatomy: Anatomy, span: Span
                 for name in anatomy.outputs:
                     self.set_submodule(name, nn.Identity())
 
-    # transformers finds the conversions of old checkpoints by the class's name, and only for classes of its own modules.
+    # transformers finds the conversions of old checkpoints by the class's name, for classes of its own modules.
     Block.__name__ = Block.__qualname__ = model_class.__name__
     Block.__module__ = model_class.__module__
     return Block

@@ -116,11 +116,13 @@ class Stage:
         for index, value in enumerate(losses):
             if not math.isfinite(value):
                 raise NotFiniteError(
-                    f"stage {self.index}: the {self.objective.name} of step {step + 1}, microbatch {index + 1} is {value}; "
-                    f"a lower learning rate, --max_grad_norm or --dtype float32 may help, or a look at that batch's rows"
+                    f"stage {self.index}: the {self.objective.name} of step {step + 1}, microbatch {index + 1} is "
+                    f"{value}; a lower learning rate, --max_grad_norm or --dtype float32 may help, or look at its rows"
                 )
         if not math.isfinite(norm):
-            raise NotFiniteError(f"stage {self.index}: the gradient norm of step {step + 1} is {norm}; lower the learning rate")
+            raise NotFiniteError(
+                f"stage {self.index}: the gradient norm of step {step + 1} is {norm}; lower the learning rate"
+            )
         record = {self.objective.name: sum(losses), "grad_norm": norm, "learning_rate": self.optimizer.learning_rate}
         with self.updating:
             self.optimizer.step()

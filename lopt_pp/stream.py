@@ -1,9 +1,10 @@
 """The stream of hidden states across a boundary: one way, non-blocking, bounded.
 
 Per microbatch one tensor goes forward, and nothing comes back. A small header for each message travels `queue_depth`
-messages ahead of it, over gloo; the payload goes over NCCL between GPUs and gloo between CPUs. So the receiver has checked
-what is coming before it posts a buffer for it, and has up to `queue_depth` receives posted before they are needed. A
-header that differs from what the receiver's own data order expects is an error that names both sides, instead of a hang.
+messages ahead of it, over gloo; the payload goes over NCCL between GPUs and gloo between CPUs. So the receiver has
+checked what is coming before it posts a buffer for it, and has up to `queue_depth` receives posted before they are
+needed. A header that differs from what the receiver's own data order expects is an error that names both sides, instead
+of a hang.
 """
 
 from collections import deque
@@ -162,6 +163,7 @@ class StreamSender:
         self._announced.append(header)
         packed = header.pack()
         work = dist.isend(packed, self._boundary.target, self._boundary.headers, tag=_TAG_HEADER)
+        assert work is not None
         self._header_works.append((work, packed))
         # A header is small and long since received by now; this only lets go of its tensor.
         if len(self._header_works) > 2 * self._depth:
@@ -175,6 +177,7 @@ class StreamSender:
         if len(self._payloads) == self._depth:
             self._wait_oldest()
         work = dist.isend(hidden_states, self._boundary.target, self._boundary.payload, tag=_TAG_PAYLOAD)
+        assert work is not None
         self._payloads.append((work, hidden_states, header))
         self._announce()
 
@@ -203,7 +206,7 @@ class StreamReceiver:
         self._expected = _with_end(headers)
         self._depth = queue_depth
         self._header_works: deque[tuple[dist.Work, torch.Tensor]] = deque()
-        self._payloads: deque[tuple[dist.Work | None, torch.Tensor, Header]] = deque()
+        self._payloads: deque[tuple[dist.Work, torch.Tensor, Header]] = deque()
         # Twice as far ahead as they are read, so that a header never waits for the link's round trip.
         for _ in range(2 * queue_depth):
             self._post_header()
@@ -219,27 +222,28 @@ class StreamReceiver:
         """Checks the next header against what is expected, and posts the receive of its payload."""
         if (expected := next(self._expected, None)) is None:
             return
-        work, packed = self._header_works.popleft()
-        self._boundary.wait(work, "receiving a header", self._boundary.source, expected)
+        arrival, packed = self._header_works.popleft()
+        self._boundary.wait(arrival, "receiving a header", self._boundary.source, expected)
         if (header := Header.unpack(packed)) != expected:
+            b = self._boundary
             raise StreamError(
-                f"stages {self._boundary.stage} and {self._boundary.stage + 1} disagree: stage {self._boundary.stage} (rank "
-                f"{self._boundary.source}) sends {header}, stage {self._boundary.stage + 1} (rank {self._boundary.target}) "
-                f"expects {expected}; both must be given the same data, model, flags and versions"
+                f"stages {b.stage} and {b.stage + 1} disagree: stage {b.stage} (rank {b.source}) sends {header}, "
+                f"stage {b.stage + 1} (rank {b.target}) expects {expected}; both must be given the same data, model, "
+                f"flags and versions"
             )
         if header == END:
             self._ended = True
             return
         self._post_header()
         buffer = torch.empty(header.shape, dtype=_DTYPES[header.dtype], device=self._boundary.device)
-        payload = dist.irecv(buffer, self._boundary.source, self._boundary.payload, tag=_TAG_PAYLOAD)
-        self._payloads.append((payload, buffer, header))
+        work = dist.irecv(buffer, self._boundary.source, self._boundary.payload, tag=_TAG_PAYLOAD)
+        assert work is not None
+        self._payloads.append((work, buffer, header))
 
     def receive(self) -> torch.Tensor:
         while len(self._payloads) < self._depth and not self._ended:
             self._post_next()
         work, hidden_states, header = self._payloads.popleft()
-        assert work is not None
         self._boundary.wait(work, "receiving", self._boundary.source, header)
         return hidden_states
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from lopt_pp.errors import LoptError
+from lopt_pp.flags import check_types
 
 
 @dataclass(frozen=True)
@@ -15,22 +16,22 @@ class PipelineConfig:
     num_stages: int = field(
         default=2,
         metadata={
-            "help": "Number of blocks that the model is cut into (at the midpoint for 2). Each learns from its own loss. "
-            "Start as many processes, or fewer: then a process holds several stages and runs them in turn."
+            "help": "Number of blocks that the model is cut into (at the midpoint for 2). Each learns from its own "
+            "loss. Start as many processes, or fewer: then a process holds several stages and runs them in turn."
         },
     )
     queue_depth: int = field(
         default=2,
         metadata={
             "help": "Number of microbatches that may wait at each end of a boundary before the sending stage waits. "
-            "It changes no result. A slow link wants more: twice its one-way delay over the time of a microbatch, plus 1."
+            "It changes no result. A slow link wants more: twice its one-way delay over a microbatch's time, plus 1."
         },
     )
     backend: Literal["auto", "nccl", "gloo"] = field(
         default="auto",
         metadata={
-            "help": "Transport of the hidden states: NCCL between GPUs, gloo between CPUs. 'auto' takes NCCL when every "
-            "process of this machine has a GPU of its own."
+            "help": "Transport of the hidden states: NCCL between GPUs, gloo between CPUs. 'auto' takes NCCL when "
+            "every process of this machine has a GPU of its own."
         },
     )
     stream_timeout: float = field(
@@ -42,6 +43,7 @@ class PipelineConfig:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.num_stages < 1:
             raise LoptError(f"--num_stages {self.num_stages}: at least 1")
         if self.queue_depth < 1:

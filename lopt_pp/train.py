@@ -50,7 +50,9 @@ class Run:
         check_output_dir(self.output_dir, config.run.overwrite_output_dir)
         self.topology = Topology(config.pipeline.num_stages, world.size)
         self.own_stages = self.topology.stages_of(world.rank)
-        self.name = f"stage{'s' if len(self.own_stages) > 1 else ''} {', '.join(map(str, self.own_stages))} (rank {world.rank})"
+        self.name = (
+            f"stage{'s' if len(self.own_stages) > 1 else ''} {', '.join(map(str, self.own_stages))} (rank {world.rank})"
+        )
         _set_up_logging(self.name, config.run.logging_steps, world.rank)
 
         self.model_config = load_model_config(config.model)
@@ -125,11 +127,12 @@ class Run:
                 )
             except NotFiniteError as error:
                 message = f"{error}. The weights from before that step are kept in {self._last_good}"
+                guard.release()
                 failure = self.world.fail(message, keep=True)
-                guard.stopping()
                 if failure.rank == self.world.rank:
                     complain(failure.message)
-                self._keep(failure)
+                if failure.keep:
+                    self._keep(failure)
                 raise Stopped from error
             self._save(self.output_dir, self.world.store)
             if collector is not None:
@@ -147,7 +150,7 @@ class Run:
         return self.output_dir / "last_good"
 
     def _keep(self, failure: Failure) -> None:
-        """Saves what the stages have when a loss somewhere was not finite: an ordinary model, for the user to look at."""
+        """Saves what the stages have when a loss somewhere was not finite: an ordinary model, to look into."""
         try:
             self._save(self._last_good, self.world.connection(timedelta(minutes=2)))
         except (RuntimeError, OSError, LoptError) as error:

@@ -60,11 +60,13 @@ def train(
                 record = stage.step(step)
             tokens = sum(batch.num_tokens for batch in batches)
             record |= clocks[stage.index].read()
-            record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step + 1), "num_tokens": tokens}
+            record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step), "num_tokens": tokens}
             record["tokens_per_second"] = tokens / record["step_seconds"]
             report(record)
-    for end in (*senders.values(), *receivers.values()):
-        end.close()
+    for sender in senders.values():
+        sender.close()
+    for receiver in receivers.values():
+        receiver.close()
 
 
 def stream_headers(order: DataOrder, num_steps: int, stage: Stage) -> Iterator[Header]:

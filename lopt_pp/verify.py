@@ -1,8 +1,8 @@
 """Checks, before any work is done, that a model class splits exactly.
 
 A miniature of the model is run whole and as a chain of blocks, cut at the same boundaries; the logits must be equal bit
-for bit. A family whose layers share state across a boundary, or whose forward does something between the blocks that the
-split does not carry, is refused here instead of being trained wrongly.
+for bit. A family whose layers share state across a boundary, or whose forward does something between the blocks that
+the split does not carry, is refused here instead of being trained wrongly.
 """
 
 import contextlib
@@ -28,7 +28,9 @@ def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) ->
         LoptError: the config is of no causal language model, or of one with more than text.
     """
     if config.get_text_config() is not config:
-        raise LoptError(f"{config.model_type} is a multimodal model; only text-only causal language models can be split")
+        raise LoptError(
+            f"{config.model_type} is a multimodal model; only text-only causal language models can be split"
+        )
     try:
         with torch.device("meta"), _quiet():
             return type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
@@ -71,10 +73,11 @@ def check_split(model_class: type[PreTrainedModel], config: PreTrainedConfig, sp
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise LoptError(f"{name} cannot be split: its miniature fails with: {reason}") from error
     if not torch.equal(logits, chained):
-        error = (logits - chained).abs().max().item()
+        difference = (logits - chained).abs().max().item()
         raise LoptError(
-            f"{name} cannot be split exactly: the chained blocks ({', '.join(map(str, spans))}) give other logits than the "
-            f"whole model (by up to {error:.3g}); its layers depend on something besides the hidden states that they get"
+            f"{name} cannot be split exactly: the chained blocks ({', '.join(map(str, spans))}) give other logits than "
+            f"the whole model (by up to {difference:.3g}); its layers depend on something besides the hidden "
+            f"states that they get"
         )
     return anatomy
 
@@ -127,9 +130,9 @@ def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[Anatomy, to
         place = "after"
 
     with contextlib.ExitStack() as hooks:
-        first, *_rest, last = (stack := model.get_submodule(layers))[0], stack[len(stack) - 1]  # type: ignore[index, arg-type]
-        hooks.callback(first.register_forward_pre_hook(enter).remove)
-        hooks.callback(last.register_forward_hook(leave).remove)
+        stack = list(model.get_submodule(layers).children())
+        hooks.callback(stack[0].register_forward_pre_hook(enter).remove)
+        hooks.callback(stack[-1].register_forward_hook(leave).remove)
         for name in around:
             note = lambda *_, name=name: places[name].add(place)  # noqa: E731
             hooks.callback(model.get_submodule(name).register_forward_pre_hook(note).remove)
@@ -138,9 +141,13 @@ def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[Anatomy, to
         if seen not in ({"before"}, {"after"}):
             where = "nowhere" if not seen else "more than one place" if len(seen) > 1 else "the layers themselves"
             raise LoptError(f"{type(model).__name__} cannot be split: its module {name} is used in {where}")
-    stray = [name for name, _ in model.named_parameters() if not name.startswith((layers + ".", *(a + "." for a in around)))]
+    stray = [
+        name for name, _ in model.named_parameters() if not name.startswith((layers + ".", *(a + "." for a in around)))
+    ]
     if stray:
-        raise LoptError(f"{type(model).__name__} cannot be split: its parameters {', '.join(stray)} belong to no module")
+        raise LoptError(
+            f"{type(model).__name__} cannot be split: its parameters {', '.join(stray)} belong to no module"
+        )
     inputs = tuple(name for name in around if places[name] == {"before"})
     outputs = tuple(name for name in around if places[name] == {"after"})
     names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -7,6 +7,7 @@ import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -48,10 +49,14 @@ class Checkpoint:
             self.files = _read_index(Path(index))
         else:
             pickled = [name for name in _PICKLED if self._find(name) is not None]
-            reason = f"only pickled weights ({pickled[0]}), which are refused since a pickle can run code" if pickled else "none"
+            reason = (
+                f"only pickled weights ({pickled[0]}), which are refused since a pickle can run code"
+                if pickled
+                else "none"
+            )
             raise LoptError(
                 f"--model_name_or_path {name_or_path}: no safetensors weights ({SAFE_WEIGHTS_NAME} or "
-                f"{SAFE_WEIGHTS_INDEX_NAME}), {reason}; load it with transformers and save_pretrained() it as safetensors"
+                f"{SAFE_WEIGHTS_INDEX_NAME}), {reason}; convert them: from_pretrained(), then save_pretrained()"
             )
 
     def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -64,7 +69,9 @@ class Checkpoint:
                     if self.files[name] != file_name:
                         continue
                     if name not in present:
-                        raise LoptError(f"{self.name_or_path}: the index puts {name} in {file_name}, which does not have it")
+                        raise LoptError(
+                            f"{self.name_or_path}: the index puts {name} in {file_name}, which does not have it"
+                        )
                     # Cloned into torch's own aligned memory, so that no result hangs on where a tensor lay in a file.
                     tensors[name] = file.get_tensor(name).clone()
         return tensors
@@ -103,7 +110,9 @@ def _read_index(path: Path) -> dict[str, str]:
     return files
 
 
-def parameter_names(stored: Iterable[str], model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, str]:
+def parameter_names(
+    stored: Iterable[str], model_class: type[PreTrainedModel], config: PreTrainedConfig
+) -> dict[str, str]:
     """The name in today's `model_class` of each stored tensor, as `transformers` itself maps old names and layouts.
 
     Tensors that several others are fused into one of (the experts of a mixture) share the fused parameter's name.
@@ -143,17 +152,20 @@ def load_block(
     names = parameter_names(checkpoint.files, model_class, config)
     tensors = checkpoint.read([stored for stored, name in names.items() if anatomy.owns(span, name)])
     if span.is_last and config.tie_word_embeddings and anatomy.head not in names.values():
-        tied = [stored for stored, name in names.items() if name == anatomy.embedding]
-        tensors |= {anatomy.head: tensor for tensor in checkpoint.read(tied).values()}
+        for tied in [stored for stored, name in names.items() if name == anatomy.embedding]:
+            tensors[anatomy.head] = checkpoint.read([tied])[tied]
     untied = copy.deepcopy(config)
     untied.tie_word_embeddings = False
-    model, info = block_class(model_class, anatomy, span).from_pretrained(
+    loaded: Any = block_class(model_class, anatomy, span).from_pretrained(
         None, config=untied, state_dict=tensors, dtype=torch.float32, output_loading_info=True
     )
+    model, info = loaded
     problems = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if problems:
         shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise LoptError(f"{checkpoint.name_or_path}: tensors of stage {span.stage} are missing or of another shape: {shown}")
+        raise LoptError(
+            f"{checkpoint.name_or_path}: tensors of stage {span.stage} are missing or of another shape: {shown}"
+        )
     return BlockModel(model, anatomy, span)
 
 

@@ -54,7 +54,9 @@ def test_every_parameter_has_one_owner_and_its_own_name(family: str, tmp_path: P
     spans = split_evenly(config.num_hidden_layers, 3)
     anatomy = check_split(model_class_of(config), config, spans)
     checkpoint = Checkpoint(str(tmp_path))
-    owned = [dict(load_block(checkpoint, type(whole), config, anatomy, span).model.named_parameters()) for span in spans]
+    owned = [
+        dict(load_block(checkpoint, type(whole), config, anatomy, span).model.named_parameters()) for span in spans
+    ]
     names = list(itertools.chain.from_iterable(owned))
     assert sorted(names) == sorted(name for name, _ in whole.named_parameters())
     joined = {name: parameter for block in owned for name, parameter in block.items()}

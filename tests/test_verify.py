@@ -43,7 +43,9 @@ class SharedForCausalLM(LlamaForCausalLM):
 
 def test_a_connection_across_the_boundary_is_refused() -> None:
     config = tiny_config("llama")
-    with pytest.raises(LoptError, match="SkipForCausalLM cannot be split exactly.*layers 0-1, layers 2-3.*besides the hidden"):
+    with pytest.raises(
+        LoptError, match="SkipForCausalLM cannot be split exactly.*layers 0-1, layers 2-3.*besides the hidden"
+    ):
         check_split(SkipForCausalLM, config, split_evenly(4, 2))
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from lopt_pp.errors import LoptError
+from lopt_pp.flags import check_types
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class DataConfig:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         if (self.train_file is None) == (self.dataset_name is None):
             given = "neither" if self.train_file is None else "both"
             raise LoptError(f"give exactly one of --train_file and --dataset_name; {given} is given")

@@ -25,8 +25,6 @@ class Microbatch:
         target_positions: int64 [n], the places along a row from which some row's next token is predicted with a loss.
         num_tokens: the number of real tokens.
         num_targets: the number of tokens with a loss, `(labels[:, 1:] != -100).sum()`.
-        target_positions: int64 [positions], ascending: where the next token has a loss in at least one row, so that
-            logits are needed.
     """
 
     step: int
@@ -37,7 +35,6 @@ class Microbatch:
     target_positions: torch.Tensor
     num_tokens: int
     num_targets: int
-    target_positions: torch.Tensor
 
     def to(self, device: torch.device | str) -> "Microbatch":
         """The microbatch on `device`. From pinned memory the copy does not wait for the device."""
@@ -46,7 +43,6 @@ class Microbatch:
             input_ids=self.input_ids.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
             token_mask=self.token_mask.to(device, non_blocking=True),
-            target_positions=self.target_positions.to(device, non_blocking=True),
             target_positions=self.target_positions.to(device, non_blocking=True),
         )
 
@@ -133,7 +129,6 @@ def _collate(rows: Sequence[EncodedRow], step: int, index: int, pad_token_id: in
         labels[number, :length] = torch.tensor(row.labels)
         token_mask[number, :length] = True
     has_target = labels[:, 1:] != IGNORE_INDEX
-    is_target = labels[:, 1:] != IGNORE_INDEX
     return Microbatch(
         step=step,
         index=index,

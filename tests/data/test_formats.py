@@ -23,8 +23,10 @@ MARKED = """\
 {{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
-# Like templates of reasoning models: what only the last answer has is gone once the conversation goes on.
-REWRITING = CHATML.replace("+ message['content']", "+ ('T' if loop.last else '') + message['content']")
+# Like templates of reasoning models: what the last answer begins with is gone once the conversation goes on.
+REWRITING = CHATML.replace(
+    "+ message['content']", "+ ('T' if loop.last and message['role'] == 'assistant' else '') + message['content']"
+)
 
 QUESTION = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "ab"}
@@ -150,10 +152,9 @@ def test_generation_marks_decide() -> None:
 
 def test_rewriting_template_leaves_the_last_answer() -> None:
     check(
-        make_tokenizer(REWRITING.replace("'assistant\n'", "'assistant\nT'")),
-        {"messages": [ANSWER, ANSWER, ANSWER]},
-        ((START, "assistant\n", "ab", END, "\n") * 2, False),
-        ((START, "assistant\n"), False),
+        make_tokenizer(REWRITING),
+        {"messages": [QUESTION, ANSWER, QUESTION, ANSWER]},
+        ((*CHAT_PROMPT, "ab", END, "\n", *CHAT_PROMPT), False),
         (("T", "ab", END, "\n"), True),
     )
 

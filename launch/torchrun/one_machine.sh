@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Post-trains a model across the GPUs (or CPU cores) of one machine, one process for each half of the model.
+#
+#   bash launch/torchrun/one_machine.sh MODEL TRAIN_FILE OUTPUT_DIR [more flags of lopt_pp.train]
+#
+# Environment:
+#   NPROC_PER_NODE  number of processes (default 2). Each holds one stage; give --num_stages as well for more than two.
+#
+# Any further environment variable reaches the processes: CUDA_VISIBLE_DEVICES picks the GPUs, OMP_NUM_THREADS the CPU
+# threads of each process (torchrun sets 1 where it is unset).
+set -euo pipefail
+
+if [[ $# -lt 3 || "$1" == -* || "$2" == -* || "$3" == -* ]]; then
+    echo "usage: bash $0 MODEL TRAIN_FILE OUTPUT_DIR [more flags; see: python -m lopt_pp.train --help]" >&2
+    exit 2
+fi
+model="$1" train_file="$2" output_dir="$3"
+shift 3
+
+# --standalone: the processes meet at a free port of this machine, so runs side by side do not disturb each other.
+exec torchrun --standalone --nproc-per-node "${NPROC_PER_NODE:-2}" \
+    -m lopt_pp.train \
+    --model_name_or_path "$model" \
+    --train_file "$train_file" \
+    --output_dir "$output_dir" \
+    "$@"

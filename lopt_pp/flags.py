@@ -1,0 +1,45 @@
+"""Checks that the fields of a config have the types that they declare."""
+
+import types
+import typing
+from typing import Any, ClassVar, Literal
+
+from lopt_pp.errors import LoptError
+
+
+def check_types(config: Any) -> None:
+    """Checks every field of a config dataclass; for its `__post_init__`.
+
+    The command line gives right types by itself; a YAML file or a caller in Python may not.
+
+    Raises:
+        LoptError: names the field, its value and the type that is expected.
+    """
+    for name, declared in typing.get_type_hints(type(config)).items():
+        if typing.get_origin(declared) is ClassVar:
+            continue
+        value = getattr(config, name)
+        kinds = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
+        if not any(_is_of(value, kind) for kind in kinds):
+            expected = " or ".join(map(_describe, kinds))
+            raise LoptError(f"--{name} {value!r}: of the wrong type; expected {expected}")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return ", ".join(map(str, typing.get_args(kind)))
+    return {
+        type(None): "nothing",
+        str: "a string",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+    }.get(kind, getattr(kind, "__name__", str(kind)))

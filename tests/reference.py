@@ -1,0 +1,86 @@
+"""The method in plain PyTorch, on the whole model in one process, written for the tests alone.
+
+It shares nothing with the package: rows are collated here, the boundary is a detach in a hook, one AdamW has both.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+Row = tuple[list[int], list[int]]
+
+
+class Head(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm, self.down, self.up = nn.LayerNorm(size), nn.Linear(size, size // 4), nn.Linear(size // 4, size)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.up(nn.functional.gelu(self.down(self.norm(hidden))))
+
+
+def train(
+    model_path: str,
+    head_state: Sequence[torch.Tensor],
+    steps: Sequence[Sequence[Sequence[Row]]],
+    *,
+    boundary: int,
+    weight: float,
+    rate: float,
+    head_rate: float,
+    weight_decay: float,
+    epsilon: float,
+) -> dict[str, torch.Tensor]:
+    """Trains for the given steps (each a list of microbatches of rows), linear decay, no warm-up, no clipping.
+
+    Returns:
+        The weights of the whole model.
+    """
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).train()
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
+    head = Head(model.config.hidden_size)
+    for parameter, value in zip(head.parameters(), head_state, strict=True):
+        parameter.data.copy_(value)
+    seen: dict[str, torch.Tensor] = {}
+
+    def enter_first(_: nn.Module, args: tuple) -> None:
+        seen["input"] = args[0].detach()
+
+    def cut(_: nn.Module, args: tuple) -> tuple:
+        seen["middle"] = args[0]
+        return (args[0].detach(), *args[1:])
+
+    layers = model.model.layers
+    layers[0].register_forward_pre_hook(enter_first)
+    layers[boundary].register_forward_pre_hook(cut)
+
+    second = [*layers[boundary:].parameters(), *model.model.norm.parameters(), *model.lm_head.parameters()]
+    first = [*model.model.embed_tokens.parameters(), *layers[:boundary].parameters(), *head.parameters()]
+    groups = [
+        {
+            "params": [p for p in half if (p.ndim < 2) == vectors],
+            "lr": lr,
+            "weight_decay": 0.0 if vectors else weight_decay,
+        }
+        for half, lr in ((first, head_rate), (second, rate))
+        for vectors in (False, True)
+    ]
+    adam = torch.optim.AdamW(groups, eps=epsilon)
+    decay = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / len(steps))
+    for step in steps:
+        rows = [row for microbatch in step for row in microbatch]
+        real = sum(len(ids) for ids, _ in rows)
+        targets = sum(label != -100 for _, labels in rows for label in labels[1:])
+        for microbatch in step:
+            for ids, labels in microbatch:  # Row by row: no padding anywhere.
+                logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+                task = nn.functional.cross_entropy(logits[:-1], torch.tensor(labels[1:]), reduction="sum") / targets
+                error = (head(seen["middle"]) - seen["input"]).pow(2).mean(-1).sum() / real
+                (task + weight * error).backward()
+        adam.step()
+        adam.zero_grad()
+        decay.step()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
