@@ -66,7 +66,7 @@ class World:
             The failure that was told first, by this process or another.
         """
         own = Failure(self.rank, message, keep)
-        first = self.store.compare_set("failure", "", json.dumps(asdict(own)))
+        first = self.store.compare_set("failure", "", json.dumps(asdict(own))).decode()
         for rank in range(self.size):
             self.store.set(f"failure/{rank}", first)
         return Failure(**json.loads(first))
