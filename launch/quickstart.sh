@@ -9,12 +9,9 @@
 # Two GPUs are used where there are two; without, it takes about ten minutes on two CPU cores after the installs.
 #
 # Environment:
-#   STEPS       optimizer steps (default 60)
-#   PYTHON      Python that the virtual environment is made of, 3.11 or newer (default python3)
-#   TORCH_SPEC  what to install as torch, as pip takes it (default: the version in constraints.txt). The default build
-#               for Linux brings along the CUDA libraries, several gigabytes. To spare them where there is no GPU, take
-#               a CPU build: TORCH_SPEC=torch==2.13.0+cpu PIP_EXTRA_INDEX_URL=<PyTorch's own index of CPU builds>
-#   OMP_NUM_THREADS  threads of each process in training (default: half of the cores)
+#   STEPS                optimizer steps (default 60)
+#   OMP_NUM_THREADS      threads of each process in training (default: half of the cores)
+#   PYTHON, TORCH_SPEC   see launch/venv.sh
 set -euo pipefail
 
 fail() {
@@ -31,35 +28,9 @@ work="$root/.quickstart"
 scripts="$root/launch/quickstart"
 model="$work/SmolLM2-135M-Instruct"
 steps="${STEPS:-60}"
-python="${PYTHON:-python3}"
-torch_spec="${TORCH_SPEC:-$(grep '^torch==' "$root/constraints.txt")}"
-
 [[ "$steps" =~ ^[1-9][0-9]*$ ]] || fail "STEPS is '$steps'; give a number of optimizer steps, at least 1"
-command -v "$python" >/dev/null || fail "no '$python' here; name a Python of 3.11 or newer by PYTHON"
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    fail "$python is $("$python" --version 2>&1); name a Python of 3.11 or newer by PYTHON"
-"$python" -c 'import ensurepip, venv' 2>/dev/null ||
-    fail "$python cannot make virtual environments; install its venv package (on Debian: apt-get install python3-venv)"
 
-# The environment is still right if it was made here, of the same Python, for the same requirements.
-mkdir -p "$work"
-wanted="$work
-$("$python" -c 'import sys; print(sys.base_prefix, sys.version)')
-$torch_spec
-$(cat "$root/pyproject.toml" "$root/constraints.txt")"
-if [[ "$wanted" != "$(cat "$work/venv/made-for" 2>/dev/null)" ]]; then
-    step "Installing into $work/venv (a few minutes)"
-    if [[ -z "${TORCH_SPEC:-}" && "$(uname)" == Linux ]] && ! command -v nvidia-smi >/dev/null; then
-        echo "No NVIDIA GPU found: see TORCH_SPEC at the top of ${BASH_SOURCE[0]} if torch should come without CUDA."
-    fi
-    "$python" -m venv --clear "$work/venv"
-    pip=("$work/venv/bin/python" -m pip --quiet --disable-pip-version-check)
-    "${pip[@]}" install "$torch_spec"
-    # Without the line for torch, which is there by now and may be another version on purpose.
-    grep -v '^torch==' "$root/constraints.txt" >"$work/constraints.txt"
-    "${pip[@]}" install -c "$work/constraints.txt" -e "${root}[quickstart]"
-    printf '%s\n' "$wanted" >"$work/venv/made-for"
-fi
+bash "$root/launch/venv.sh" "$work/venv" quickstart
 # shellcheck source=/dev/null
 source "$work/venv/bin/activate"
 

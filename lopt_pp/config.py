@@ -123,8 +123,16 @@ def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Confi
     """
     components: list[Any] = [component.type for component in dataclasses.fields(Config)]
     parser = _Parser(
-        components, prog=prog, description=_DESCRIPTION, formatter_class=_HelpFormatter, allow_abbrev=False
+        components,
+        prog=prog,
+        usage="torchrun --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS",
+        description=_DESCRIPTION,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
+    for action in parser._actions:
+        if any(option.startswith("--no_") for option in action.option_strings):
+            action.help = argparse.SUPPRESS  # --flag false says the same.
     arguments = [
         part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]

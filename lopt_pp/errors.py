@@ -6,3 +6,8 @@ class LoptError(Exception):
 
     Programs print it as one line on standard error and leave with a status other than zero, without a traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type where it has none: for quoting it in a `LoptError`."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,8 +1,11 @@
-"""Where a stage's time goes, step by step."""
+"""Where a stage's time goes, step by step, and how much memory its process needs."""
 
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -50,3 +53,19 @@ class StageClock:
         record["step_seconds"] = now - self._begun
         self._seconds, self._events, self._begun = dict.fromkeys(PHASES, 0.0), [], now
         return record
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this process has held so far, in bytes: allocated on its GPU, or resident on a CPU.
+
+    On Linux the resident peak is the kernel's `VmHWM`: `getrusage` would count what the process that started this one
+    held before.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.exists():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(fields["VmHWM"].split()[0]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, first_line
 from lopt_pp.flags import check_types
 
 
@@ -57,7 +57,7 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
             **({"attn_implementation": config.attn_implementation} if config.attn_implementation else {}),
         )
     except (OSError, ValueError, KeyError) as error:
-        raise LoptError(f"--model_name_or_path {config.model_name_or_path}: {_first_line(error)}") from error
+        raise LoptError(f"--model_name_or_path {config.model_name_or_path}: {first_line(error)}") from error
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
@@ -72,9 +72,5 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LoptError(
-            f"--model_name_or_path {config.model_name_or_path}: no tokenizer: {_first_line(error)}"
+            f"--model_name_or_path {config.model_name_or_path}: no tokenizer: {first_line(error)}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -7,7 +7,7 @@ the next hidden states) and, when the queue is full, the neighbour after it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lopt_pp.data import DataOrder
-from lopt_pp.metrics import StageClock
+from lopt_pp.metrics import StageClock, peak_memory
 from lopt_pp.stage import Stage
 from lopt_pp.stream import Header, Receiver, Sender, dtype_code
 
@@ -62,6 +62,7 @@ def train(
             record |= clocks[stage.index].read()
             record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step), "num_tokens": tokens}
             record["tokens_per_second"] = tokens / record["step_seconds"]
+            record["peak_memory_bytes"] = peak_memory(stage.device)
             report(record)
     for sender in senders.values():
         sender.close()

@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, first_line
 from lopt_pp.split import Anatomy, BlockModel, Span, block_class, find_layers, modules_around
 
 _TOKENS = 13
@@ -35,7 +35,9 @@ def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) ->
         with torch.device("meta"), _quiet():
             return type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
     except ValueError as error:
-        raise LoptError(f"{config.model_type} is no causal language model: {str(error).splitlines()[0]}") from error
+        raise LoptError(f"{config.model_type} is no causal language model: {first_line(error)}") from error
+    except Exception as error:  # Whatever a class of transformers, or the user's own, may raise.
+        raise LoptError(f"no {config.model_type} model can be made of its config: {first_line(error)}") from error
 
 
 def check_split(model_class: type[PreTrainedModel], config: PreTrainedConfig, spans: Sequence[Span]) -> Anatomy:
@@ -53,25 +55,18 @@ def check_split(model_class: type[PreTrainedModel], config: PreTrainedConfig, sp
         LoptError: the class does not split exactly (or is not causal); the text says why.
     """
     name = model_class.__name__
-    try:
-        with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            small = miniature_config(config)
-            whole = model_class(small).float().eval()
-            # Initial values hide mistakes: a norm of ones and a bias of zeros are the same in every layer.
-            for parameter in whole.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.05)
-            # One row is padded on the right, as in training.
-            input_ids = torch.randint(3, _VOCABULARY, (2, _TOKENS))
-            input_ids[1, _TOKENS // 2 :] = 0
-            anatomy, logits = _trace(whole, input_ids)
-            _check_causal(whole, input_ids, logits)
-            chained = _chain(model_class, whole, small, anatomy, spans, input_ids)
-    except LoptError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LoptError(f"{name} cannot be split: its miniature fails with: {reason}") from error
+    failure = Exception()
+    # Heads as narrow as most families bear; where one does not (rotary factors listed by dimension), its own width.
+    for widest_head in (32, None):
+        try:
+            anatomy, logits, chained = _whole_and_chained(model_class, miniature_config(config, widest_head), spans)
+            break
+        except LoptError:
+            raise
+        except Exception as error:  # Whatever a class of transformers, or the user's own, may raise.
+            failure = error
+    else:
+        raise LoptError(f"{name} cannot be split: its miniature fails with: {first_line(failure)}") from failure
     if not torch.equal(logits, chained):
         difference = (logits - chained).abs().max().item()
         raise LoptError(
@@ -82,21 +77,25 @@ def check_split(model_class: type[PreTrainedModel], config: PreTrainedConfig, sp
     return anatomy
 
 
-def miniature_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """`config` with the same layers and switches but few heads, a small vocabulary and narrow feed-forward networks.
+def miniature_config(config: PreTrainedConfig, widest_head: int | None = None) -> PreTrainedConfig:
+    """`config` with the same layers and switches but few heads and experts, and small dimensions.
 
-    The head dimension stays as it is, since rotary scaling factors are lists of that length.
+    Args:
+        config: of the whole model.
+        widest_head: the most that a head's dimension may be; None leaves it as it is.
     """
     small = copy.deepcopy(config)
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     key_value_heads = getattr(config, "num_key_value_heads", None) or heads
+    small_head_dim = min(head_dim, widest_head or head_dim)
     small_key_value_heads = min(key_value_heads, 2)
     small_heads = small_key_value_heads * min(heads // key_value_heads, 2)
     sizes = {
         "num_attention_heads": small_heads,
         "num_key_value_heads": small_key_value_heads,
-        "hidden_size": small_heads * head_dim,
+        "head_dim": small_head_dim,
+        "hidden_size": small_heads * small_head_dim,
         "intermediate_size": 32,
         "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 16,
@@ -107,12 +106,34 @@ def miniature_config(config: PreTrainedConfig) -> PreTrainedConfig:
     for name, size in sizes.items():
         if getattr(config, name, None) is not None:
             setattr(small, name, size)
+    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
+        # Group-limited routing divides the experts evenly, so those families keep theirs.
+        if (experts := getattr(config, name, None)) is not None and not getattr(config, "n_group", None):
+            setattr(small, name, min(experts, max(8, getattr(config, "num_experts_per_tok", None) or 8)))
     for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
         if getattr(config, token, None) is not None:
             setattr(small, token, 0)
     small.dtype = torch.float32
     small.tie_word_embeddings = False
     return small
+
+
+def _whole_and_chained(
+    model_class: type[PreTrainedModel], small: PreTrainedConfig, spans: Sequence[Span]
+) -> tuple[Anatomy, torch.Tensor, torch.Tensor]:
+    """Builds the miniature; returns its anatomy, and its logits as a whole and as chained blocks."""
+    with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        whole = model_class(small).float().eval()
+        # Initial values hide mistakes: a norm of ones and a bias of zeros are the same in every layer.
+        for parameter in whole.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        # One row is padded on the right, as in training.
+        input_ids = torch.randint(3, _VOCABULARY, (2, _TOKENS))
+        input_ids[1, _TOKENS // 2 :] = 0
+        anatomy, logits = _trace(whole, input_ids)
+        _check_causal(whole, input_ids, logits)
+        return anatomy, logits, _chain(model_class, whole, small, anatomy, spans, input_ids)
 
 
 def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[Anatomy, torch.Tensor]:

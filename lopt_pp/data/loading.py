@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from lopt_pp.data import formats
 from lopt_pp.data.config import DataConfig
 from lopt_pp.data.formats import IGNORE_INDEX, EncodedRow, RowEncoder
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, first_line
 
 _BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
@@ -139,7 +139,8 @@ def _load_file(path: Path) -> Dataset:
         return datasets.load_dataset(builder, data_files=str(path), split="train", **options)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise LoptError(
-            f"--train_file {path} cannot be read: {_first_line(error)}; give a valid {builder} file with a row or more"
+            f"--train_file {path} cannot be read: {first_line(_root(error))}; give a valid {builder} file with a row "
+            f"or more"
         ) from error
 
 
@@ -151,7 +152,7 @@ def _load_dataset(config: DataConfig) -> Dataset:
         if config.dataset_config is not None:
             given += f"--dataset_config {config.dataset_config} "
         raise LoptError(
-            f"{given}--dataset_split {config.dataset_split} cannot be loaded: {_first_line(error)}"
+            f"{given}--dataset_split {config.dataset_split} cannot be loaded: {first_line(_root(error))}"
         ) from error
 
 
@@ -206,8 +207,8 @@ def _reasons(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in dropped.items())
 
 
-def _first_line(error: BaseException) -> str:
+def _root(error: BaseException) -> BaseException:
+    """The error at the bottom of a chain of causes: `datasets` wraps what went wrong in general words."""
     while error.__cause__ is not None:
         error = error.__cause__
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return error
