@@ -171,6 +171,8 @@ def test_frozen_parameters_are_left_alone() -> None:
         ("adam_beta2", -0.1, "at least 0 and below 1"),
         ("lr_scheduler_type", "triangle", "not a valid SchedulerType, please select one of"),
         ("learning_rate", "fast", "a number"),
+        ("learning_rate", float("nan"), "a finite number"),
+        ("max_grad_norm", float("inf"), "a finite number"),
     ],
 )
 def test_config_values(flag: str, value: float | str, expected: str) -> None:
