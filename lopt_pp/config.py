@@ -94,6 +94,11 @@ class Config:
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows each flag once, under the name that the docs use."""
 
+    def add_argument(self, action: argparse.Action) -> None:
+        # `--no_NAME` says nothing that `--NAME false` does not.
+        if not isinstance(action, argparse._StoreFalseAction):
+            super().add_argument(action)
+
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
@@ -123,7 +128,12 @@ def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Confi
     """
     components: list[Any] = [component.type for component in dataclasses.fields(Config)]
     parser = _Parser(
-        components, prog=prog, description=_DESCRIPTION, formatter_class=_HelpFormatter, allow_abbrev=False
+        components,
+        prog=prog,
+        usage="%(prog)s FLAGS",
+        description=_DESCRIPTION,
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
     )
     arguments = [
         part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
