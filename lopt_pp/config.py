@@ -139,7 +139,7 @@ def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Confi
         part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
     file = _config_file(arguments)
-    known = {action.dest for action in parser._actions}
+    known = {action.dest for action in parser._actions} - {"help"}
     for name in file:
         if name not in known | {"env"}:
             raise LoptError(f"{arguments[arguments.index('--config') + 1]}: unknown flag {name}{_suggest(name, known)}")
@@ -168,6 +168,8 @@ def _config_file(arguments: Sequence[str]) -> dict[str, Any]:
         raise LoptError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise LoptError(f"--config {path}: expected lines of the form 'flag: value'")
+    if not isinstance(content.get("env", {}), dict):
+        raise LoptError(f"--config {path}: env: expected lines of the form 'NAME: value' below it")
     return content
 
 
