@@ -156,11 +156,29 @@ def load_block(
             tensors[anatomy.head] = checkpoint.read([tied])[tied]
     untied = copy.deepcopy(config)
     untied.tie_word_embeddings = False
-    loaded: Any = block_class(model_class, anatomy, span).from_pretrained(
-        None, config=untied, state_dict=tensors, dtype=torch.float32, output_loading_info=True
-    )
+    try:
+        loaded: Any = block_class(model_class, anatomy, span).from_pretrained(
+            None,
+            config=untied,
+            state_dict=tensors,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # They are refused below, by name.
+        )
+    except RuntimeError as error:
+        if "conversion" not in str(error):
+            raise
+        raise LoptError(
+            f"{checkpoint.name_or_path}: tensors of stage {span.stage} ({span}) that {model_class.__name__} fuses into "
+            f"one, such as those of experts, are incomplete or of unequal shapes"
+        ) from error
     model, info = loaded
-    problems = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    problems = sorted(
+        [
+            *info["missing_keys"],
+            *(f"{name} (has {list(has)}, needs {list(needs)})" for name, has, needs in info["mismatched_keys"]),
+        ]
+    )
     if problems:
         shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise LoptError(
