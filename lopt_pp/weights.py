@@ -36,7 +36,7 @@ class Checkpoint:
         revision: of the hub repository.
 
     Raises:
-        LoptError: there are no safetensors files, or their index is unusable.
+        LoptError: there are no safetensors files, they cannot be fetched, or their index is unusable.
     """
 
     def __init__(self, name_or_path: str, revision: str = "main") -> None:
@@ -78,12 +78,18 @@ class Checkpoint:
 
     def _find(self, file_name: str) -> str | None:
         """The local path of a file (fetched from the hub if need be), or None where there is no such file."""
-        return cached_file(
-            self.name_or_path,
-            file_name,
-            revision=self._revision,
-            _raise_exceptions_for_missing_entries=False,
-        )
+        try:
+            return cached_file(
+                self.name_or_path,
+                file_name,
+                revision=self._revision,
+                _raise_exceptions_for_missing_entries=False,
+            )
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise LoptError(
+                f"--model_name_or_path {self.name_or_path}: {file_name} cannot be fetched: {reason}"
+            ) from error
 
     def _open(self, file_name: str) -> safe_open:
         path = self._find(file_name)
