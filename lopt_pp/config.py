@@ -94,6 +94,11 @@ class Config:
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows each flag once, under the name that the docs use."""
 
+    def add_argument(self, action: argparse.Action) -> None:
+        # `--no_NAME` says nothing that `--NAME false` does not.
+        if not isinstance(action, argparse._StoreFalseAction):
+            super().add_argument(action)
+
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
             return super()._format_action_invocation(action)
@@ -130,14 +135,11 @@ def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Confi
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
-    for action in parser._actions:
-        if any(option.startswith("--no_") for option in action.option_strings):
-            action.help = argparse.SUPPRESS  # --flag false says the same.
     arguments = [
         part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
     file = _config_file(arguments)
-    known = {action.dest for action in parser._actions}
+    known = {action.dest for action in parser._actions} - {"help"}
     for name in file:
         if name not in known | {"env"}:
             raise LoptError(f"{arguments[arguments.index('--config') + 1]}: unknown flag {name}{_suggest(name, known)}")
@@ -166,6 +168,8 @@ def _config_file(arguments: Sequence[str]) -> dict[str, Any]:
         raise LoptError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise LoptError(f"--config {path}: expected lines of the form 'flag: value'")
+    if not isinstance(content.get("env", {}), dict):
+        raise LoptError(f"--config {path}: env: expected lines of the form 'NAME: value' below it")
     return content
 
 

@@ -1,5 +1,6 @@
 """Checks that the fields of a config have the types that they declare."""
 
+import math
 import types
 import typing
 from typing import Any, ClassVar, Literal
@@ -13,13 +14,15 @@ def check_types(config: Any) -> None:
     The command line gives right types by itself; a YAML file or a caller in Python may not.
 
     Raises:
-        LoptError: names the field, its value and the type that is expected.
+        LoptError: names the field, its value and what is expected: the type, and of a number that it is finite.
     """
     for name, declared in typing.get_type_hints(type(config)).items():
         if typing.get_origin(declared) is ClassVar:
             continue
         value = getattr(config, name)
         kinds = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise LoptError(f"--{name} {value}: expected a finite number")
         if not any(_is_of(value, kind) for kind in kinds):
             expected = " or ".join(map(_describe, kinds))
             raise LoptError(f"--{name} {value!r}: of the wrong type; expected {expected}")

@@ -1,5 +1,6 @@
 """The optimizer and learning-rate schedule of one stage."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -10,6 +11,8 @@ from transformers import SchedulerType, get_scheduler
 
 from lopt_pp.errors import LoptError
 from lopt_pp.flags import check_types
+
+_FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class OptimConfig:
         except ValueError as error:
             raise LoptError(f"--lr_scheduler_type {self.lr_scheduler_type!r}: {error}") from error
         check_types(self)
+        if self.lr_scheduler_type.value in _FOLLOW_A_METRIC:
+            raise LoptError(
+                f"--lr_scheduler_type {self.lr_scheduler_type.value} follows an evaluation, which a run has none of; "
+                f"take another"
+            )
         for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise LoptError(f"--{name} {getattr(self, name)}: at least 0")
@@ -96,7 +104,7 @@ class Optimizer:
             eps=config.adam_epsilon,
             fused=True,
         )
-        warmup = config.warmup_steps or round(config.warmup_ratio * num_steps)
+        warmup = config.warmup_steps or math.ceil(config.warmup_ratio * num_steps)
         try:
             self.schedule = get_scheduler(config.lr_scheduler_type, self.adamw, warmup, num_steps)
         except (TypeError, ValueError) as error:

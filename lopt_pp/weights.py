@@ -36,7 +36,7 @@ class Checkpoint:
         revision: of the hub repository.
 
     Raises:
-        LoptError: there are no safetensors files, or their index is unusable.
+        LoptError: there are no safetensors files, they cannot be fetched, or their index is unusable.
     """
 
     def __init__(self, name_or_path: str, revision: str = "main") -> None:
@@ -78,12 +78,18 @@ class Checkpoint:
 
     def _find(self, file_name: str) -> str | None:
         """The local path of a file (fetched from the hub if need be), or None where there is no such file."""
-        return cached_file(
-            self.name_or_path,
-            file_name,
-            revision=self._revision,
-            _raise_exceptions_for_missing_entries=False,
-        )
+        try:
+            return cached_file(
+                self.name_or_path,
+                file_name,
+                revision=self._revision,
+                _raise_exceptions_for_missing_entries=False,
+            )
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise LoptError(
+                f"--model_name_or_path {self.name_or_path}: {file_name} cannot be fetched: {reason}"
+            ) from error
 
     def _open(self, file_name: str) -> safe_open:
         path = self._find(file_name)
@@ -156,11 +162,29 @@ def load_block(
             tensors[anatomy.head] = checkpoint.read([tied])[tied]
     untied = copy.deepcopy(config)
     untied.tie_word_embeddings = False
-    loaded: Any = block_class(model_class, anatomy, span).from_pretrained(
-        None, config=untied, state_dict=tensors, dtype=torch.float32, output_loading_info=True
-    )
+    try:
+        loaded: Any = block_class(model_class, anatomy, span).from_pretrained(
+            None,
+            config=untied,
+            state_dict=tensors,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # They are refused below, by name.
+        )
+    except RuntimeError as error:
+        if "conversion" not in str(error):
+            raise
+        raise LoptError(
+            f"{checkpoint.name_or_path}: tensors of stage {span.stage} ({span}) that {model_class.__name__} fuses into "
+            f"one, such as those of experts, are incomplete or of unequal shapes"
+        ) from error
     model, info = loaded
-    problems = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    problems = sorted(
+        [
+            *info["missing_keys"],
+            *(f"{name} (has {list(has)}, needs {list(needs)})" for name, has, needs in info["mismatched_keys"]),
+        ]
+    )
     if problems:
         shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
         raise LoptError(
