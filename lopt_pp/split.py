@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import register_dataclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError
@@ -70,6 +71,8 @@ class Anatomy:
         outputs: the modules with parameters that run after the layers (final norm, output head): the last block's.
         embedding: the parameter of the input embedding.
         head: the parameter of the output head, which some models tie to the input embedding.
+        plain_head: whether the logits are the head's linear map of what the layers' parent gives, and nothing more (no
+            scale, no soft cap), so that a loss may make them itself.
     """
 
     layers: str
@@ -77,6 +80,7 @@ class Anatomy:
     outputs: tuple[str, ...]
     embedding: str
     head: str
+    plain_head: bool = False
 
     def owns(self, span: Span, tensor: str) -> bool:
         """Whether the tensor of this name in the whole model belongs to the block at `span`."""
@@ -184,12 +188,20 @@ class BlockOutput:
         inputs: `[rows, tokens, hidden]`, what entered the first layer: the embedding output on the first block, the
             received hidden states elsewhere. Detached.
         hidden_states: `[rows, tokens, hidden]`, what left the last layer, before any final norm.
-        logits: `[rows, kept tokens, vocabulary]` on the last block; None elsewhere.
+        logits: `[rows, kept tokens, vocabulary]` on the last block, unless they are left to the loss; None elsewhere.
+        features: `[rows, tokens, hidden]` on the last block where the logits are left to the loss: what enters `head`.
+        head: the output head, with `features`.
     """
 
     inputs: torch.Tensor
     hidden_states: torch.Tensor
     logits: torch.Tensor | None
+    features: torch.Tensor | None = None
+    head: nn.Linear | None = None
+
+
+# Lets PyTorch's hooks (of sharding) find the tensors in it.
+register_dataclass(BlockOutput)
 
 
 class BlockModel(nn.Module):
@@ -205,14 +217,18 @@ class BlockModel(nn.Module):
         super().__init__()
         self.model = model
         self.span = span
+        self._anatomy = anatomy
         self._received: torch.Tensor | None = None
         self._entered: torch.Tensor | None = None
         self._left: torch.Tensor | None = None
         layers = list(model.get_submodule(anatomy.layers).children())
         layers[0].register_forward_pre_hook(self._enter, with_kwargs=True)
         layers[-1].register_forward_hook(self._leave)
-        # The layers' parent runs them; on all but the last block there is nothing around it that matters.
-        self._runner = [model if span.is_last else model.get_submodule(anatomy.layers.rpartition(".")[0])]
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers of the block, in order."""
+        return list(self.model.get_submodule(self._anatomy.layers).children())
 
     def _enter(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Lets the received hidden states into the first layer, whatever the family's forward made of its inputs.
@@ -221,7 +237,10 @@ class BlockModel(nn.Module):
         first block has done that once; a later block must not do it again.
         """
         own = args[0] if args else kwargs["hidden_states"]
-        entering = own if self._received is None else self._received
+        if self._received is not None and self._received is not own:
+            # Kept with the tensor that it replaces: checkpointing runs this hook again, in backward, on that tensor.
+            own.received = self._received
+        entering = getattr(own, "received", own)
         self._entered = entering.detach()
         return ((entering, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": entering})
 
@@ -234,6 +253,7 @@ class BlockModel(nn.Module):
         input_ids: torch.Tensor | None = None,
         hidden_states: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        leave_logits: bool = False,
     ) -> BlockOutput:
         """Runs the block.
 
@@ -241,12 +261,20 @@ class BlockModel(nn.Module):
             input_ids: int64 `[rows, tokens]`, on the first block.
             hidden_states: `[rows, tokens, hidden]`, on the others.
             logits_to_keep: on the last block, the token positions (int64 `[n]`) whose logits are wanted; 0 is all.
+            leave_logits: on the last block, whether to leave the logits to the loss where the head is plain.
         """
         inputs = {"input_ids": input_ids} if self.span.is_first else {"inputs_embeds": hidden_states}
-        wanted = {"logits_to_keep": logits_to_keep} if self.span.is_last else {}
         self._received = None if self.span.is_first else hidden_states
-        output = self._runner[0](**inputs, **wanted, use_cache=False)
+        logits = features = head = None
+        # The layers' parent runs them; on all but the last block there is nothing around it that matters.
+        runner = self.model.get_submodule(self._anatomy.layers.rpartition(".")[0])
+        if not self.span.is_last:
+            runner(**inputs, use_cache=False)
+        elif leave_logits and self._anatomy.plain_head:
+            features, head = runner(**inputs, use_cache=False)[0], self.model.get_output_embeddings()
+        else:
+            logits = self.model(**inputs, logits_to_keep=logits_to_keep, use_cache=False).logits
         entered, left = self._entered, self._left
         self._received = self._entered = self._left = None
         assert entered is not None and left is not None
-        return BlockOutput(entered, left, output.logits if self.span.is_last else None)
+        return BlockOutput(entered, left, logits, features, head)

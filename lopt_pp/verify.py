@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -173,7 +174,9 @@ def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[Anatomy, to
     outputs = tuple(name for name in around if places[name] == {"after"})
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    return Anatomy(layers, inputs, outputs, names[id(embedding.weight)], names[id(head.weight)]), logits
+    features = model.get_submodule(layers.rpartition(".")[0])(input_ids=input_ids, use_cache=False)[0]
+    plain_head = type(head) is nn.Linear and torch.equal(head(features), logits)
+    return Anatomy(layers, inputs, outputs, names[id(embedding.weight)], names[id(head.weight)], plain_head), logits
 
 
 def _check_causal(model: PreTrainedModel, input_ids: torch.Tensor, logits: torch.Tensor) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,25 @@ from lopt_pp.data.loading import TokenizedRows
 
 
 @dataclass(frozen=True)
+class TokenCounts:
+    """How many tokens a step has, over all replicas.
+
+    Attributes:
+        num_tokens: real tokens, without padding.
+        num_targets: tokens with a loss.
+    """
+
+    num_tokens: int
+    num_targets: int
+
+
+@dataclass(frozen=True)
 class Microbatch:
     """Some rows of one optimizer step, padded on the right to the longest of them.
 
     Attributes:
         step: the optimizer step, from 0.
-        index: the place of the microbatch within the step, from 0.
+        index: the place of the microbatch within the step, over all replicas, from 0.
         input_ids: int64 [rows, tokens], the padding token's id on padding.
         labels: int64 [rows, tokens], aligned with `input_ids`; -100 on padding and wherever no loss counts.
         token_mask: bool [rows, tokens], True on real tokens.
@@ -52,9 +65,12 @@ class DataOrder:
 
     It keeps no position: each process derives the same order for itself, and a resumed run goes on where it stopped by
     asking for its next step. Every epoch is a permutation of all rows, cut into steps of
-    `per_device_train_batch_size * gradient_accumulation_steps` rows and these into microbatches of
-    `per_device_train_batch_size` rows. What is left at the end of an epoch makes a smaller step: no row is left out or
-    seen twice. Steps go on over the epochs without end.
+    `per_device_train_batch_size * gradient_accumulation_steps * num_replicas` rows and these into microbatches of
+    `per_device_train_batch_size` rows, which the replicas take in turn. What is left at the end of an epoch makes a
+    smaller step: no row is left out or seen twice. Steps go on over the epochs without end.
+
+    Every replica has the same number of microbatches in a step, since each takes part in what the replicas do together.
+    One for which no rows are left gets a microbatch of one padding token, which counts nothing.
 
     Args:
         rows: the rows to train on.
@@ -63,6 +79,8 @@ class DataOrder:
         shuffle: whether each epoch has its own permutation; otherwise the rows keep their order.
         seed: what the permutations are drawn from, 0 or more.
         pad_token_id: the id that pads `input_ids`.
+        replica: whose microbatches these are, from 0.
+        num_replicas: that share a step's rows.
     """
 
     def __init__(
@@ -74,10 +92,14 @@ class DataOrder:
         shuffle: bool,
         seed: int,
         pad_token_id: int,
+        replica: int = 0,
+        num_replicas: int = 1,
     ) -> None:
         self._rows = rows
         self._batch_size = per_device_train_batch_size
-        self._rows_per_step = per_device_train_batch_size * gradient_accumulation_steps
+        self._rows_per_step = per_device_train_batch_size * gradient_accumulation_steps * num_replicas
+        self._replica = replica
+        self._num_replicas = num_replicas
         self._shuffle = shuffle
         self._seed = seed
         self._pad_token_id = pad_token_id
@@ -89,26 +111,41 @@ class DataOrder:
         """The epochs that have passed when the step `step` is done, for logs (as `transformers` counts them)."""
         return (step + 1) / self.steps_per_epoch
 
-    def shapes(self, step: int) -> list[tuple[int, int]]:
-        """The (rows, tokens) of each microbatch of a step, without reading tokens."""
-        return [(len(rows), int(self._rows.lengths[rows].max())) for rows in self._indices(step)]
+    def counts(self, step: int) -> TokenCounts:
+        """The tokens of a whole step, over all replicas, without reading them."""
+        rows = self._rows_of(step)
+        return TokenCounts(int(self._rows.lengths[rows].sum()), int(self._rows.num_targets[rows].sum()))
 
-    def microbatches(self, step: int) -> list[Microbatch]:
-        """The microbatches of a step, on the CPU."""
+    def shapes(self, step: int) -> list[tuple[int, int]]:
+        """The (rows, tokens) of each of the replica's microbatches of a step, without reading tokens."""
         return [
-            _collate([self._rows[int(row)] for row in rows], step, index, self._pad_token_id)
-            for index, rows in enumerate(self._indices(step))
+            (len(rows), int(self._rows.lengths[rows].max())) if len(rows) else (1, 1)
+            for _, rows in self._microbatch_rows(step)
         ]
 
-    def _indices(self, step: int) -> list[np.ndarray]:
-        """The row numbers of each microbatch of a step."""
+    def microbatches(self, step: int) -> list[Microbatch]:
+        """The replica's microbatches of a step, on the CPU."""
+        return [
+            _collate([self._rows[int(row)] for row in rows], step, index, self._pad_token_id)
+            for index, rows in self._microbatch_rows(step)
+        ]
+
+    def _microbatch_rows(self, step: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The index and the row numbers of each of the replica's microbatches of a step."""
+        rows = self._rows_of(step)
+        taken = self._batch_size * self._num_replicas
+        for turn in range(math.ceil(len(rows) / taken)):
+            index = turn * self._num_replicas + self._replica
+            yield index, rows[index * self._batch_size : (index + 1) * self._batch_size]
+
+    def _rows_of(self, step: int) -> np.ndarray:
+        """The row numbers of a step, over all replicas."""
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         if epoch != self._permuted_epoch:
             self._permutation = self._permute(epoch)
             self._permuted_epoch = epoch
         start = step_of_epoch * self._rows_per_step
-        rows = self._permutation[start : start + self._rows_per_step]
-        return [rows[first : first + self._batch_size] for first in range(0, len(rows), self._batch_size)]
+        return self._permutation[start : start + self._rows_per_step]
 
     def _permute(self, epoch: int) -> np.ndarray:
         if not self._shuffle:
@@ -119,7 +156,7 @@ class DataOrder:
 
 
 def _collate(rows: Sequence[EncodedRow], step: int, index: int, pad_token_id: int) -> Microbatch:
-    shape = len(rows), max(len(row.input_ids) for row in rows)
+    shape = max(len(rows), 1), max((len(row.input_ids) for row in rows), default=1)
     input_ids = torch.full(shape, pad_token_id)
     labels = torch.full(shape, IGNORE_INDEX)
     token_mask = torch.zeros(shape, dtype=torch.bool)
