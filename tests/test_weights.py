@@ -124,10 +124,19 @@ def test_tied_embeddings_become_two_tensors_in_one_block(tmp_path: Path) -> None
     assert embedding is not head and embedding.data_ptr() != head.data_ptr()
 
 
+def test_a_head_of_its_own_is_read_even_where_the_config_ties_it(tmp_path: Path) -> None:
+    """As transformers does it."""
+    write_model(tmp_path, tie_word_embeddings=True)
+    change(tmp_path, lambda tensors: tensors.update({"lm_head.weight": torch.ones(128, 64)}))
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path).get_output_embeddings().weight
+    assert torch.equal(expected, torch.ones(128, 64))
+    assert torch.equal(load(tmp_path, 1).model.get_output_embeddings().weight, expected)
+
+
 @pytest.mark.parametrize("stage", [0, 1])
 def test_bfloat16_weights_become_float32(tmp_path: Path, stage: int) -> None:
-    write_model(tmp_path, tie_word_embeddings=False)
-    change(tmp_path, lambda tensors: tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()}))
+    write_model(tmp_path, tie_word_embeddings=False).bfloat16().save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).dtype == torch.bfloat16
     stored = load_file(tmp_path / "model.safetensors")
     for name, parameter in load(tmp_path, stage).model.named_parameters():
         assert parameter.dtype == torch.float32
