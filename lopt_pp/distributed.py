@@ -7,8 +7,9 @@ tell each other why the run cannot go on. It is not on the training path.
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -20,6 +21,9 @@ from torch.distributed.rendezvous import rendezvous
 from lopt_pp.errors import LoptError
 from lopt_pp.stream import Boundary
 from lopt_pp.topology import PipelineConfig, Topology
+
+_PATIENCE = 3.0
+"""Seconds that a process which is about to end gives the store to answer, and the others to hear why."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class World:
         device: this process computes on it.
         payload_backend: `nccl` or `gloo`.
         store: shared by all processes; an in-process one where there is only this process.
+        last_words: another connection to the store, for the end of the process, whatever the first one is busy with.
+        store_rank: of the process that holds the store; None where that is the launcher.
     """
 
     rank: int
@@ -54,6 +60,8 @@ class World:
     device: torch.device
     payload_backend: str
     store: dist.Store
+    last_words: dist.Store
+    store_rank: int | None = None
 
     def fail(self, message: str, keep: bool = False) -> "Failure":
         """Tells all processes why the run cannot go on.
@@ -63,13 +71,38 @@ class World:
             keep: whether the weights of all stages are good and worth writing out.
 
         Returns:
-            The failure that was told first, by this process or another.
+            The failure that was told first, by this process or another; this one's where the store does not answer.
         """
         own = Failure(self.rank, message, keep)
-        first = self.store.compare_set("failure", "", json.dumps(asdict(own))).decode()
-        for rank in range(self.size):
-            self.store.set(f"failure/{rank}", first)
-        return Failure(**json.loads(first))
+        told: list[Failure] = []
+
+        def tell(store: dist.Store) -> None:
+            first = store.compare_set("failure", "", json.dumps(asdict(own))).decode()
+            for rank in range(self.size):
+                store.set(f"failure/{rank}", first)
+            told.append(Failure(**json.loads(first)))
+
+        self._ask(tell)
+        return told[0] if told else own
+
+    def leave(self) -> None:
+        """Takes leave of the others, as the last thing: who holds the store stays until they have all taken leave."""
+        others = [f"left/{rank}" for rank in range(self.size) if rank != self.rank]
+        if self.rank == self.store_rank:
+            self._ask(lambda store: store.wait(others, timedelta(seconds=_PATIENCE)))
+        elif self.store_rank is not None:
+            self._ask(lambda store: store.set(f"left/{self.rank}", ""))
+
+    def _ask(self, question: Callable[[dist.Store], None]) -> None:
+        """Asks the store, for a few seconds at most: it may be gone, or hang with the process that holds it."""
+
+        def ask() -> None:
+            with suppress(RuntimeError):
+                question(self.last_words)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(_PATIENCE)
 
     def await_failure(self, store: dist.Store) -> "Failure | None":
         """Waits until some process has failed (its failure is returned), or this one has called `end_waiting`.
@@ -146,20 +179,25 @@ def connect(config: PipelineConfig) -> Iterator[World]:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     device, backend = choose_device(config.backend, int(os.environ.get("LOCAL_RANK", "0")), local_size)
     if size == 1:
-        yield World(rank, size, device, backend, dist.HashStore())
+        own = dist.HashStore()
+        yield World(rank, size, device, backend, own, own)
         return
     if local_size == size and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     store, rank, size = next(iter(rendezvous("env://")))
-    store.set_timeout(timedelta(seconds=config.stream_timeout))
+    store.set_timeout(timedelta(minutes=30))
     dist.init_process_group(
         "gloo", store=dist.PrefixStore("groups", store), rank=rank, world_size=size, timeout=timedelta(minutes=5)
     )
+    store_rank = None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+    run = dist.PrefixStore("run", store)
+    world = World(rank, size, device, backend, run, run.clone(), store_rank)  # type: ignore[attr-defined]
     try:
-        yield World(rank, size, device, backend, dist.PrefixStore("run", store))
+        yield world
     finally:
         dist.destroy_process_group()
+        world.leave()
 
 
 def boundaries(world: World, topology: Topology, timeout: float) -> dict[int, Boundary]:

@@ -1,7 +1,10 @@
-"""Notices, whatever the training loop is doing, that the run cannot go on, and ends this process with one clear line.
+"""Notices, whatever this process is doing, that the run cannot go on, and ends it with one clear line.
 
 Three things can happen, and a thread waits for each: a neighbour dies (a connection on which nothing is sent until the
 run is over breaks at that moment), another process says in the store why it failed, or the launcher sends a signal.
+
+Where there are several processes this one ends without winding Python down: threads may be deep in waits that nothing
+will end any more, and could abort it.
 """
 
 import os
@@ -9,7 +12,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -18,7 +22,8 @@ import torch
 import torch.distributed as dist
 
 from lopt_pp.distributed import Failure, World
-from lopt_pp.stream import Boundary, StreamError
+from lopt_pp.stream import StreamError
+from lopt_pp.topology import Topology
 
 _FOREVER = timedelta(days=3650)
 _TAG_GOODBYE = 2
@@ -30,26 +35,23 @@ def complain(message: str) -> None:
 
 
 class Guard:
-    """Watches over a run while the context lasts.
+    """Watches over a run, from when the processes have found each other, while the context lasts.
 
     Args:
         world: this process.
-        boundaries: that it stands at, by the stage that sends.
-        name: of this process in messages, such as "stage 0 (rank 0)".
-        keep: writes out the weights that this process has; called, from a thread, when another process has failed in a
-            way that leaves them good.
+        topology: of the run.
+
+    Attributes:
+        abandon: called, from whatever thread it may be, before a failure ends this process; there to save or remove
+            what is in the output directory.
     """
 
-    def __init__(
-        self, world: World, boundaries: Mapping[int, Boundary], name: str, keep: Callable[[Failure], None]
-    ) -> None:
+    def __init__(self, world: World, topology: Topology) -> None:
+        self.abandon: Callable[[Failure], None] = lambda failure: None
         self._world = world
-        self._name = name
-        self._keep = keep
-        self._neighbours = [
-            (b.target, b.stage + 1, b.headers) if b.source == world.rank else (b.source, b.stage, b.headers)
-            for b in boundaries.values()
-        ]
+        self._topology = topology
+        self._name = topology.name_of(world.rank)
+        self._neighbours = [rank for rank in (world.rank - 1, world.rank + 1) if 0 <= rank < world.size]
         self._fate = threading.Lock()
         """Held by whoever decides how this process ends; a thread that ends it never lets go."""
         self._over = False
@@ -60,11 +62,11 @@ class Guard:
     def __enter__(self) -> Self:
         if self._world.size > 1:
             self._start(self._watch_store, self._world.connection(_FOREVER))
-        for rank, stage, group in self._neighbours:
+        for rank in self._neighbours:
             goodbye = torch.empty(1, dtype=torch.int64)
-            work = dist.irecv(goodbye, rank, group, tag=_TAG_GOODBYE)
+            work = dist.irecv(goodbye, rank, tag=_TAG_GOODBYE)
             assert work is not None
-            self._start(self._watch_neighbour, work, goodbye, rank, stage)
+            self._start(self._watch_neighbour, work, goodbye, rank)
         # Python runs handlers in the main thread, which may be deep in a wait; the wake-up socket reaches a thread.
         self._wake, woken = socket.socketpair()
         self._wake.setblocking(False)
@@ -77,62 +79,74 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self._world.size > 1:
+            self._release()
+            traceback.print_exception(error)
+            self._end(self._world.fail(f"{self._name}: {type(error).__name__}: {error}"))
         try:
-            if error is None:
-                self._say_goodbye()
-        finally:
-            self.release()
-            signal.set_wakeup_fd(self._wake_before)
-            for number, handler in self._handlers.items():
-                signal.signal(number, handler)  # type: ignore[arg-type]
-            self._wake.close()
-            if error is not None:
-                # The others learn the reason before they see the connection break.
-                self._world.fail(str(error) or type(error).__name__)
-                for _, _, group in self._neighbours:
-                    group.abort()
-            self._world.end_waiting()
-            # A thread that still ran while Python winds down could abort the process.
-            for thread in self._threads:
-                thread.join()
+            self._say_goodbye()
+        except StreamError as failure:
+            self.fail(str(failure))
+        self._release()
+        signal.set_wakeup_fd(self._wake_before)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._wake.close()
+        self._world.end_waiting()
+        # A thread that still ran while Python winds down could abort the process.
+        for thread in self._threads:
+            thread.join()
 
-    def release(self) -> None:
+    def fail(self, message: str, keep: bool = False) -> None:
+        """Ends this process, and the others with it, because the run cannot go on; returns where there are no others.
+
+        Args:
+            message: for the user, who sees that of the process which failed first.
+            keep: whether the weights of all stages are good and worth writing out.
+        """
+        self._release()
+        self._stop(message, keep)
+
+    def _release(self) -> None:
         """Leaves it to the caller, from here on, how this process ends."""
         with self._fate:
             self._over = True
         self._told.set()
 
     def _say_goodbye(self) -> None:
-        for rank, stage, group in self._neighbours:
+        for rank in self._neighbours:
             try:
-                dist.send(torch.zeros(1, dtype=torch.int64), rank, group, tag=_TAG_GOODBYE)
+                dist.send(torch.zeros(1, dtype=torch.int64), rank, tag=_TAG_GOODBYE)
             except RuntimeError as failure:
-                raise StreamError(f"stage {stage} (rank {rank}) has died or lost its network at the end") from failure
+                name = self._topology.name_of(rank)
+                raise StreamError(f"{name} has died or lost its network at the end") from failure
 
     def _start(self, target: Callable[..., None], *arguments: object) -> None:
         self._threads.append(threading.Thread(target=target, args=arguments, daemon=True))
         self._threads[-1].start()
 
-    def _watch_neighbour(self, work: dist.Work, goodbye: torch.Tensor, rank: int, stage: int) -> None:
+    def _watch_neighbour(self, work: dist.Work, goodbye: torch.Tensor, rank: int) -> None:
         try:
             work.wait(_FOREVER)
         except RuntimeError:
             with self._fate:
                 if not self._over:
-                    self._stop(f"stage {stage} (rank {rank}) has died or lost its network; {self._name} stops")
+                    self._stop(f"{self._topology.name_of(rank)} has died or lost its network; {self._name} stops")
 
     def _watch_store(self, store: dist.Store) -> None:
         try:
             failure = self._world.await_failure(store)
         except RuntimeError:
+            holder = self._world.store_rank
+            who = "the launcher" if holder is None else self._topology.name_of(holder)
             with self._fate:
                 if not self._over:
-                    self._stop(f"the launcher that holds the run's store is gone; {self._name} stops")
+                    self._stop(f"{who}, which holds the run's store, has died or lost its network; {self._name} stops")
             return
         if failure is not None and failure.rank != self._world.rank:
             with self._fate:
                 if not self._over:
-                    self._leave(failure)
+                    self._end(failure)
 
     def _watch_signals(self, woken: socket.socket) -> None:
         with woken:
@@ -145,22 +159,18 @@ class Guard:
                             complain(f"{self._name} was stopped by {number.name}")
                             os._exit(128 + number)
 
-    def _stop(self, message: str) -> None:
-        """Ends this process, with a message unless another process has told the reason already."""
+    def _stop(self, message: str, keep: bool = False) -> None:
+        """Tells all others, tells the user unless another has a reason that came first, and ends this process."""
         self._told.set()
-        try:
-            failure = self._world.fail(message)
-        except RuntimeError:
-            failure = Failure(self._world.rank, message, keep=False)
+        failure = self._world.fail(message, keep)
         if failure.rank == self._world.rank:
             complain(failure.message)
-            os._exit(1)
-        # A neighbour that failed with a reason told it before it left; that reason stands.
-        self._leave(failure)
+        self._end(failure)
 
-    def _leave(self, failure: Failure) -> None:
-        """Ends this process because of what another one has told."""
+    def _end(self, failure: Failure) -> None:
+        """Ends this process; where it is the only one, its caller does."""
         self._told.set()
-        if failure.keep:
-            self._keep(failure)
-        os._exit(1)
+        self.abandon(failure)
+        if self._world.size > 1:
+            self._world.leave()
+            os._exit(1)

@@ -57,6 +57,11 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
             **({"attn_implementation": config.attn_implementation} if config.attn_implementation else {}),
         )
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise LoptError(
+                f"--model_name_or_path {config.model_name_or_path} comes with Python code of its own, which is not run "
+                f"unless you give --trust_remote_code; read it first"
+            ) from error
         raise LoptError(f"--model_name_or_path {config.model_name_or_path}: {first_line(error)}") from error
 
 

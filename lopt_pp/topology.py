@@ -79,6 +79,11 @@ class Topology:
         first, stop = (self.num_stages * r // self.num_processes for r in (rank, rank + 1))
         return range(first, stop)
 
+    def name_of(self, rank: int) -> str:
+        """What process `rank` is called in messages, such as "stage 0 (rank 0)"."""
+        stages = self.stages_of(rank)
+        return f"stage{'s' if len(stages) > 1 else ''} {', '.join(map(str, stages))} (rank {rank})"
+
     def rank_of(self, stage: int) -> int:
         """The process that holds `stage`."""
         return next(rank for rank in range(self.num_processes) if stage in self.stages_of(rank))

@@ -1,5 +1,6 @@
 """`torchrun --nproc-per-node 2 -m lopt_pp.train FLAGS`: a training run from its flags to the saved model."""
 
+import functools
 import logging
 import math
 import os
@@ -24,7 +25,7 @@ from lopt_pp.reporting import Collector, post
 from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
 from lopt_pp.split import split_evenly
 from lopt_pp.stage import NotFiniteError, Stage, local_objective
-from lopt_pp.stream import LocalStream, Receiver, Sender, StreamError, StreamReceiver, StreamSender
+from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.topology import Topology
 from lopt_pp.trainer import stream_headers, train
 from lopt_pp.verify import check_split, model_class_of
@@ -50,9 +51,7 @@ class Run:
         check_output_dir(self.output_dir, config.run.overwrite_output_dir)
         self.topology = Topology(config.pipeline.num_stages, world.size)
         self.own_stages = self.topology.stages_of(world.rank)
-        self.name = (
-            f"stage{'s' if len(self.own_stages) > 1 else ''} {', '.join(map(str, self.own_stages))} (rank {world.rank})"
-        )
+        self.name = self.topology.name_of(world.rank)
         _set_up_logging(self.name, config.run.logging_steps, world.rank)
 
         self.model_config = load_model_config(config.model)
@@ -100,44 +99,35 @@ class Run:
         }
 
     def train(self) -> None:
-        """Trains the stages of this process, and leaves the model in the output directory."""
+        """Trains the stages of this process, and leaves the model in the output directory.
+
+        Raises:
+            NotFiniteError: a loss or a gradient is not finite; the stages have the weights from before that step.
+            StreamError: a neighbour is gone, or disagrees.
+        """
         pipeline = self.config.pipeline
         ends = boundaries(self.world, self.topology, pipeline.stream_timeout)
-        with Guard(self.world, ends, self.name, self._keep) as guard:
-            collector = self._collector() if self.world.rank == 0 else None
-            receivers: dict[int, Receiver] = {}
-            senders: dict[int, Sender] = {}
-            for stage in self.stages:
+        collector = self._collector() if self.world.rank == 0 else None
+        receivers: dict[int, Receiver] = {}
+        senders: dict[int, Sender] = {}
+        for stage in self.stages:
+            headers = stream_headers(self.order, self.num_steps, stage)
+            if stage.index - 1 in ends:
+                receivers[stage.index] = StreamReceiver(ends[stage.index - 1], headers, pipeline.queue_depth)
+            if stage.index in ends:
                 headers = stream_headers(self.order, self.num_steps, stage)
-                if stage.index - 1 in ends:
-                    receivers[stage.index] = StreamReceiver(ends[stage.index - 1], headers, pipeline.queue_depth)
-                if stage.index in ends:
-                    headers = stream_headers(self.order, self.num_steps, stage)
-                    senders[stage.index] = StreamSender(ends[stage.index], headers, pipeline.queue_depth)
-                elif stage.index + 1 in self.own_stages:
-                    senders[stage.index] = receivers[stage.index + 1] = LocalStream()
-            try:
-                train(
-                    self.stages,
-                    receivers,
-                    senders,
-                    self.order,
-                    self.num_steps,
-                    lambda record: post(self.world.store, record),
-                )
-            except NotFiniteError as error:
-                message = f"{error}. The weights from before that step are kept in {self._last_good}"
-                guard.release()
-                failure = self.world.fail(message, keep=True)
-                if failure.rank == self.world.rank:
-                    complain(failure.message)
-                if failure.keep:
-                    self._keep(failure)
-                raise Stopped from error
-            self._save(self.output_dir, self.world.store)
-            if collector is not None:
-                collector.join()
-                _say_how_it_went(collector, self.output_dir)
+                senders[stage.index] = StreamSender(ends[stage.index], headers, pipeline.queue_depth)
+            elif stage.index + 1 in self.own_stages:
+                senders[stage.index] = receivers[stage.index + 1] = LocalStream()
+        try:
+            report = functools.partial(post, self.world.store)
+            train(self.stages, receivers, senders, self.order, self.num_steps, report)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}. The weights from before that step are kept in {self._last_good}") from error
+        self._save(self.output_dir, self.world.store)
+        if collector is not None:
+            collector.join()
+            _say_how_it_went(collector, self.output_dir)
 
     def _collector(self) -> Collector:
         names = ["reconstruction_loss"] * (self.topology.num_stages - 1) + ["loss"]
@@ -149,12 +139,17 @@ class Run:
     def _last_good(self) -> Path:
         return self.output_dir / "last_good"
 
-    def _keep(self, failure: Failure) -> None:
-        """Saves what the stages have when a loss somewhere was not finite: an ordinary model, to look into."""
-        try:
-            self._save(self._last_good, self.world.connection(timedelta(minutes=2)))
-        except (RuntimeError, OSError, LoptError) as error:
-            complain(f"{self.name}: the last good weights could not be saved: {error}")
+    def abandon(self, failure: Failure) -> None:
+        """Saves what the stages have, where a loss somewhere was not finite, as an ordinary model to look into.
+
+        Leaves nothing half-written. May be called from any thread.
+        """
+        if failure.keep:
+            try:
+                self._save(self._last_good, self.world.connection(timedelta(minutes=2)))
+            except (RuntimeError, OSError, LoptError) as error:
+                complain(f"{self.name}: the last good weights could not be saved: {error}")
+        remove_unfinished(self.output_dir)
 
     def _save(self, path: Path, store: Store) -> None:
         for stage in self.stages:
@@ -174,10 +169,6 @@ class Run:
             self.tokenizer,
             lambda steps: model_card(self.config, self.rows, steps, self.num_steps),
         )
-
-
-class Stopped(Exception):
-    """The run has ended early, and the user has been told why."""
 
 
 def _data_order(config: Config, rows: TokenizedRows, tokenizer: PreTrainedTokenizerBase) -> DataOrder:
@@ -225,25 +216,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a training from the command line; returns the exit status: 0 done, 1 failed, 2 unusable flags."""
     try:
         config = parse_config(sys.argv[1:] if arguments is None else arguments)
-        Topology(config.pipeline.num_stages, rank_and_size()[1])
-    except LoptError as error:
+        topology = Topology(config.pipeline.num_stages, rank_and_size()[1])
+        with connect(config.pipeline) as world, Guard(world, topology) as guard:
+            try:
+                run = Run(config, world)
+                guard.abandon = run.abandon
+                run.train()
+            except LoptError as error:
+                guard.fail(str(error), keep=isinstance(error, NotFiniteError))
+                return 1
+    except LoptError as error:  # All processes have the same flags, and the same to say of them.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             complain(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
-    with connect(config.pipeline) as world:
-        try:
-            Run(config, world).train()
-        except Stopped:
-            return 1
-        except (LoptError, StreamError) as error:
-            failure = world.fail(str(error))
-            if failure.rank == world.rank:
-                complain(failure.message)
-            return 1
-        except KeyboardInterrupt:
-            return 130
     return 0
 
 
