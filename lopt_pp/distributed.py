@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
 from lopt_pp.errors import LoptError
@@ -187,8 +188,10 @@ def connect(config: PipelineConfig) -> Iterator[World]:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     store, rank, size = next(iter(rendezvous("env://")))
     store.set_timeout(timedelta(minutes=30))
+    # Gloo carries headers and what is told between processes; NCCL what lives on GPUs.
+    groups = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
     dist.init_process_group(
-        "gloo", store=dist.PrefixStore("groups", store), rank=rank, world_size=size, timeout=timedelta(minutes=5)
+        groups, store=dist.PrefixStore("groups", store), rank=rank, world_size=size, timeout=timedelta(minutes=5)
     )
     store_rank = None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
     run = dist.PrefixStore("run", store)
@@ -201,17 +204,22 @@ def connect(config: PipelineConfig) -> Iterator[World]:
 
 
 def boundaries(world: World, topology: Topology, timeout: float) -> dict[int, Boundary]:
-    """The boundaries between processes that this process stands at, by the stage that sends.
-
-    Every process must call this at the same point, since all take part in making a group.
-    """
-    own = {}
+    """The boundaries between processes that this process stands at, by the stage that sends."""
+    replica, own = topology.replica_of(world.rank), {}
     for stage in range(topology.num_stages - 1):
-        source, target = topology.rank_of(stage), topology.rank_of(stage + 1)
-        if source == target:
+        ends = source, target = topology.rank_of(stage, replica), topology.rank_of(stage + 1, replica)
+        # Only the two make their group, in the order of the stages, whatever the other processes do.
+        if source == target or world.rank not in ends:
             continue
-        headers = dist.new_group([source, target], backend="gloo")
-        payload = dist.new_group([source, target], backend="nccl") if world.payload_backend == "nccl" else headers
-        if world.rank in (source, target):
-            own[stage] = Boundary(source, target, stage, headers, payload, world.device, timeout)
+        headers = dist.new_group(ends, backend="gloo", use_local_synchronization=True)
+        payload = headers
+        if world.payload_backend == "nccl":
+            payload = dist.new_group(ends, backend="nccl", use_local_synchronization=True)
+        own[stage] = Boundary(source, target, stage, headers, payload, world.device, timeout)
     return own
+
+
+def mesh_of_processes(world: World, topology: Topology) -> DeviceMesh:
+    """The processes as a mesh with the dimensions `pipeline` and `replica`. All must call this."""
+    shape = (topology.num_processes, topology.num_replicas)
+    return init_device_mesh(world.device.type, shape, mesh_dim_names=("pipeline", "replica"))

@@ -1,9 +1,8 @@
 """The pretrained model that a run starts from: its config, tokenizer and class, before any weights are read."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lopt_pp.errors import LoptError, first_line
@@ -20,14 +19,6 @@ class ModelConfig:
         metadata={"help": "Directory or hub id of a causal language model with safetensors weights. Required."}
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the hub repository."})
-    dtype: Literal["float32", "bfloat16"] = field(
-        default="float32",
-        metadata={
-            "help": "Dtype of the computation and of what crosses a boundary. With bfloat16 the weights, their "
-            "gradients and AdamW's state stay in float32 and each block runs under autocast, so that small "
-            "updates are not lost."
-        },
-    )
     attn_implementation: str | None = field(
         default=None, metadata={"help": "Attention kernel, as in transformers: sdpa, eager, flash_attention_2, ..."}
     )
@@ -37,10 +28,6 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.dtype]
 
 
 def load_model_config(config: ModelConfig) -> PreTrainedConfig:

@@ -4,8 +4,9 @@ An objective gives a *sum* over the tokens that count, and says how many count. 
 whole optimizer step, so that a step's loss is the mean over its tokens whichever way it is cut into microbatches.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,14 @@ class ObjectiveConfig:
 
     _argument_group_name: ClassVar[str] = "Local objectives"
 
+    method: Literal["lopt", "frozen", "e2e"] = field(
+        default="lopt",
+        metadata={
+            "help": "lopt: every block learns from its own loss. frozen: the blocks before the last only run forward, "
+            "the cheap baseline that local learning must beat. e2e: the whole model learns from the task, in one "
+            "process or as a 1F1B pipeline with one block in each process, for comparison."
+        },
+    )
     reconstruction_weight: float = field(
         default=10.0,
         metadata={
@@ -40,23 +49,25 @@ class ObjectiveConfig:
             raise LoptError(f"--reconstruction_weight {self.reconstruction_weight}: at least 0")
 
 
-class Objective(Protocol):
+class Objective(nn.Module, ABC):
     """A local loss: sees one block's output and input and the microbatch, and never another stage."""
 
-    name: str
+    name: ClassVar[str]
     """The loss's name in logs and metrics."""
 
-    weight: float
+    weight: float = 1.0
     """What the mean loss is multiplied by before backward."""
 
+    @abstractmethod
     def count(self, counts: TokenCounts) -> int:
         """Of the tokens of a step, the number that count."""
 
-    def __call__(self, output: BlockOutput, batch: Microbatch) -> torch.Tensor:
+    @abstractmethod
+    def forward(self, output: BlockOutput, batch: Microbatch) -> torch.Tensor:
         """The loss summed over the tokens that count: a float32 scalar, connected to the block's graph."""
 
 
-class Reconstruction(nn.Module):
+class Reconstruction(Objective):
     """The paper's local loss: a small head on the block's output predicts the block's own input.
 
     `mean((head(h_out) - stopgrad(h_in))^2)` over the real tokens and the hidden dimension, the target in float32.
@@ -93,7 +104,7 @@ class Reconstruction(nn.Module):
         return F.mse_loss(predicted, target, reduction="sum") / target.shape[-1]
 
 
-class NextToken(nn.Module):
+class NextToken(Objective):
     """The task loss: cross-entropy of the last block's logits with the next target token, in float32.
 
     Where the output head is a plain linear map the logits are never all there at once: the loss and its gradient are
@@ -101,7 +112,6 @@ class NextToken(nn.Module):
     """
 
     name = "loss"
-    weight = 1.0
 
     def count(self, counts: TokenCounts) -> int:
         return counts.num_targets
@@ -141,7 +151,5 @@ def linear_cross_entropy(
     options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
     # The sum comes back in the dtype of the features, and would be rounded to bfloat16; single losses bear that.
     reduction = "sum" if features.dtype == torch.float32 else "none"
-    losses = F.linear_cross_entropy(
-        features, weight, targets, linear_bias=bias, reduction=reduction, options=options
-    )
+    losses = F.linear_cross_entropy(features, weight, targets, linear_bias=bias, reduction=reduction, options=options)
     return losses.float().sum()

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import SchedulerType, get_scheduler
 
 from lopt_pp.errors import LoptError
@@ -34,6 +35,10 @@ class OptimConfig:
     )
     weight_decay: float = field(
         default=0.0, metadata={"help": "Decoupled weight decay of matrices (not of biases and norms)."}
+    )
+    optim: Literal["adamw_torch_fused", "adamw_torch"] = field(
+        default="adamw_torch_fused",
+        metadata={"help": "AdamW in one kernel per tensor list (fused), or in several; fused is the faster."},
     )
     adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
     adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})
@@ -102,7 +107,7 @@ class Optimizer:
             lr=learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
-            fused=True,
+            fused=config.optim == "adamw_torch_fused",
         )
         warmup = config.warmup_steps or math.ceil(config.warmup_ratio * num_steps)
         try:
@@ -119,10 +124,11 @@ class Optimizer:
         return float(self.schedule.get_last_lr()[0])
 
     def clip(self) -> torch.Tensor:
-        """Clips the gradient, and returns its norm from before: a float32 scalar."""
+        """Clips the gradient, and returns its norm from before: a float32 scalar. Of sharded parameters, over all."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.max_grad_norm > 0:
-            return nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+            nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
 
     def step(self) -> None:
         """Applies the gradient, drops it, and moves the schedule on."""

@@ -48,16 +48,26 @@ def remove_unfinished(path: Path) -> None:
     shutil.rmtree(path / _UNFINISHED, ignore_errors=True)
 
 
-def save_stage(stage: Stage, path: Path, store: Store) -> None:
-    """Writes the stage's shard beside its place and tells rank 0 what is in it."""
+def save_stage(stage: Stage, path: Path, store: Store, is_writer: bool) -> None:
+    """Writes the stage's shard beside its place and tells rank 0 what is in it.
+
+    Args:
+        stage: to save; of its replicas one writes, and where they hold a share each, all must call this.
+        path: the model's directory.
+        store: of the run.
+        is_writer: whether this replica writes.
+    """
+    if not is_writer and not stage.is_sharded:
+        return
     unfinished = path / _UNFINISHED
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
         with stage.updating:
-            sizes, steps = write_shard(stage.block, unfinished), stage.steps_done
+            sizes, steps = write_shard(stage.block, unfinished if is_writer else None), stage.steps_done
     except OSError as error:
         raise LoptError(f"stage {stage.index} cannot write its shard to {unfinished}: {error}") from error
-    store.set(f"shard/{path.name}/{stage.index}", json.dumps([shard_name(stage.block.span), sizes, steps]))
+    if is_writer:
+        store.set(f"shard/{path.name}/{stage.index}", json.dumps([shard_name(stage.block.span), sizes, steps]))
 
 
 def finish_model(

@@ -4,13 +4,19 @@ import contextlib
 import hashlib
 import math
 import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
-from lopt_pp.data import Microbatch
+from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.errors import LoptError
-from lopt_pp.objectives import NextToken, Objective, Reconstruction
+from lopt_pp.flags import check_types
+from lopt_pp.objectives import NextToken, Objective, ObjectiveConfig, Reconstruction
 from lopt_pp.optim import OptimConfig, Optimizer
+from lopt_pp.replicas import Replicas
 from lopt_pp.split import BlockModel, BlockOutput
 
 
@@ -18,55 +24,128 @@ class NotFiniteError(LoptError):
     """A loss or a gradient that is not finite. The stage's weights are those of the last good step."""
 
 
-def local_objective(block: BlockModel, weight: float, seed: int) -> Objective:
-    """The objective of the block: the task on the last one, reconstruction elsewhere."""
+def local_objective(block: BlockModel, config: ObjectiveConfig, seed: int) -> Objective | None:
+    """The objective of the block: the task on the last one, reconstruction elsewhere; None where it only runs forward."""
     if block.span.is_last:
         return NextToken()
-    hidden_size = block.model.config.hidden_size
-    return Reconstruction(hidden_size, weight, torch.Generator().manual_seed(_seed(seed, block.span.stage)))
+    if config.method == "frozen":
+        return None
+    generator = torch.Generator().manual_seed(_seed(seed, block.span.stage))
+    return Reconstruction(block.model.config.hidden_size, config.reconstruction_weight, generator)
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How a stage computes."""
+
+    _argument_group_name: ClassVar[str] = "Computation"
+
+    dtype: Literal["float32", "bfloat16", "pure_bfloat16"] = field(
+        default="float32",
+        metadata={
+            "help": "Dtype of the computation and of what crosses a boundary. With bfloat16 the weights, their "
+            "gradients and AdamW's state stay in float32 and each block runs under autocast, so that small updates "
+            "and sums over microbatches are not lost. pure_bfloat16 holds everything in bfloat16: half the memory, "
+            "and updates below 1/256 of a weight are rounded away."
+        },
+    )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Keep only what enters each layer, and compute the rest again in backward: less memory."},
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile each layer with torch.compile; the first steps take longer."}
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the matrix products and of the hidden states that cross a boundary."""
+        return torch.float32 if self.dtype == "float32" else torch.bfloat16
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        """Of the weights, their gradients and the optimizer's state."""
+        return torch.bfloat16 if self.dtype == "pure_bfloat16" else torch.float32
 
 
 class Stage:
-    """Trains one block by its own loss.
-
-    The parameters, their gradients and AdamW's state are float32. With `dtype` bfloat16 the block computes under
-    autocast, and hands on its hidden states in bfloat16.
+    """Trains one block by its own loss, or only runs it forward.
 
     Args:
         block: the block, with its weights.
-        objective: what it learns from.
+        objective: what it learns from; None for a block that stands as it is.
         optim: learning rates and AdamW.
         num_steps: of the whole run, for the schedule.
-        dtype: of the computation and of the hidden states that leave the stage: float32 or bfloat16.
+        config: how it computes.
         seed: of the run. Dropout is a function of (seed, stage, step, microbatch), whatever process runs it.
         device: where the stage lives.
+        replicas: the processes that hold the same stage; None if there is only this one.
     """
 
     def __init__(
         self,
         block: BlockModel,
-        objective: Objective,
+        objective: Objective | None,
         optim: OptimConfig,
         num_steps: int,
         *,
-        dtype: torch.dtype = torch.float32,
+        config: StageConfig = StageConfig(),
         seed: int = 0,
         device: torch.device | str = "cpu",
+        replicas: Replicas | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.block = block.to(self.device).train()
+        self.block = block.to(self.device, config.parameter_dtype)
         self.objective = objective
-        if isinstance(objective, torch.nn.Module):
-            objective.to(self.device)
         self.index = block.span.stage
-        self.dtype = dtype
+        self.dtype = config.compute_dtype
+        self.num_replicas = replicas.size if replicas else 1
+        self.is_sharded = replicas is not None and replicas.sharded
+        self._autocasts = config.compute_dtype != config.parameter_dtype
+        self._parameter_dtype = config.parameter_dtype
         self._seed = seed
-        parameters = [*block.parameters(), *(objective.parameters() if isinstance(objective, torch.nn.Module) else ())]
-        self.optimizer = Optimizer(parameters, optim, optim.peak_learning_rate(block.span.is_last), num_steps)
+        self._run: Callable[..., BlockOutput] = block
+        self._ddp: DistributedDataParallel | None = None
         self._losses: list[torch.Tensor] = []
         self.steps_done = 0
         self.updating = threading.Lock()
         """Held while weights change, so that another thread can save them between two steps."""
+        if config.torch_compile:
+            for layer in block.layers:
+                layer.compile()
+        if objective is None:
+            block.eval().requires_grad_(False)
+            return
+        block.train()
+        objective.to(self.device, config.parameter_dtype)
+        if config.gradient_checkpointing:
+            block.model.gradient_checkpointing_enable({"use_reentrant": False})
+        if replicas and replicas.sharded:
+            replicas.shard(block, objective)
+        elif replicas:
+            self._run = self._ddp = replicas.replicate(block, objective)
+        parameters = [*block.parameters(), *objective.parameters()]
+        self.optimizer = Optimizer(parameters, optim, optim.peak_learning_rate(block.span.is_last), num_steps)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the stage has a loss; otherwise it only runs forward."""
+        return self.objective is not None
+
+    def count(self, counts: TokenCounts) -> int:
+        """Of the tokens of a step, the number that the stage's loss counts."""
+        assert self.objective is not None
+        return self.objective.count(counts)
+
+    def accumulating(self, is_last: bool) -> contextlib.AbstractContextManager:
+        """For forward and backward of one microbatch: before the last of a step, replicas need not hear of each other.
+
+        Sharded replicas add up their gradients in each microbatch, since none has room for all of them.
+        """
+        return contextlib.nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
 
     def forward(self, batch: Microbatch, hidden_states: torch.Tensor | None) -> BlockOutput:
         """Runs the block on one microbatch.
@@ -76,12 +155,13 @@ class Stage:
             hidden_states: `[rows, tokens, hidden]` from the stage before; None on the first.
         """
         torch.manual_seed(_seed(self._seed, self.index, batch.step, batch.index))
-        with self._autocast():
+        wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True}
+        with self._autocast(), torch.set_grad_enabled(self.learns):
             if self.block.span.is_first:
-                return self.block(input_ids=batch.input_ids, logits_to_keep=batch.target_positions)
-            # Float32 again, as everything that the blocks add to; only the crossing itself is rounded.
+                return self._run(input_ids=batch.input_ids, **wanted)
+            # With weights in float32 so is everything that the blocks add to; only the crossing itself is rounded.
             assert hidden_states is not None
-            return self.block(hidden_states=hidden_states.float(), logits_to_keep=batch.target_positions)
+            return self._run(hidden_states=hidden_states.to(self._parameter_dtype), **wanted)
 
     def outgoing(self, output: BlockOutput) -> torch.Tensor:
         """What the next stage gets: the hidden states, detached, contiguous and in the compute dtype."""
@@ -93,22 +173,28 @@ class Stage:
         Args:
             output: of `forward`.
             batch: the same microbatch.
-            step_count: the number of counted tokens in the whole optimizer step.
+            step_count: the number of counted tokens in the whole optimizer step, over all replicas.
         """
+        assert self.objective is not None
         with self._autocast():
             loss = self.objective(output, batch) / max(step_count, 1)
         self._losses.append(loss.detach())
-        return loss * self.objective.weight
+        # The replicas' gradients are averaged, and are to be summed.
+        return loss * (self.objective.weight * self.num_replicas)
 
     def step(self, step: int) -> dict[str, float]:
         """Makes the optimizer step, once the losses and the gradient are known to be finite.
 
         Returns:
-            The step's mean loss (unweighted), gradient norm (before clipping) and learning rate, by name.
+            This replica's share of the step's mean loss (unweighted), the gradient norm (before clipping) and the
+            learning rate, by name; nothing of a stage that does not learn.
 
         Raises:
             NotFiniteError: before anything is changed.
         """
+        if self.objective is None:
+            self.steps_done += 1
+            return {}
         grad_norm = self.optimizer.clip()
         # The step's only wait for the device: a loss must be looked at before its gradient is applied.
         *losses, norm = torch.stack([*self._losses, grad_norm.to(self._losses[0])]).tolist()
@@ -130,7 +216,7 @@ class Stage:
         return record
 
     def _autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        return torch.autocast(self.device.type, self.dtype, enabled=self._autocasts)
 
 
 def _seed(*parts: int) -> int:

@@ -16,8 +16,38 @@ class PipelineConfig:
     num_stages: int = field(
         default=2,
         metadata={
-            "help": "Number of blocks that the model is cut into (at the midpoint for 2). Each learns from its own "
-            "loss. Start as many processes, or fewer: then a process holds several stages and runs them in turn."
+            "help": "Number of blocks that the model is cut into. Each learns from its own loss; with 1 the whole model "
+            "learns from the task, which is ordinary training."
+        },
+    )
+    split: str = field(
+        default="midpoint",
+        metadata={
+            "help": "Where the cuts lie. midpoint: blocks of equal length, as in the paper. auto: blocks of equal cost, "
+            "by a short timing of the model's parts at the start, the output head and the loss included. Or the first "
+            "layer of each block after the first, such as 12,18 for three blocks."
+        },
+    )
+    pipeline_processes: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of processes that the stages are laid over, in order, one or more stages each; a process "
+            "runs its stages in turn. The result is the same. By default one for each stage, or all there are if those "
+            "are fewer."
+        },
+    )
+    data_parallel: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of replicas of the pipeline, each with rows of its own: a step has data_parallel times as "
+            "many. By default what the number of processes leaves. Replicas of a stage have neighbouring ranks."
+        },
+    )
+    sharding: Literal["none", "full"] = field(
+        default="none",
+        metadata={
+            "help": "What the replicas of a stage share out among them. none: nothing, each has the whole stage (DDP). "
+            "full: parameters, gradients and optimizer state (FSDP2)."
         },
     )
     queue_depth: int = field(
@@ -46,44 +76,89 @@ class PipelineConfig:
         check_types(self)
         if self.num_stages < 1:
             raise LoptError(f"--num_stages {self.num_stages}: at least 1")
+        for name in ("pipeline_processes", "data_parallel"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise LoptError(f"--{name} {number}: at least 1")
+        if (cuts := self.boundaries) is not None:
+            if [0, *cuts] != sorted({0, *cuts}):
+                raise LoptError(f"--split {self.split}: layer numbers above 0 that ascend, such as 12,18")
+            if len(cuts) != self.num_stages - 1:
+                raise LoptError(f"--split {self.split} makes {len(cuts) + 1} stages, not --num_stages {self.num_stages}")
         if self.queue_depth < 1:
             raise LoptError(f"--queue_depth {self.queue_depth}: at least 1")
         if self.stream_timeout <= 0:
             raise LoptError(f"--stream_timeout {self.stream_timeout}: a number of seconds above 0")
 
+    @property
+    def boundaries(self) -> list[int] | None:
+        """The cuts that `split` names; None where it names a way to find them."""
+        if self.split in ("midpoint", "auto"):
+            return None
+        try:
+            return [int(number) for number in self.split.split(",")]
+        except ValueError:
+            raise LoptError(f"--split {self.split}: midpoint, auto, or layer numbers such as 12,18") from None
+
+    def topology(self, world_size: int) -> "Topology":
+        """Lays the stages over the processes that there are.
+
+        Raises:
+            LoptError: they do not fit.
+        """
+        stages, processes, replicas = self.num_stages, self.pipeline_processes, self.data_parallel
+        if processes is None:
+            processes = min(stages, world_size) if replicas is None else world_size // replicas
+        if replicas is None:
+            replicas = world_size // processes if processes else 0
+        if processes * replicas != world_size or not 1 <= processes <= stages:
+            given = [("pipeline_processes", self.pipeline_processes), ("data_parallel", self.data_parallel)]
+            flags = "".join(f" --{name} {number}" for name, number in given if number is not None)
+            raise LoptError(
+                f"{world_size} process{'es do' if world_size > 1 else ' does'} not fit --num_stages {stages}{flags}: "
+                f"they are to be replicas times 1 to {stages} pipeline processes; start another number (torchrun "
+                f"--nproc-per-node), or change --num_stages, --pipeline_processes or --data_parallel"
+            )
+        return Topology(stages, processes, replicas)
+
 
 @dataclass(frozen=True)
 class Topology:
-    """The stages of a pipeline, laid over its processes in order.
+    """The stages of a pipeline, laid over its processes in order, and the pipeline's replicas.
+
+    The replicas of a stage have neighbouring ranks, so that they share a machine where they can, and a boundary between
+    machines is crossed once by each replica's stream.
 
     Args:
         num_stages: blocks of the model.
-        num_processes: of the pipeline, 1 to `num_stages`.
-
-    Raises:
-        LoptError: the processes do not fit the stages.
+        num_processes: of one replica of the pipeline, 1 to `num_stages`.
+        num_replicas: of the pipeline.
     """
 
     num_stages: int
     num_processes: int
+    num_replicas: int = 1
 
-    def __post_init__(self) -> None:
-        if not 1 <= self.num_processes <= self.num_stages:
-            raise LoptError(
-                f"{self.num_processes} processes do not fit --num_stages {self.num_stages}: "
-                f"start 1 to {self.num_stages} (torchrun --nproc-per-node) or change --num_stages"
-            )
+    @property
+    def world_size(self) -> int:
+        return self.num_processes * self.num_replicas
+
+    def replica_of(self, rank: int) -> int:
+        """The replica that process `rank` belongs to."""
+        return rank % self.num_replicas
 
     def stages_of(self, rank: int) -> range:
         """The stages that process `rank` holds."""
-        first, stop = (self.num_stages * r // self.num_processes for r in (rank, rank + 1))
+        position = rank // self.num_replicas
+        first, stop = (self.num_stages * p // self.num_processes for p in (position, position + 1))
         return range(first, stop)
 
-    def name_of(self, rank: int) -> str:
-        """What process `rank` is called in messages, such as "stage 0 (rank 0)"."""
-        stages = self.stages_of(rank)
-        return f"stage{'s' if len(stages) > 1 else ''} {', '.join(map(str, stages))} (rank {rank})"
+    def rank_of(self, stage: int, replica: int = 0) -> int:
+        """The process of `replica` that holds `stage`."""
+        position = next(p for p in range(self.num_processes) if stage in self.stages_of(p * self.num_replicas))
+        return position * self.num_replicas + replica
 
-    def rank_of(self, stage: int) -> int:
-        """The process that holds `stage`."""
-        return next(rank for rank in range(self.num_processes) if stage in self.stages_of(rank))
+    def name_of(self, rank: int) -> str:
+        """Process `rank` in messages, such as `stage 0 (rank 0)` or `stages 2, 3 of replica 1 (rank 3)`."""
+        stages = self.stages_of(rank)
+        replica = f" of replica {self.replica_of(rank)}" if self.num_replicas > 1 else ""
+        return f"stage{'s' if len(stages) > 1 else ''} {', '.join(map(str, stages))}{replica} (rank {rank})"

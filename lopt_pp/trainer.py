@@ -38,30 +38,31 @@ def train(
     """
     clocks = {stage.index: StageClock(stage.device) for stage in stages}
     for step in range(num_steps):
-        batches = order.microbatches(step)
-        counts = {stage.index: sum(map(stage.objective.count, batches)) for stage in stages}
-        for host_batch in batches:
+        counts, batches = order.counts(step), order.microbatches(step)
+        for turn, host_batch in enumerate(batches, 1):
             for stage in stages:
                 clock, batch = clocks[stage.index], host_batch.to(stage.device)
                 with clock("wait_receive"):
                     hidden_states = receivers[stage.index].receive() if stage.index in receivers else None
-                with clock("forward"):
-                    output = stage.forward(batch, hidden_states)
-                if stage.index in senders:
-                    with clock("wait_send"):
-                        senders[stage.index].send(stage.outgoing(output))
-                with clock("forward"):
-                    loss = stage.loss(output, batch, counts[stage.index])
-                with clock("backward"):
-                    loss.backward()
-                del output, loss, hidden_states
+                with stage.accumulating(is_last=turn == len(batches)):
+                    with clock("forward"):
+                        output = stage.forward(batch, hidden_states)
+                    if stage.index in senders:
+                        with clock("wait_send"):
+                            senders[stage.index].send(stage.outgoing(output))
+                    if stage.learns:
+                        with clock("forward"):
+                            loss = stage.loss(output, batch, stage.count(counts))
+                        with clock("backward"):
+                            loss.backward()
+                        del loss
+                del output, hidden_states
         for stage in stages:
             with clocks[stage.index]("optimizer"):
                 record = stage.step(step)
             tokens = sum(batch.num_tokens for batch in batches)
             record |= clocks[stage.index].read()
             record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step), "num_tokens": tokens}
-            record["tokens_per_second"] = tokens / record["step_seconds"]
             record["peak_memory_bytes"] = peak_memory(stage.device)
             report(record)
     for sender in senders.values():

@@ -151,7 +151,13 @@ def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[Anatomy, to
         nonlocal place
         place = "after"
 
+    features: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: tuple, output: Sequence[torch.Tensor]) -> None:
+        features.append(output[0])
+
     with contextlib.ExitStack() as hooks:
+        hooks.callback(model.get_submodule(layers.rpartition(".")[0]).register_forward_hook(keep).remove)
         stack = list(model.get_submodule(layers).children())
         hooks.callback(stack[0].register_forward_pre_hook(enter).remove)
         hooks.callback(stack[-1].register_forward_hook(leave).remove)
@@ -174,8 +180,9 @@ def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[Anatomy, to
     outputs = tuple(name for name in around if places[name] == {"after"})
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    features = model.get_submodule(layers.rpartition(".")[0])(input_ids=input_ids, use_cache=False)[0]
-    plain_head = type(head) is nn.Linear and torch.equal(head(features), logits)
+    plain_head = (
+        type(head) is nn.Linear and features[0].shape[-1] == head.in_features and torch.equal(head(features[0]), logits)
+    )
     return Anatomy(layers, inputs, outputs, names[id(embedding.weight)], names[id(head.weight)], plain_head), logits
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -198,14 +199,25 @@ def shard_name(span: Span) -> str:
     return f"model-{span.stage + 1:05d}-of-{span.num_stages:05d}.safetensors"
 
 
-def write_shard(block: BlockModel, directory: Path) -> dict[str, int]:
+def write_shard(block: BlockModel, directory: Path | None) -> dict[str, int]:
     """Writes the block's tensors, named and laid out as in the whole model's checkpoint, as its shard.
 
+    Args:
+        block: of which replicas may hold a share each (FSDP2); then all of them must call this.
+        directory: where to write; None on the replicas that only give their shares.
+
     Returns:
-        The size in bytes of each tensor, by name.
+        The size in bytes of each tensor, by name; nothing where nothing is written.
     """
-    state = revert_weight_conversion(block.model, block.model.state_dict())
-    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
+    whole = {}
+    for name, tensor in block.model.state_dict().items():
+        gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if directory is not None:
+            whole[name] = gathered.detach().cpu()
+    if directory is None:
+        return {}
+    state = revert_weight_conversion(block.model, whole)
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(tensors, directory / shard_name(block.span), metadata={"format": "pt"})
     return {name: tensor.nbytes for name, tensor in tensors.items()}
 
