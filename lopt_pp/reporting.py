@@ -19,6 +19,9 @@ from lopt_pp.metrics import COMPUTE_PHASES
 
 logger = logging.getLogger(__name__)
 
+_BAR = "|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+"""What a terminal of 80 columns has room for."""
+
 
 def post(store: Store, record: dict[str, Any]) -> None:
     """Puts a stage's record of a step where rank 0 finds it."""
@@ -54,19 +57,18 @@ class Collector:
         # disable=None: no bar where standard error is no terminal.
         with (
             self._path.open("w", encoding="utf-8") as file,
-            tqdm(total=self._num_steps, disable=None, unit="step") as bar,
+            tqdm(total=self._num_steps, disable=None, bar_format=_BAR) as bar,
         ):
             for step in range(1, self._num_steps + 1):
                 records = [self._take(f"record/{stage}/{step}") for stage in range(len(self._loss_names))]
                 file.writelines(json.dumps(record) + "\n" for record in records)
                 file.flush()
                 self.records.append(records)
-                status = self._status(records)
-                bar.set_postfix_str(status, refresh=False)
+                bar.set_postfix_str(self._short_status(records), refresh=False)
                 bar.update()
                 if step % self._logging_steps == 0 or step == self._num_steps:
                     with tqdm.external_write_mode():
-                        logger.info("step %d/%d: %s", step, self._num_steps, status)
+                        logger.info("step %d/%d: %s", step, self._num_steps, self._status(records))
 
     def _take(self, key: str) -> dict[str, Any]:
         record = json.loads(self._store.get(key))
@@ -78,8 +80,17 @@ class Collector:
             f"stage {stage} {name} {record[name]:.4g}"
             for stage, (name, record) in enumerate(zip(self._loss_names, records, strict=True))
         ]
+        return ", ".join([*losses, self._speed()])
+
+    def _short_status(self, records: Sequence[dict[str, Any]]) -> str:
+        """The task loss, the reconstruction losses of the stages before it, and the speed."""
+        *earlier, loss = (record[name] for name, record in zip(self._loss_names, records, strict=True))
+        local = [f"reconstruction {'/'.join(f'{value:.3g}' for value in earlier)}"] if earlier else []
+        return ", ".join([f"loss {loss:.4g}", *local, self._speed()])
+
+    def _speed(self) -> str:
         seen = sum(records[-1]["num_tokens"] for records in self.records)
-        return ", ".join([*losses, f"{seen / (time.perf_counter() - self._begun):.0f} tokens/s"])
+        return f"{seen / (time.perf_counter() - self._begun):.0f} tokens/s"
 
     def join(self) -> None:
         """Waits for the last record of the last stage."""

@@ -1,0 +1,82 @@
+"""The stream by itself: between two processes, and within one."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import ranks
+from stream_worker import DISAGREEMENTS
+
+from lopt_pp.stream import END, Header, LocalStream
+
+
+def play(case: str, folder: Path) -> tuple[Any, Any]:
+    """Plays a case of the worker in two processes; what each of them found (None where it ended early)."""
+    with ranks(folder, [case, folder], [case, folder], module="stream_worker") as started:
+        for rank in started:
+            assert rank.status(60) == 0, "".join(rank.text for rank in started)
+    files = [folder / f"{case}-{rank}.json" for rank in (0, 1)]
+    first, second = (json.loads(file.read_text()) if file.exists() else None for file in files)
+    return first, second
+
+
+def test_messages_arrive_in_order_and_bit_for_bit(tmp_path: Path) -> None:
+    """Of different shapes and dtypes, whatever the queue's depth; and both ends close."""
+    assert play("sent_and_received", tmp_path) == ([], [])
+
+
+def test_the_sender_runs_ahead_as_far_as_the_queue_is_deep(tmp_path: Path) -> None:
+    """A queue's depth at its own end, and, once the receiver has begun, another one at the receiver's."""
+    counts, _ = play("run_ahead", tmp_path)
+    assert counts == [[1, 0, 1], [1, 2, 3], [3, 0, 3], [3, 2, 7]]
+
+
+def test_what_the_ends_disagree_about_is_an_error(tmp_path: Path) -> None:
+    _, said = play("disagreement", tmp_path)
+    assert said.keys() == DISAGREEMENTS.keys()
+    sides = {
+        "step": ("step 6, microbatch 1, [2, 5, 6] float32", "step 2, microbatch 1, [2, 5, 6] float32"),
+        "microbatch": ("step 1, microbatch 4, [2, 4, 6] float32", "step 1, microbatch 2, [2, 4, 6] float32"),
+        "rows": ("step 2, microbatch 2, [9, 6, 6] float32", "step 2, microbatch 2, [2, 6, 6] float32"),
+        "tokens": ("step 1, microbatch 1, [2, 99, 6] float32", "step 1, microbatch 1, [2, 3, 6] float32"),
+        "hidden": ("step 1, microbatch 1, [2, 3, 8] float32", "step 1, microbatch 1, [2, 3, 6] float32"),
+        "dtype": ("step 2, microbatch 2, [2, 6, 6] bfloat16", "step 2, microbatch 2, [2, 6, 6] float32"),
+        "fewer": ("the end of the run", "step 2, microbatch 2, [2, 6, 6] float32"),
+        "more": ("step 10, microbatch 1, [1, 1, 6] float32", "the end of the run"),
+    }
+    for kind, (sent, expected) in sides.items():
+        start = f"stages 0 and 1 disagree: stage 0 (rank 0) sends {sent}, stage 1 (rank 1) expects {expected}; "
+        assert said[kind].startswith(start), kind
+
+
+def test_a_tensor_that_was_not_announced_is_not_sent(tmp_path: Path) -> None:
+    said, _ = play("wrong_tensor", tmp_path)
+    assert len(said) == 3
+    for text in said:
+        assert text.startswith("stage 0 was to send step 1, microbatch 1, [2, 3, 6] float32 but has ")
+
+
+def test_a_sender_that_has_died_is_named(tmp_path: Path) -> None:
+    _, said = play("peer_gone", tmp_path)
+    assert said.startswith("stage 0 (rank 0) has died or left: receiving")
+
+
+def test_a_header_survives_the_wire() -> None:
+    header = Header(step=3, microbatch=1, rows=2, tokens=5, hidden=7, dtype=1)
+    assert Header.unpack(header.pack()) == header
+    assert Header.unpack(END.pack()) == END
+    assert END not in [Header(step, microbatch, 0, 0, 0) for step in range(3) for microbatch in range(3)]
+
+
+def test_the_stream_within_a_process() -> None:
+    stream = LocalStream()
+    first, second = torch.ones(1), torch.zeros(2)
+    stream.send(first)
+    stream.send(second)
+    with pytest.raises(AssertionError, match="no stage received"):
+        stream.close()
+    assert stream.receive() is first
+    assert stream.receive() is second
+    stream.close()
