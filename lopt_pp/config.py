@@ -19,7 +19,8 @@ from lopt_pp.flags import check_types
 from lopt_pp.model import ModelConfig
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig
-from lopt_pp.topology import PipelineConfig
+from lopt_pp.stage import StageConfig
+from lopt_pp.topology import PipelineConfig, Topology
 
 _DESCRIPTION = """\
 Post-trains a causal language model by local learning (LoPT), as a pipeline of stages: each process holds a block of the
@@ -80,7 +81,16 @@ class Config:
     pipeline: PipelineConfig
     objective: ObjectiveConfig
     optim: OptimConfig
+    stage: StageConfig
     run: RunConfig
+
+    def topology(self, world_size: int) -> Topology:
+        """Lays the run over the processes that there are.
+
+        Raises:
+            LoptError: they do not fit.
+        """
+        return self.pipeline.topology(world_size, end_to_end=self.objective.method == "e2e")
 
     def flags(self) -> dict[str, Any]:
         """Every flag with its value, as plain data for files."""

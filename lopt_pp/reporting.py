@@ -8,6 +8,7 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,33 +24,45 @@ _BAR = "|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 """What a terminal of 80 columns has room for."""
 
 
-def post(store: Store, record: dict[str, Any]) -> None:
+def post(store: Store, replica: int, record: dict[str, Any]) -> None:
     """Puts a stage's record of a step where rank 0 finds it."""
-    store.set(f"record/{record['stage']}/{record['step']}", json.dumps(record))
+    store.set(f"record/{record['stage']}/{record['step']}/{replica}", json.dumps(record))
 
 
 class Collector:
     """Takes the records of all stages, in a thread of rank 0.
 
-    Writes every record to `metrics.jsonl`, moves the progress bar (on a terminal), logs every `logging_steps` steps.
+    Writes one record per step and stage to `metrics.jsonl`, moves the progress bar (on a terminal), logs every
+    `logging_steps` steps.
 
     Args:
         store: a connection to the run's store for this thread alone, with a long timeout.
         path: of `metrics.jsonl`.
-        loss_names: of each stage, in order.
+        loss_names: of each stage, in order; None for one without a loss.
         num_steps: of the run.
         logging_steps: steps between log lines.
+        num_replicas: that report each stage.
     """
 
-    def __init__(self, store: Store, path: Path, loss_names: Sequence[str], num_steps: int, logging_steps: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        path: Path,
+        loss_names: Sequence[str | None],
+        num_steps: int,
+        logging_steps: int,
+        num_replicas: int = 1,
+    ) -> None:
         self._store = store
         self._path = path
         self._loss_names = loss_names
         self._num_steps = num_steps
         self._logging_steps = logging_steps
+        self._num_replicas = num_replicas
         self._begun = time.perf_counter()
-        self.records: list[list[dict[str, Any]]] = []
-        """By step, the records of all stages."""
+        self._seconds: list[Counter[str]] = [Counter() for _ in loss_names]
+        """By stage, the seconds of the whole run in each of the record's `*_seconds`."""
+        self._num_tokens = 0
         self._thread = threading.Thread(target=self._collect, daemon=True)
         self._thread.start()
 
@@ -60,37 +73,42 @@ class Collector:
             tqdm(total=self._num_steps, disable=None, bar_format=_BAR) as bar,
         ):
             for step in range(1, self._num_steps + 1):
-                records = [self._take(f"record/{stage}/{step}") for stage in range(len(self._loss_names))]
+                records = [self._take(stage, step) for stage in range(len(self._loss_names))]
                 file.writelines(json.dumps(record) + "\n" for record in records)
                 file.flush()
-                self.records.append(records)
+                for seconds, record in zip(self._seconds, records, strict=True):
+                    seconds.update({name: value for name, value in record.items() if name.endswith("_seconds")})
+                self._num_tokens += records[-1]["num_tokens"]
                 bar.set_postfix_str(self._short_status(records), refresh=False)
                 bar.update()
                 if step % self._logging_steps == 0 or step == self._num_steps:
                     with tqdm.external_write_mode():
                         logger.info("step %d/%d: %s", step, self._num_steps, self._status(records))
 
-    def _take(self, key: str) -> dict[str, Any]:
-        record = json.loads(self._store.get(key))
-        self._store.delete_key(key)
-        return record
+    def _take(self, stage: int, step: int) -> dict[str, Any]:
+        records = []
+        for replica in range(self._num_replicas):
+            key = f"record/{stage}/{step}/{replica}"
+            records.append(json.loads(self._store.get(key)))
+            self._store.delete_key(key)
+        return join_replicas(records)
 
     def _status(self, records: Sequence[dict[str, Any]]) -> str:
         losses = [
             f"stage {stage} {name} {record[name]:.4g}"
             for stage, (name, record) in enumerate(zip(self._loss_names, records, strict=True))
+            if name is not None
         ]
         return ", ".join([*losses, self._speed()])
 
     def _short_status(self, records: Sequence[dict[str, Any]]) -> str:
         """The task loss, the reconstruction losses of the stages before it, and the speed."""
-        *earlier, loss = (record[name] for name, record in zip(self._loss_names, records, strict=True))
+        *earlier, loss = (record[name] for name, record in zip(self._loss_names, records, strict=True) if name)
         local = [f"reconstruction {'/'.join(f'{value:.3g}' for value in earlier)}"] if earlier else []
         return ", ".join([f"loss {loss:.4g}", *local, self._speed()])
 
     def _speed(self) -> str:
-        seen = sum(records[-1]["num_tokens"] for records in self.records)
-        return f"{seen / (time.perf_counter() - self._begun):.0f} tokens/s"
+        return f"{self._num_tokens / self.seconds:.0f} tokens/s"
 
     def join(self) -> None:
         """Waits for the last record of the last stage."""
@@ -98,18 +116,34 @@ class Collector:
 
     def summary(self) -> list[dict[str, float]]:
         """By stage: the share of the run's wall time (from the first step) spent computing, receiving and sending."""
-        shares = []
-        for stage in range(len(self._loss_names)):
-            records = [records[stage] for records in self.records]
-            wall = sum(record["step_seconds"] for record in records)
-            compute = sum(record[f"{phase}_seconds"] for record in records for phase in COMPUTE_PHASES)
-            waits = {w: sum(record[f"wait_{w}_seconds"] for record in records) / wall for w in ("receive", "send")}
-            shares.append(
-                {"computing": compute / wall, "waiting to receive": waits["receive"], "waiting to send": waits["send"]}
-            )
-        return shares
+        return [
+            {
+                "computing": sum(seconds[f"{phase}_seconds"] for phase in COMPUTE_PHASES) / seconds["step_seconds"],
+                "waiting to receive": seconds["wait_receive_seconds"] / seconds["step_seconds"],
+                "waiting to send": seconds["wait_send_seconds"] / seconds["step_seconds"],
+            }
+            for seconds in self._seconds
+        ]
 
     @property
     def seconds(self) -> float:
         """Since the collector began."""
         return time.perf_counter() - self._begun
+
+
+def join_replicas(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One record of a stage's step from those of its replicas.
+
+    Losses are shares of one mean, and tokens are each replica's own: they add up. Seconds are their mean, memory is the
+    most; the rest is the same for all.
+    """
+    joined = dict(records[0])
+    for name in joined:
+        values = [record[name] for record in records]
+        if name.endswith("loss") or name == "num_tokens":
+            joined[name] = sum(values)
+        elif name.endswith("_seconds"):
+            joined[name] = sum(values) / len(values)
+        elif name == "peak_memory_bytes":
+            joined[name] = max(values)
+    return joined | {"tokens_per_second": joined["num_tokens"] / joined["step_seconds"]}

@@ -25,7 +25,7 @@ class NotFiniteError(LoptError):
 
 
 def local_objective(block: BlockModel, config: ObjectiveConfig, seed: int) -> Objective | None:
-    """The objective of the block: the task on the last one, reconstruction elsewhere; None where it only runs forward."""
+    """What the block learns from: the task if it is the last; None where it only runs forward."""
     if block.span.is_last:
         return NextToken()
     if config.method == "frozen":

@@ -16,16 +16,16 @@ class PipelineConfig:
     num_stages: int = field(
         default=2,
         metadata={
-            "help": "Number of blocks that the model is cut into. Each learns from its own loss; with 1 the whole model "
-            "learns from the task, which is ordinary training."
+            "help": "Number of blocks that the model is cut into. Each learns from its own loss; with 1 the whole "
+            "model learns from the task, which is ordinary training."
         },
     )
     split: str = field(
         default="midpoint",
         metadata={
-            "help": "Where the cuts lie. midpoint: blocks of equal length, as in the paper. auto: blocks of equal cost, "
-            "by a short timing of the model's parts at the start, the output head and the loss included. Or the first "
-            "layer of each block after the first, such as 12,18 for three blocks."
+            "help": "Where the cuts lie. midpoint: blocks of equal length, as in the paper. auto: blocks of equal "
+            "cost, by a short timing of the model's parts at the start, the output head and the loss included. Or the "
+            "first layer of each block after the first, such as 12,18 for three blocks."
         },
     )
     pipeline_processes: int | None = field(
@@ -83,7 +83,7 @@ class PipelineConfig:
             if [0, *cuts] != sorted({0, *cuts}):
                 raise LoptError(f"--split {self.split}: layer numbers above 0 that ascend, such as 12,18")
             if len(cuts) != self.num_stages - 1:
-                raise LoptError(f"--split {self.split} makes {len(cuts) + 1} stages, not --num_stages {self.num_stages}")
+                raise LoptError(f"--split {self.split} makes {len(cuts) + 1} stages; --num_stages is {self.num_stages}")
         if self.queue_depth < 1:
             raise LoptError(f"--queue_depth {self.queue_depth}: at least 1")
         if self.stream_timeout <= 0:
@@ -99,8 +99,12 @@ class PipelineConfig:
         except ValueError:
             raise LoptError(f"--split {self.split}: midpoint, auto, or layer numbers such as 12,18") from None
 
-    def topology(self, world_size: int) -> "Topology":
+    def topology(self, world_size: int, end_to_end: bool = False) -> "Topology":
         """Lays the stages over the processes that there are.
+
+        Args:
+            world_size: number of processes.
+            end_to_end: whether the stages need no loss of their own, so that each process holds just one.
 
         Raises:
             LoptError: they do not fit.
@@ -118,7 +122,7 @@ class PipelineConfig:
                 f"they are to be replicas times 1 to {stages} pipeline processes; start another number (torchrun "
                 f"--nproc-per-node), or change --num_stages, --pipeline_processes or --data_parallel"
             )
-        return Topology(stages, processes, replicas)
+        return Topology(processes if end_to_end else stages, processes, replicas)
 
 
 @dataclass(frozen=True)

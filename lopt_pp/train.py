@@ -17,16 +17,17 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 from lopt_pp.card import model_card
 from lopt_pp.config import Config, parse_config
 from lopt_pp.data import DataOrder, TokenizedRows, load_rows
-from lopt_pp.distributed import Failure, World, boundaries, connect, rank_and_size
+from lopt_pp.distributed import Failure, World, boundaries, connect, mesh_of_processes, rank_and_size
 from lopt_pp.errors import LoptError
 from lopt_pp.guard import Guard, complain
 from lopt_pp.model import load_model_config, load_tokenizer
+from lopt_pp.objectives import NextToken, Reconstruction
+from lopt_pp.replicas import Replicas
 from lopt_pp.reporting import Collector, post
 from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
-from lopt_pp.split import split_evenly
+from lopt_pp.split import Span, split_at, split_evenly
 from lopt_pp.stage import NotFiniteError, Stage, local_objective
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
-from lopt_pp.topology import Topology
 from lopt_pp.trainer import stream_headers, train
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
@@ -49,19 +50,20 @@ class Run:
         self.config, self.world = config, world
         self.output_dir = Path(config.run.output_dir)
         check_output_dir(self.output_dir, config.run.overwrite_output_dir)
-        self.topology = Topology(config.pipeline.num_stages, world.size)
+        self.topology = config.topology(world.size)
+        self.replica = self.topology.replica_of(world.rank)
         self.own_stages = self.topology.stages_of(world.rank)
         self.name = self.topology.name_of(world.rank)
         _set_up_logging(self.name, config.run.logging_steps, world.rank)
 
         self.model_config = load_model_config(config.model)
         model_class = model_class_of(self.model_config, config.model.trust_remote_code)
-        spans = split_evenly(self.model_config.num_hidden_layers, config.pipeline.num_stages)
+        spans = self._spans()
         checkpoint = Checkpoint(config.model.model_name_or_path, config.model.model_revision)
         anatomy = check_split(model_class, self.model_config, spans)
         self.tokenizer = load_tokenizer(config.model)
         self.rows = load_rows(config.data, self.tokenizer)
-        self.order = _data_order(config, self.rows, self.tokenizer)
+        self.order = _data_order(config, self.rows, self.tokenizer, self.replica, self.topology.num_replicas)
         self.num_steps = _num_steps(config, self.order)
         world.agree(self._facts())
 
@@ -69,21 +71,32 @@ class Run:
             remove_unfinished(self.output_dir)
             logger.info("%s", self.rows.summary())
             logger.info("%s, cut into %s; %d steps", model_class.__name__, "; ".join(map(str, spans)), self.num_steps)
+        replicas = None
+        if self.topology.num_replicas > 1:
+            mesh = mesh_of_processes(world, self.topology)["replica"]
+            replicas = Replicas(mesh, sharded=config.pipeline.sharding == "full")
         self.stages = []
         for index in self.own_stages:
             block = load_block(checkpoint, model_class, self.model_config, anatomy, spans[index])
-            objective = local_objective(block, config.objective.reconstruction_weight, config.run.seed)
             self.stages.append(
                 Stage(
                     block,
-                    objective,
+                    local_objective(block, config.objective, config.run.seed),
                     config.optim,
                     self.num_steps,
-                    dtype=config.model.torch_dtype,
+                    config=config.stage,
                     seed=config.run.seed,
                     device=world.device,
+                    replicas=replicas,
                 )
             )
+
+    def _spans(self) -> tuple[Span, ...]:
+        """Where the model is cut."""
+        depth, pipeline = self.model_config.num_hidden_layers, self.config.pipeline
+        if pipeline.boundaries is not None:
+            return split_at(pipeline.boundaries, depth)
+        return split_evenly(depth, self.topology.num_stages)
 
     def _facts(self) -> dict[str, object]:
         """What all processes must have in common for the result to mean anything."""
@@ -120,7 +133,7 @@ class Run:
             elif stage.index + 1 in self.own_stages:
                 senders[stage.index] = receivers[stage.index + 1] = LocalStream()
         try:
-            report = functools.partial(post, self.world.store)
+            report = functools.partial(post, self.world.store, self.replica)
             train(self.stages, receivers, senders, self.order, self.num_steps, report)
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}. The weights from before that step are kept in {self._last_good}") from error
@@ -130,10 +143,15 @@ class Run:
             _say_how_it_went(collector, self.output_dir)
 
     def _collector(self) -> Collector:
-        names = ["reconstruction_loss"] * (self.topology.num_stages - 1) + ["loss"]
-        logging_steps = self.config.run.logging_steps
-        path = self.output_dir / "metrics.jsonl"
-        return Collector(self.world.connection(timedelta(days=3650)), path, names, self.num_steps, logging_steps)
+        earlier = Reconstruction.name if self.config.objective.method == "lopt" else None
+        return Collector(
+            self.world.connection(timedelta(days=3650)),
+            self.output_dir / "metrics.jsonl",
+            [earlier] * (self.topology.num_stages - 1) + [NextToken.name],
+            self.num_steps,
+            self.config.run.logging_steps,
+            self.topology.num_replicas,
+        )
 
     @property
     def _last_good(self) -> Path:
@@ -153,13 +171,13 @@ class Run:
 
     def _save(self, path: Path, store: Store) -> None:
         for stage in self.stages:
-            save_stage(stage, path, store)
+            save_stage(stage, path, store, is_writer=self.replica == 0)
         if self.world.rank != 0:
-            keep_shards(self.stages, path, store)
+            keep_shards(self.stages if self.replica == 0 else [], path, store)
             return
         config = self.model_config
         config.tie_word_embeddings = False
-        config.dtype = torch.float32
+        config.dtype = self.config.stage.parameter_dtype
         finish_model(
             path,
             store,
@@ -171,7 +189,9 @@ class Run:
         )
 
 
-def _data_order(config: Config, rows: TokenizedRows, tokenizer: PreTrainedTokenizerBase) -> DataOrder:
+def _data_order(
+    config: Config, rows: TokenizedRows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
+) -> DataOrder:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return DataOrder(
         rows,
@@ -180,6 +200,8 @@ def _data_order(config: Config, rows: TokenizedRows, tokenizer: PreTrainedTokeni
         shuffle=config.data.shuffle_dataset,
         seed=config.run.seed,
         pad_token_id=pad if pad is not None else 0,
+        replica=replica,
+        num_replicas=num_replicas,
     )
 
 
@@ -216,14 +238,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a training from the command line; returns the exit status: 0 done, 1 failed, 2 unusable flags."""
     try:
         config = parse_config(sys.argv[1:] if arguments is None else arguments)
-        topology = Topology(config.pipeline.num_stages, rank_and_size()[1])
+        topology = config.topology(rank_and_size()[1])
         with connect(config.pipeline) as world, Guard(world, topology) as guard:
             try:
                 run = Run(config, world)
                 guard.abandon = run.abandon
                 run.train()
             except LoptError as error:
-                guard.fail(str(error), keep=isinstance(error, NotFiniteError))
+                # Replicas that hold a share each would have to stop at the same step to write what they have.
+                keep = isinstance(error, NotFiniteError) and not any(stage.is_sharded for stage in run.stages)
+                guard.fail(str(error), keep)
                 return 1
     except LoptError as error:  # All processes have the same flags, and the same to say of them.
         if os.environ.get("LOCAL_RANK", "0") == "0":

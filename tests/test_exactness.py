@@ -13,7 +13,7 @@ from tiny import write_model, write_rows
 from transformers import AutoConfig, AutoTokenizer
 
 from lopt_pp.data import DataConfig, DataOrder, load_rows
-from lopt_pp.objectives import Reconstruction
+from lopt_pp.objectives import ObjectiveConfig, Reconstruction
 from lopt_pp.split import split_evenly
 from lopt_pp.stage import local_objective
 from lopt_pp.verify import check_split, model_class_of
@@ -137,7 +137,7 @@ def test_the_method_in_plain_pytorch_gives_the_same_weights(tmp_path: Path, accu
     spans = split_evenly(config.num_hidden_layers, 2)
     anatomy = check_split(model_class_of(config), config, spans)
     block = load_block(Checkpoint(str(model)), model_class_of(config), config, anatomy, spans[0])
-    head = local_objective(block, 10.0, seed)
+    head = local_objective(block, ObjectiveConfig(), seed)
     assert isinstance(head, Reconstruction)
     expected = reference.train(
         str(model),

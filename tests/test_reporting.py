@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from lopt_pp.metrics import PHASES
-from lopt_pp.reporting import Collector, post
+from lopt_pp.reporting import Collector, join_replicas, post
 
 LOSS_NAMES = ["reconstruction_loss", "loss"]
 
@@ -44,31 +44,30 @@ def collect(store: dist.Store, path: Path, num_steps: int, logging_steps: int = 
     collector = Collector(store.clone(), path, LOSS_NAMES, num_steps, logging_steps)
     for stage in range(2):
         for step in range(1, num_steps + 1):
-            post(store, record_of(stage, step))
+            post(store, 0, record_of(stage, step))
     collector.join()
     return collector
 
 
 def test_metrics_come_by_step_and_stage(store: dist.Store, tmp_path: Path) -> None:
-    collector = collect(store, tmp_path / "metrics.jsonl", 3)
+    collect(store, tmp_path / "metrics.jsonl", 3)
     expected = [record_of(stage, step) for step in (1, 2, 3) for stage in (0, 1)]
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == expected
-    assert [record for records in collector.records for record in records] == expected
 
 
 def test_a_step_is_written_as_soon_as_all_stages_have_reported_it(tmp_path: Path) -> None:
     """The next step's records come late; what is there must not wait for them, nor for the end."""
     store = dist.HashStore()
     path = tmp_path / "metrics.jsonl"
-    asked = FirstAsked(store, "record/0/2")
+    asked = FirstAsked(store, "record/0/2/0")
     collector = Collector(asked, path, LOSS_NAMES, 2, 1)
-    post(store, record_of(0, 1))
-    post(store, record_of(1, 1))
+    post(store, 0, record_of(0, 1))
+    post(store, 0, record_of(1, 1))
     store.wait([asked.mark], timedelta(seconds=30))
     assert [json.loads(line) for line in path.read_text().splitlines()] == [record_of(0, 1), record_of(1, 1)]
-    post(store, record_of(0, 2))
-    post(store, record_of(1, 2))
+    post(store, 0, record_of(0, 2))
+    post(store, 0, record_of(1, 2))
     collector.join()
     assert len(path.read_text().splitlines()) == 4
 
@@ -125,3 +124,20 @@ def test_summary_gives_shares_of_the_wall_time(tmp_path: Path) -> None:
     first, second = collect(dist.HashStore(), tmp_path / "metrics.jsonl", 3).summary()
     assert first == pytest.approx({"computing": 0.6, "waiting to receive": 0.0, "waiting to send": 0.1})
     assert second == pytest.approx({"computing": 0.3, "waiting to receive": 0.5, "waiting to send": 0.0})
+
+
+def test_records_of_replicas_are_joined() -> None:
+    """Losses and tokens add up, seconds are the mean, memory is the most."""
+    first, second = (
+        {"stage": 1, "step": 3, "loss": loss, "num_tokens": tokens, "step_seconds": seconds, "peak_memory_bytes": peak}
+        for loss, tokens, seconds, peak in [(0.5, 30, 2.0, 7), (0.25, 10, 6.0, 5)]
+    )
+    assert join_replicas([first, second]) == {
+        "stage": 1,
+        "step": 3,
+        "loss": 0.75,
+        "num_tokens": 40,
+        "step_seconds": 4.0,
+        "peak_memory_bytes": 7,
+        "tokens_per_second": 10.0,
+    }

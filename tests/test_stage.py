@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoConfig
 
 from lopt_pp.data import DataOrder, Microbatch, TokenizedRows
-from lopt_pp.objectives import NextToken, Reconstruction
+from lopt_pp.objectives import NextToken, ObjectiveConfig, Reconstruction
 from lopt_pp.optim import OptimConfig
 from lopt_pp.split import BlockModel, Span, split_evenly
-from lopt_pp.stage import NotFiniteError, Stage, local_objective
+from lopt_pp.stage import NotFiniteError, Stage, StageConfig, local_objective
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
 
@@ -45,10 +45,11 @@ def make_block(model: Path, span: Span) -> BlockModel:
     return load_block(Checkpoint(str(model)), model_class, config, anatomy, span)
 
 
-def make_stage(model: Path, span: Span, dtype: torch.dtype = torch.float32, seed: int = 0, **optim: float) -> Stage:
+def make_stage(model: Path, span: Span, dtype: str = "float32", seed: int = 0, **optim: float) -> Stage:
     block = make_block(model, span)
-    objective = local_objective(block, 10.0, seed)
-    return Stage(block, objective, OptimConfig(learning_rate=1e-2, **optim), 10, dtype=dtype, seed=seed)  # type: ignore[arg-type]
+    objective = local_objective(block, ObjectiveConfig(), seed)
+    config = StageConfig(dtype=dtype)  # type: ignore[arg-type]
+    return Stage(block, objective, OptimConfig(learning_rate=1e-2, **optim), 10, config=config, seed=seed)  # type: ignore[arg-type]
 
 
 def microbatches(rows: Sequence[tuple[int, int]] = UNEVEN, batch_size: int = 2, step: int = 0) -> list[Microbatch]:
@@ -117,14 +118,14 @@ def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 def test_the_last_block_learns_the_task_and_the_others_reconstruct(llama: Path) -> None:
     for span in split_evenly(4, 3):
-        objective = local_objective(make_block(llama, span), 7.0, seed=0)
+        objective = local_objective(make_block(llama, span), ObjectiveConfig(reconstruction_weight=7.0), seed=0)
         assert isinstance(objective, NextToken if span.is_last else Reconstruction)
         assert objective.weight == (1.0 if span.is_last else 7.0)
 
 
 def test_heads_are_drawn_by_seed_and_stage(llama: Path) -> None:
     def head(seed: int, stage: int) -> torch.Tensor:
-        objective = local_objective(make_block(llama, split_evenly(4, 3)[stage]), 10.0, seed)
+        objective = local_objective(make_block(llama, split_evenly(4, 3)[stage]), ObjectiveConfig(), seed)
         assert isinstance(objective, Reconstruction)
         return nn.utils.parameters_to_vector(objective.parameters())
 
@@ -300,7 +301,7 @@ def test_dropout_is_a_function_of_seed_stage_step_and_microbatch(gpt2: Path) -> 
 
 @pytest.mark.parametrize("span", [FIRST, LAST], ids=["first", "last"])
 def test_bfloat16_keeps_weights_gradients_and_optimizer_in_float32(llama: Path, span: Span) -> None:
-    stage = make_stage(llama, span, torch.bfloat16)
+    stage = make_stage(llama, span, "bfloat16")
     exact = make_stage(llama, span)
 
     def rounded(stage: Stage, batch: Microbatch) -> torch.Tensor | None:
@@ -321,7 +322,7 @@ def test_bfloat16_keeps_weights_gradients_and_optimizer_in_float32(llama: Path, 
 
 def test_bfloat16_hidden_states_are_rounded_only_where_they_cross(llama: Path) -> None:
     [batch] = microbatches(batch_size=4)
-    first, last = (make_stage(llama, span, torch.bfloat16) for span in (FIRST, LAST))
+    first, last = (make_stage(llama, span, "bfloat16") for span in (FIRST, LAST))
     output = first.forward(batch, None)
     outgoing = first.outgoing(output)
     assert output.hidden_states.dtype == output.inputs.dtype == torch.float32

@@ -23,12 +23,79 @@ def test_two_stages_on_one_process_and_on_two() -> None:
     assert [list(Topology(2, 2).stages_of(rank)) for rank in range(2)] == [[0], [1]]
 
 
-@pytest.mark.parametrize("num_processes", [0, 3, 8])
-def test_processes_that_do_not_fit(num_processes: int) -> None:
-    with pytest.raises(
-        LoptError, match=rf"^{num_processes} processes do not fit --num_stages 2: start 1 to 2 \(torchrun --nproc"
-    ):
-        Topology(2, num_processes)
+@pytest.mark.parametrize(
+    ("flags", "world_size", "expected"),
+    [
+        ({}, 1, (2, 1, 1)),
+        ({}, 2, (2, 2, 1)),
+        ({}, 8, (2, 2, 4)),
+        ({"num_stages": 1}, 4, (1, 1, 4)),
+        ({"num_stages": 4}, 2, (4, 2, 1)),
+        ({"num_stages": 4, "data_parallel": 2}, 4, (4, 2, 2)),
+        ({"num_stages": 4, "pipeline_processes": 1}, 3, (4, 1, 3)),
+        ({"num_stages": 4, "pipeline_processes": 2, "data_parallel": 2}, 4, (4, 2, 2)),
+    ],
+)
+def test_layout_by_flags(flags: dict[str, int], world_size: int, expected: tuple[int, int, int]) -> None:
+    assert PipelineConfig(**flags).topology(world_size) == Topology(*expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("flags", "world_size"),
+    [
+        ({}, 3),
+        ({"num_stages": 4}, 6),
+        ({"data_parallel": 2}, 3),
+        ({"data_parallel": 2}, 1),
+        ({"data_parallel": 1}, 4),
+        ({"pipeline_processes": 3}, 3),
+        ({"pipeline_processes": 2}, 1),
+        ({"pipeline_processes": 2, "data_parallel": 2}, 2),
+    ],
+)
+def test_processes_that_do_not_fit(flags: dict[str, int], world_size: int) -> None:
+    given = "".join(f" --{name} {number}" for name, number in flags.items() if name != "num_stages")
+    stages = flags.get("num_stages", 2)
+    with pytest.raises(LoptError, match=rf"^{world_size} process(es)? do(es)? not fit --num_stages {stages}{given}: "):
+        PipelineConfig(**flags).topology(world_size)  # type: ignore[arg-type]
+
+
+def test_end_to_end_has_one_block_in_each_process() -> None:
+    assert PipelineConfig(num_stages=4).topology(2, end_to_end=True) == Topology(2, 2, 1)
+
+
+def test_replicas_of_a_stage_have_neighbouring_ranks() -> None:
+    topology = Topology(num_stages=4, num_processes=2, num_replicas=3)
+    assert topology.world_size == 6
+    assert [list(topology.stages_of(rank)) for rank in range(6)] == [[0, 1]] * 3 + [[2, 3]] * 3
+    assert [topology.replica_of(rank) for rank in range(6)] == [0, 1, 2, 0, 1, 2]
+    assert [[topology.rank_of(stage, replica) for stage in range(4)] for replica in range(3)] == [
+        [0, 0, 3, 3],
+        [1, 1, 4, 4],
+        [2, 2, 5, 5],
+    ]
+    assert topology.name_of(4) == "stages 2, 3 of replica 1 (rank 4)"
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ({"split": "middle"}, "^--split middle: midpoint, auto, or layer numbers"),
+        ({"split": "6,4", "num_stages": 3}, "^--split 6,4: layer numbers above 0 that ascend"),
+        ({"split": "0"}, "^--split 0: layer numbers above 0 that ascend"),
+        ({"split": "4,6"}, "^--split 4,6 makes 3 stages; --num_stages is 2"),
+        ({"data_parallel": 0}, "^--data_parallel 0: at least 1"),
+        ({"sharding": "some"}, "^--sharding 'some': .*expected none, full"),
+    ],
+)
+def test_layout_flags_that_say_nothing(flags: dict[str, int | str], error: str) -> None:
+    with pytest.raises(LoptError, match=error):
+        PipelineConfig(**flags)  # type: ignore[arg-type]
+
+
+def test_boundaries() -> None:
+    assert PipelineConfig(split="4,6", num_stages=3).boundaries == [4, 6]
+    assert PipelineConfig().boundaries is None
 
 
 @pytest.mark.parametrize(
