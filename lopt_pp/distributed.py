@@ -204,18 +204,21 @@ def connect(config: PipelineConfig) -> Iterator[World]:
 
 
 def boundaries(world: World, topology: Topology, timeout: float) -> dict[int, Boundary]:
-    """The boundaries between processes that this process stands at, by the stage that sends."""
+    """The boundaries between processes that this process stands at, by the stage that sends. All must call this.
+
+    One group carries all streams, as messages between two processes each: making a group takes all processes, so one
+    for every boundary and replica would take long where there are many. It is not the default group, whose connections
+    are watched for as long as the run lasts and must outlive a time-out of the stream.
+    """
+    if world.size == 1:
+        return {}
+    headers = dist.new_group(backend="gloo")
+    payload = dist.new_group(backend="nccl") if world.payload_backend == "nccl" else headers
     replica, own = topology.replica_of(world.rank), {}
     for stage in range(topology.num_stages - 1):
-        ends = source, target = topology.rank_of(stage, replica), topology.rank_of(stage + 1, replica)
-        # Only the two make their group, in the order of the stages, whatever the other processes do.
-        if source == target or world.rank not in ends:
-            continue
-        headers = dist.new_group(ends, backend="gloo", use_local_synchronization=True)
-        payload = headers
-        if world.payload_backend == "nccl":
-            payload = dist.new_group(ends, backend="nccl", use_local_synchronization=True)
-        own[stage] = Boundary(source, target, stage, headers, payload, world.device, timeout)
+        source, target = topology.rank_of(stage, replica), topology.rank_of(stage + 1, replica)
+        if source != target and world.rank in (source, target):
+            own[stage] = Boundary(source, target, stage, headers, payload, world.device, timeout)
     return own
 
 

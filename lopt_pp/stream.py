@@ -106,14 +106,14 @@ class LocalStream:
 
 @dataclass(frozen=True)
 class Boundary:
-    """Two neighbouring processes and the groups that join them.
+    """Two neighbouring processes and the groups that they talk in.
 
     Attributes:
         source: rank of the process that sends.
         target: rank of the process that receives.
         stage: the stage that sends; `stage + 1` receives.
-        headers: gloo group of the two.
-        payload: group of the two on the payload's backend; may be the same.
+        headers: gloo group that has the two.
+        payload: group that has the two, on the payload's backend; may be the same.
         device: where the payload lives.
         timeout: seconds to wait for the neighbour.
     """

@@ -4,6 +4,7 @@ It shares nothing with the package: rows are collated here, the boundary is a de
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,12 +22,23 @@ class Head(nn.Module):
         return self.up(nn.functional.gelu(self.down(self.norm(hidden))))
 
 
+def without_padding(microbatches: Sequence[Any]) -> list[list[Row]]:
+    """The rows of a step's microbatches, each as long as it is."""
+    return [
+        [
+            (ids[:length].tolist(), labels[:length].tolist())
+            for ids, labels, length in zip(batch.input_ids, batch.labels, batch.token_mask.sum(1), strict=True)
+        ]
+        for batch in microbatches
+    ]
+
+
 def train(
     model_path: str,
     head_state: Sequence[torch.Tensor],
     steps: Sequence[Sequence[Sequence[Row]]],
     *,
-    boundary: int,
+    boundary: int | None,
     weight: float,
     rate: float,
     head_rate: float,
@@ -35,6 +47,8 @@ def train(
 ) -> dict[str, torch.Tensor]:
     """Trains for the given steps (each a list of microbatches of rows), linear decay, no warm-up, no clipping.
 
+    Without a boundary, the whole model learns from the task.
+
     Returns:
         The weights of the whole model.
     """
@@ -42,8 +56,9 @@ def train(
     model.config.tie_word_embeddings = False
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     head = Head(model.config.hidden_size)
-    for parameter, value in zip(head.parameters(), head_state, strict=True):
-        parameter.data.copy_(value)
+    if boundary is not None:
+        for parameter, value in zip(head.parameters(), head_state, strict=True):
+            parameter.data.copy_(value)
     seen: dict[str, torch.Tensor] = {}
 
     def enter_first(_: nn.Module, args: tuple) -> None:
@@ -54,11 +69,13 @@ def train(
         return (args[0].detach(), *args[1:])
 
     layers = model.model.layers
-    layers[0].register_forward_pre_hook(enter_first)
-    layers[boundary].register_forward_pre_hook(cut)
-
-    second = [*layers[boundary:].parameters(), *model.model.norm.parameters(), *model.lm_head.parameters()]
-    first = [*model.model.embed_tokens.parameters(), *layers[:boundary].parameters(), *head.parameters()]
+    if boundary is not None:
+        layers[0].register_forward_pre_hook(enter_first)
+        layers[boundary].register_forward_pre_hook(cut)
+        first = [*model.model.embed_tokens.parameters(), *layers[:boundary].parameters(), *head.parameters()]
+        second = [*layers[boundary:].parameters(), *model.model.norm.parameters(), *model.lm_head.parameters()]
+    else:
+        first, second = [], list(model.parameters())
     groups = [
         {
             "params": [p for p in half if (p.ndim < 2) == vectors],
@@ -78,8 +95,10 @@ def train(
             for ids, labels in microbatch:  # Row by row: no padding anywhere.
                 logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
                 task = nn.functional.cross_entropy(logits[:-1], torch.tensor(labels[1:]), reduction="sum") / targets
-                error = (head(seen["middle"]) - seen["input"]).pow(2).mean(-1).sum() / real
-                (task + weight * error).backward()
+                if boundary is not None:
+                    error = (head(seen["middle"]) - seen["input"]).pow(2).mean(-1).sum() / real
+                    task = task + weight * error
+                task.backward()
         adam.step()
         adam.zero_grad()
         decay.step()

@@ -120,19 +120,7 @@ def test_the_method_in_plain_pytorch_gives_the_same_weights(tmp_path: Path, accu
         seed=seed,
         pad_token_id=0,
     )
-    plan = []
-    for step in range(steps):
-        batches = order.microbatches(step)
-        lengths = [batch.token_mask.sum(1).tolist() for batch in batches]
-        plan.append(
-            [
-                [
-                    (ids[:n].tolist(), labels[:n].tolist())
-                    for ids, labels, n in zip(batch.input_ids, batch.labels, lens, strict=True)
-                ]
-                for batch, lens in zip(batches, lengths, strict=True)
-            ]
-        )
+    plan = [reference.without_padding(order.microbatches(step)) for step in range(steps)]
     config = AutoConfig.from_pretrained(model)
     spans = split_evenly(config.num_hidden_layers, 2)
     anatomy = check_split(model_class_of(config), config, spans)

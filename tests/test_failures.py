@@ -81,9 +81,9 @@ MISTAKES = {
         "--num_stages 5",
         r"--num_stages 5 is more than the model's 4 layers; give at most 4",
     ),
-    "more processes than stages": (
-        "--num_stages 1",
-        r"2 processes do not fit --num_stages 1: start 1 to 1 \(torchrun --nproc-per-node\) or change",
+    "processes that do not fit": (
+        "--pipeline_processes 1 --data_parallel 1",
+        r"2 processes do not fit --num_stages 2 --pipeline_processes 1 --data_parallel 1: .*torchrun --nproc-per-node",
     ),
     "no file": ("--train_file {}/nothing.jsonl", r"--train_file .*/nothing\.jsonl does not exist"),
     "an empty file": ("--train_file {}/empty.jsonl", r"--train_file .*/empty\.jsonl is empty"),

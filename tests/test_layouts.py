@@ -1,0 +1,143 @@
+"""Stages over processes, replicas, cuts and methods: what must give the same weights, and what must not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+import torch
+from ranks import ranks
+from safetensors.torch import load_file
+from tiny import write_model, write_rows
+from transformers import AutoTokenizer
+
+from lopt_pp.data import DataConfig, DataOrder, load_rows
+
+COMMON = "--learning_rate 1e-3 --reconstruction_learning_rate 3e-4 --adam_epsilon 1e-6 --weight_decay 0.1 --max_steps 8"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    write_model(folder / "model", tie_word_embeddings=True)
+    # Neither whole steps nor whole microbatches: the last step of an epoch has a replica without rows.
+    write_rows(folder / "rows.jsonl", number=37)
+    return folder
+
+
+def train(files: Path, out: Path, processes: int, flags: str) -> dict[str, torch.Tensor]:
+    """The weights after a run."""
+    given = f"--model_name_or_path {files / 'model'} --train_file {files / 'rows.jsonl'} --output_dir {out / 'out'}"
+    arguments = [*given.split(), *COMMON.split(), *flags.split()]
+    with ranks(out, *[arguments] * processes) as started:
+        for rank in started:
+            assert rank.status(120) == 0, rank.text
+    return weights(out / "out")
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "out" / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+def assert_close(
+    first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], start: dict[str, torch.Tensor]
+) -> None:
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        moved = (tensor - start.get(name, start["model.embed_tokens.weight"])).abs().max()
+        assert moved > 5e-4, f"{name} has hardly moved: the comparison would prove nothing"
+        torch.testing.assert_close(
+            tensor, second[name], rtol=0, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+LAYOUTS = {
+    "3 stages": ("--num_stages 3", [2, 3]),
+    "a stage for each layer": ("--num_stages 4 --gradient_accumulation_steps 2", [2, 4]),
+    "cuts by hand": ("--num_stages 3 --split 1,2", [2]),
+    "frozen": ("--method frozen --num_stages 3", [3]),
+    "pure_bfloat16": ("--dtype pure_bfloat16", [2]),
+    "gradient checkpointing": ("--gradient_checkpointing true", [2]),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_processes_change_nothing(files: Path, tmp_path: Path, name: str) -> None:
+    flags, numbers = LAYOUTS[name]
+    flags += " --per_device_train_batch_size 3"
+    alone = train(files, tmp_path / "1", 1, flags)
+    for processes in numbers:
+        assert_same(train(files, tmp_path / str(processes), processes, flags), alone)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--num_stages 1 --data_parallel 2",
+        "--num_stages 2 --data_parallel 2",
+        "--num_stages 2 --data_parallel 2 --sharding full",
+        "--num_stages 3 --data_parallel 2 --pipeline_processes 1 --sharding full",
+    ],
+)
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_replicas_equal_one_on_the_whole_batch(files: Path, tmp_path: Path, flags: str, accumulation: int) -> None:
+    """One with twice the batch, and for more than one microbatch, one with twice the microbatches."""
+    stages = flags.split(" --data_parallel")[0]
+    size, turns = ("4", "1") if accumulation == 1 else ("2", "4")
+    alone = train(
+        files, tmp_path / "1", 1, f"{stages} --per_device_train_batch_size {size} --gradient_accumulation_steps {turns}"
+    )
+    processes = 2 if "num_stages 1" in flags or "pipeline_processes 1" in flags else 4
+    flags += f" --per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation}"
+    assert_close(train(files, tmp_path / "2", processes, flags), alone, weights(files / "model"))
+    expected, records = metrics(tmp_path / "1"), metrics(tmp_path / "2")
+    for name in ("loss", "reconstruction_loss", "grad_norm", "num_tokens"):
+        both, alone = ([record.get(name, 0.0) for record in run] for run in (records, expected))
+        assert both == pytest.approx(alone, rel=1e-3)
+
+
+def test_frozen_stages_stand_and_the_last_one_learns(files: Path, tmp_path: Path) -> None:
+    start, trained = weights(files / "model"), train(files, tmp_path, 2, "--method frozen")
+    moved = {name for name, tensor in trained.items() if name in start and not torch.equal(tensor, start[name])}
+    assert moved and all(
+        name.startswith(("model.layers.2", "model.layers.3", "model.norm", "lm_head")) for name in moved
+    )
+    first, last = metrics(tmp_path)[:2]
+    assert "reconstruction_loss" not in first and "grad_norm" not in first and first["backward_seconds"] == 0
+    assert last["loss"] > 0
+
+
+def test_one_stage_is_ordinary_training(files: Path, tmp_path: Path) -> None:
+    flags = "--num_stages 1 --max_grad_norm 0 --shuffle_dataset false --per_device_train_batch_size 5"
+    trained = train(files, tmp_path, 1, flags)
+    order = DataOrder(
+        load_rows(DataConfig(train_file=str(files / "rows.jsonl")), AutoTokenizer.from_pretrained(files / "model")),
+        per_device_train_batch_size=5,
+        gradient_accumulation_steps=1,
+        shuffle=False,
+        seed=0,
+        pad_token_id=0,
+    )
+    steps = [reference.without_padding(order.microbatches(step)) for step in range(8)]
+    expected = reference.train(
+        str(files / "model"),
+        [],
+        steps,
+        boundary=None,
+        weight=0.0,
+        rate=1e-3,
+        head_rate=0.0,
+        weight_decay=0.1,
+        epsilon=1e-6,
+    )
+    assert_close(trained, expected, weights(files / "model"))
