@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
 
 from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.errors import LoptError
@@ -70,6 +71,11 @@ class StageConfig:
         """Of the weights, their gradients and the optimizer's state."""
         return torch.bfloat16 if self.dtype == "pure_bfloat16" else torch.float32
 
+    @property
+    def autocasts(self) -> bool:
+        """Whether the computation has another dtype than the weights."""
+        return self.compute_dtype != self.parameter_dtype
+
 
 class Stage:
     """Trains one block by its own loss, or only runs it forward.
@@ -104,7 +110,7 @@ class Stage:
         self.dtype = config.compute_dtype
         self.num_replicas = replicas.size if replicas else 1
         self.is_sharded = replicas is not None and replicas.sharded
-        self._autocasts = config.compute_dtype != config.parameter_dtype
+        self._autocasts = config.autocasts
         self._parameter_dtype = config.parameter_dtype
         self._seed = seed
         self._run: Callable[..., BlockOutput] = block
@@ -122,7 +128,7 @@ class Stage:
         block.train()
         objective.to(self.device, config.parameter_dtype)
         if config.gradient_checkpointing:
-            block.model.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_layers(block.model)
         if replicas and replicas.sharded:
             replicas.shard(block, objective)
         elif replicas:
@@ -217,6 +223,12 @@ class Stage:
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self._autocasts)
+
+
+def checkpoint_layers(model: PreTrainedModel) -> None:
+    """Has each layer keep only its input. (The method's name is another before transformers 5.20.)"""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def _seed(*parts: int) -> int:

@@ -146,6 +146,10 @@ class Topology:
     def world_size(self) -> int:
         return self.num_processes * self.num_replicas
 
+    def ranks_of_replica(self, replica: int) -> range:
+        """The processes of a replica, in the order of their stages."""
+        return range(replica, self.world_size, self.num_replicas)
+
     def replica_of(self, rank: int) -> int:
         """The replica that process `rank` belongs to."""
         return rank % self.num_replicas

@@ -1,9 +1,11 @@
 """`torchrun --nproc-per-node 2 -m lopt_pp.train FLAGS`: a training run from its flags to the saved model."""
 
 import functools
+import json
 import logging
 import math
 import os
+import statistics
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,8 +14,9 @@ from pathlib import Path
 import torch
 import transformers
 from torch.distributed import Store
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lopt_pp.balance import balance, measure
 from lopt_pp.card import model_card
 from lopt_pp.config import Config, parse_config
 from lopt_pp.data import DataOrder, TokenizedRows, load_rows
@@ -25,7 +28,7 @@ from lopt_pp.objectives import NextToken, Reconstruction
 from lopt_pp.replicas import Replicas
 from lopt_pp.reporting import Collector, post
 from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
-from lopt_pp.split import Span, split_at, split_evenly
+from lopt_pp.split import Anatomy, Span, split_at, split_evenly
 from lopt_pp.stage import NotFiniteError, Stage, local_objective
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.trainer import stream_headers, train
@@ -58,7 +61,10 @@ class Run:
 
         self.model_config = load_model_config(config.model)
         model_class = model_class_of(self.model_config, config.model.trust_remote_code)
-        spans = self._spans()
+        depth, pipeline = self.model_config.num_hidden_layers, config.pipeline
+        spans = split_evenly(depth, self.topology.num_stages)
+        if pipeline.boundaries is not None:
+            spans = split_at(pipeline.boundaries, depth)
         checkpoint = Checkpoint(config.model.model_name_or_path, config.model.model_revision)
         anatomy = check_split(model_class, self.model_config, spans)
         self.tokenizer = load_tokenizer(config.model)
@@ -66,6 +72,9 @@ class Run:
         self.order = _data_order(config, self.rows, self.tokenizer, self.replica, self.topology.num_replicas)
         self.num_steps = _num_steps(config, self.order)
         world.agree(self._facts())
+        if pipeline.split == "auto":
+            spans = self._balanced(model_class, anatomy)
+            check_split(model_class, self.model_config, spans)
 
         if world.rank == 0:
             remove_unfinished(self.output_dir)
@@ -91,12 +100,32 @@ class Run:
                 )
             )
 
-    def _spans(self) -> tuple[Span, ...]:
-        """Where the model is cut."""
-        depth, pipeline = self.model_config.num_hidden_layers, self.config.pipeline
-        if pipeline.boundaries is not None:
-            return split_at(pipeline.boundaries, depth)
-        return split_evenly(depth, self.topology.num_stages)
+    def _balanced(self, model_class: type[PreTrainedModel], anatomy: Anatomy) -> tuple[Span, ...]:
+        """The cuts by a timing on rank 0, which tells the other processes."""
+        store, depth = self.world.store, self.model_config.num_hidden_layers
+        if self.world.rank == 0:
+            rows, tokens = zip(*(shape for step in range(20) for shape in self.order.shapes(step)), strict=True)
+            shape = max(rows), round(statistics.median(tokens))
+            run = self.config
+            accumulation = run.run.gradient_accumulation_steps
+            costs = measure(
+                model_class,
+                self.model_config,
+                anatomy,
+                shape,
+                accumulation,
+                run.objective,
+                run.optim,
+                run.stage,
+                self.world.device,
+            )
+            stages = [len(self.topology.stages_of(rank)) for rank in self.topology.ranks_of_replica(0)]
+            spans = balance(costs, stages)
+            busy = [costs.of(span.start, span.stop, num_local_heads=0 if span.is_last else 1) * 1e3 for span in spans]
+            logger.info("--split auto: of a microbatch of %d x %d tokens, %s", *shape, costs)
+            logger.info("--split auto: stages of %s ms", ", ".join(f"{stage:.1f}" for stage in busy))
+            store.set("cuts", json.dumps([span.start for span in spans[1:]]))
+        return split_at(json.loads(store.get("cuts")), depth)
 
     def _facts(self) -> dict[str, object]:
         """What all processes must have in common for the result to mean anything."""

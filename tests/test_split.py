@@ -9,7 +9,8 @@ from families import FAMILIES, tiny_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lopt_pp.errors import LoptError
-from lopt_pp.split import split_at, split_evenly
+from lopt_pp.split import BlockModel, block_class, split_at, split_evenly
+from lopt_pp.stage import checkpoint_layers
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
 
@@ -44,6 +45,28 @@ def test_chained_blocks_equal_the_whole_model(family: str, tmp_path: Path) -> No
             for block in blocks[1:]:
                 output = block(hidden_states=output.hidden_states)
             assert torch.equal(output.logits, expected), f"{family} cut at {boundaries}"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointing_changes_no_gradient(family: str) -> None:
+    """Of a later block: backward runs the first layer again, on what was received."""
+    whole = random_model(family, tie_word_embeddings=False)
+    config, model_class = whole.config, type(whole)
+    spans = split_evenly(config.num_hidden_layers, 2)
+    anatomy = check_split(model_class, config, spans)
+    state = {name: tensor for name, tensor in whole.state_dict().items() if anatomy.owns(spans[1], name)}
+    received = torch.randn(2, 9, 64, requires_grad=True)
+
+    def gradients(checkpoints: bool) -> list[torch.Tensor]:
+        model = block_class(model_class, anatomy, spans[1]).from_pretrained(None, config=config, state_dict=state)
+        block = BlockModel(model.train(), anatomy, spans[1])
+        if checkpoints:
+            checkpoint_layers(model)
+        loss = block(hidden_states=received).logits.pow(2).sum()
+        return list(torch.autograd.grad(loss, [received, *block.parameters()]))
+
+    plain, checkpointed = gradients(False), gradients(True)
+    assert all(torch.equal(first, second) for first, second in zip(plain, checkpointed, strict=True))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])

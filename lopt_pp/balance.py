@@ -1,0 +1,240 @@
+"""Finds the cuts that give every stage the same work: `--split auto`."""
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lopt_pp.data import Microbatch
+from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.optim import OptimConfig, Optimizer
+from lopt_pp.split import Anatomy, BlockModel, BlockOutput, Span, block_class, split_at
+from lopt_pp.stage import Stage, StageConfig, local_objective
+
+_REPETITIONS = 5
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that the parts of a model take for a microbatch: forward, backward and their share of the optimizer step.
+
+    Attributes:
+        layers: of each decoder layer, on the last stage.
+        earlier_layers: the same on an earlier stage, which may only run forward.
+        embedding: of what comes before the layers.
+        local_head: of an earlier stage's own loss.
+        output: of the final norm, the output head and the task loss.
+    """
+
+    layers: tuple[float, ...]
+    earlier_layers: tuple[float, ...]
+    embedding: float
+    local_head: float
+    output: float
+
+    def of(self, start: int, stop: int, num_local_heads: int) -> float:
+        """Of the layers `start` to `stop - 1`, with what stands before or after them, and local heads among them."""
+        is_last = stop == len(self.layers)
+        ends = (self.embedding if start == 0 else 0.0) + (self.output if is_last else 0.0)
+        layers = self.layers if is_last else self.earlier_layers
+        return sum(layers[start:stop]) + ends + num_local_heads * self.local_head
+
+    def __str__(self) -> str:
+        lowest, highest = (1e3 * end(*self.layers, *self.earlier_layers) for end in (min, max))
+        layer = f"{lowest:.1f}" if highest == lowest else f"{lowest:.1f} to {highest:.1f}"
+        return (
+            f"a layer {layer} ms, the embedding {1e3 * self.embedding:.1f} ms, a local head "
+            f"{1e3 * self.local_head:.1f} ms, the output head with its loss {1e3 * self.output:.1f} ms"
+        )
+
+
+def balance(costs: Costs, stages_per_process: Sequence[int]) -> tuple[Span, ...]:
+    """The cuts that keep the busiest process, and then the busiest stage of each process, as short as they can be.
+
+    Args:
+        costs: of the model's parts.
+        stages_per_process: how many stages each process holds, in order.
+    """
+    depth, num_stages = len(costs.layers), sum(stages_per_process)
+    stages_after = [sum(stages_per_process[position:]) for position in range(len(stages_per_process))]
+
+    def process_cost(position: int, start: int, stop: int) -> float:
+        is_last = position == len(stages_per_process) - 1
+        return costs.of(start, stop, stages_per_process[position] - is_last)
+
+    outer = _cut(0, depth, stages_per_process, process_cost)
+    cuts: list[int] = []
+    for position, (start, stop) in enumerate(pairwise([0, *outer, depth])):
+        first = num_stages - stages_after[position]
+
+        def stage_cost(stage: int, start: int, stop: int, first: int = first) -> float:
+            return costs.of(start, stop, int(first + stage < num_stages - 1))
+
+        cuts += [*_cut(start, stop, [1] * stages_per_process[position], stage_cost), stop]
+    return split_at(cuts[:-1], depth)
+
+
+def _cut(start: int, stop: int, sizes: Sequence[int], cost: Callable[[int, int, int], float]) -> list[int]:
+    """Cuts `start` to `stop` into parts of at least `sizes` layers so that the dearest part is as cheap as it can be.
+
+    Returns:
+        The first layer of each part after the first.
+    """
+    # By the end of the parts so far: the cost of the dearest of them, and their cuts.
+    best: dict[int, tuple[float, list[int]]] = {start: (0.0, [])}
+    for part, size in enumerate(sizes):
+        still_needed = sum(sizes[part + 1 :])
+        ends = [stop] if part == len(sizes) - 1 else range(start, stop - still_needed + 1)
+        best = {
+            end: min(
+                (max(dearest, cost(part, begin, end)), [*cuts, begin])
+                for begin, (dearest, cuts) in best.items()
+                if begin + size <= end
+            )
+            for end in ends
+            if any(begin + size <= end for begin in best)
+        }
+    return best[stop][1][1:]
+
+
+def measure(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    anatomy: Anatomy,
+    shape: tuple[int, int],
+    accumulation: int,
+    objective: ObjectiveConfig,
+    optim: OptimConfig,
+    stage: StageConfig,
+    device: torch.device,
+) -> Costs:
+    """Times the parts of a model on this process's device: stages of one layer, with random weights.
+
+    Layers of one kind (the same tensors, the same entry in each of the config's lists) are timed once.
+
+    Args:
+        model_class: the whole model's class.
+        config: the whole model's config.
+        anatomy: of the class.
+        shape: (rows, tokens) of a microbatch.
+        accumulation: microbatches of an optimizer step.
+        objective: what stages learn from.
+        optim: the optimizer.
+        stage: how stages compute.
+        device: to measure on.
+    """
+    depth = config.num_hidden_layers
+    batch = _microbatch(shape, config.vocab_size, device)
+    received = torch.randn(*shape, config.hidden_size, device=device, dtype=stage.compute_dtype)
+
+    def seconds(span: Span, method: Literal["lopt", "frozen"]) -> float:
+        """Of a whole stage."""
+        block = _random_block(model_class, config, anatomy, span)
+        own = local_objective(block, replace(objective, method=method), seed=0)
+        timed = Stage(block, own, optim, num_steps=10**6, config=stage, device=device)
+
+        def microbatch() -> None:
+            output = timed.forward(batch, None if span.is_first else received)
+            timed.outgoing(output)
+            if timed.learns:
+                timed.loss(output, batch, batch.num_tokens).backward()
+
+        return _seconds(microbatch, lambda: timed.step(0), accumulation, device)
+
+    def local_head_seconds() -> float:
+        block = _random_block(model_class, config, anatomy, Span(1, 3, 0, 1))
+        head = local_objective(block, replace(objective, method="lopt"), seed=0)
+        assert head is not None
+        head.to(device, stage.parameter_dtype)
+        optimizer = Optimizer(head.parameters(), optim, 0.0, num_steps=10**6)
+        hidden_states = received.detach().to(stage.parameter_dtype).requires_grad_()
+
+        def microbatch() -> None:
+            with torch.autocast(device.type, stage.compute_dtype, enabled=stage.autocasts):
+                loss = head(BlockOutput(received, hidden_states, None), batch)
+            loss.backward()
+
+        return _seconds(microbatch, optimizer.step, accumulation, device)
+
+    kinds = [_kind(model_class, config, anatomy, number) for number in range(depth)]
+
+    def by_layer(method: Literal["lopt", "frozen"]) -> list[float]:
+        """Of a stage of one layer, for each layer."""
+        of_kind = {kind: seconds(Span(1, 3, kinds.index(kind), kinds.index(kind) + 1), method) for kind in set(kinds)}
+        return [of_kind[kind] for kind in kinds]
+
+    head = local_head_seconds()
+    layers = [max(layer - head, 0.0) for layer in by_layer("lopt")]
+    earlier = by_layer("frozen") if objective.method == "frozen" else layers
+    return Costs(
+        layers=tuple(layers),
+        earlier_layers=tuple(earlier),
+        embedding=max(seconds(Span(0, 2, 0, 1), "lopt") - layers[0] - head, 0.0)
+        if objective.method != "frozen"
+        else 0.0,
+        local_head=head if objective.method == "lopt" else 0.0,
+        output=max(seconds(Span(1, 2, depth - 1, depth), "lopt") - layers[-1], 0.0),
+    )
+
+
+def _seconds(
+    microbatch: Callable[[], object], step: Callable[[], object], accumulation: int, device: torch.device
+) -> float:
+    """The median seconds of a microbatch with its share of a step."""
+    times: list[tuple[float, float]] = []
+    for _ in range(1 + _REPETITIONS):  # The first one allocates, and compiles.
+        begun = _now(device)
+        microbatch()
+        between = _now(device)
+        step()
+        times.append((between - begun, _now(device) - between))
+    computing, stepping = (statistics.median(column) for column in zip(*times[1:], strict=True))
+    return computing + stepping / accumulation
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _microbatch(shape: tuple[int, int], vocabulary: int, device: torch.device) -> Microbatch:
+    """Random tokens, all of which count."""
+    tokens = torch.randint(vocabulary, shape, device=device)
+    positions = torch.arange(shape[1] - 1, device=device)
+    mask = torch.ones(shape, dtype=torch.bool, device=device)
+    return Microbatch(0, 0, tokens, tokens, mask, positions, tokens.numel(), shape[0] * (shape[1] - 1))
+
+
+def _random_block(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, anatomy: Anatomy, span: Span
+) -> BlockModel:
+    """The block at `span` with random weights, without the rest of the model."""
+    untied = copy.deepcopy(config)
+    untied.tie_word_embeddings = False
+    blocks = block_class(model_class, anatomy, span)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in blocks(untied).state_dict().items()}
+    weights = {name: 0.02 * torch.randn(shape) for name, shape in shapes.items()}
+    block = blocks.from_pretrained(None, config=untied, state_dict=weights, dtype=torch.float32)
+    return BlockModel(block, anatomy, span)
+
+
+def _kind(model_class: type[PreTrainedModel], config: PreTrainedConfig, anatomy: Anatomy, number: int) -> str:
+    """What makes layers cost the same: their tensors' shapes, and their entries in lists of the config."""
+    span = Span(1, 3, number, number + 1)
+    with torch.device("meta"):
+        layer = block_class(model_class, anatomy, span)(config).get_submodule(f"{anatomy.layers}.{number}")
+    shapes = [(name, tuple(tensor.shape)) for name, tensor in layer.state_dict().items()]
+    entries = [value[number] for value in vars(config).values() if _is_per_layer(value, config.num_hidden_layers)]
+    return repr((shapes, entries))
+
+
+def _is_per_layer(value: object, depth: int) -> bool:
+    return isinstance(value, list | tuple) and len(value) == depth
