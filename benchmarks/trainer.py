@@ -16,20 +16,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from tokenizers import Tokenizer, models
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
-
-SMOLLM2_135M = {
-    "vocab_size": 49152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "tie_word_embeddings": True,
-}
+from shapes import write_model, write_rows
+from transformers import AutoConfig
 
 LOAD_WHOLE = """
 import sys, torch
@@ -40,26 +29,6 @@ if sys.argv[1:]:
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
 print(peak_memory(torch.device("cpu")))
 """
-
-
-def write_model(path: Path) -> Path:
-    """Writes a model with the shapes of SmolLM2-135M, random weights, and a tokenizer of its vocabulary's size."""
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMOLLM2_135M))
-    model.save_pretrained(path)
-    vocabulary = {f"t{number}": number for number in range(SMOLLM2_135M["vocab_size"])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t1", pad_token="t2").save_pretrained(path)
-    return path
-
-
-def write_rows(path: Path, vocabulary: int, tokens: int, number: int) -> Path:
-    draw = np.random.default_rng(0)
-    with path.open("w") as file:
-        for _ in range(number):
-            ids = draw.integers(3, vocabulary, tokens).tolist()
-            file.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
-    return path
 
 
 def environment() -> dict[str, str]:

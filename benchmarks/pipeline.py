@@ -1,0 +1,57 @@
+"""Measures a pipeline of two processes, one thread each, against what a user would take instead.
+
+    python benchmarks/pipeline.py [--quick] [--device cuda] [--models ...] [--microbatches ...] [--peers ...]
+
+Real compute: this project's stages, stream and loop against the schedules of torch.distributed.pipelining, both halves
+of the model in turn, and data parallelism. All have the same model, microbatches, loss and AdamW; each has the split
+that a search has found best for it. Peers take turns in short trials, round after round, so that a machine that changes
+its speed favours nobody, and every ratio is of trials of one round; of rounds the median counts.
+
+Prints a table and the figures that are to be reached, and writes both, with every trial, to --output.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+MODELS = ("smollm2-135m", "small", "tiny")
+PEERS = ("lopt", "gpipe", "1f1b", "zero_bubble", "zbv", "naive", "ddp")
+PROCESSES = 2
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["smollm2-135m", "small"])
+    parser.add_argument("--microbatches", nargs="+", type=int, default=[1, 2, 4, 8], help="per optimizer step")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="LoPT-PP (lopt) always runs")
+    parser.add_argument("--minutes", type=float, default=17, help="no round begins that would last longer; but two do")
+    parser.add_argument("--rounds", type=int, help="exactly so many, whatever --minutes says")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: a GPU each, or one for both")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--quick", action="store_true", help="only see that it works: a tiny model, no search")
+    parser.add_argument("--output", type=Path, default=Path("pipeline.json"))
+    parsed = parser.parse_args(arguments)
+    if parsed.quick:
+        parsed.models, parsed.microbatches, parsed.rounds = ["tiny"], [1, 2], 2
+    parsed.peers = ["lopt", *(peer for peer in parsed.peers if peer != "lopt")]
+    return parsed
+
+
+def main() -> int:
+    arguments = parse(sys.argv[1:])
+    if "RANK" in os.environ:
+        # Here, since the process that starts the others needs nothing of it, and it takes seconds to import.
+        from rounds import run
+
+        run(arguments)
+        return 0
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | os.environ
+    return subprocess.run([sys.executable, *launcher, __file__, *sys.argv[1:]], env=environment).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

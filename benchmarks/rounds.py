@@ -1,0 +1,165 @@
+"""The pipeline benchmark in one of its processes: finds every peer's best split, then lets the peers take turns."""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from figures import Cell, Computed, report, result_of
+from peers import PEERS, PROCESSES, Bench, Computing, Cut, LocalLearning, Peer, Trial
+from shapes import SHAPES
+from transformers.utils import logging as transformers_logging
+
+from lopt_pp.distributed import connect
+from lopt_pp.topology import PipelineConfig
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """One process's part."""
+    transformers_logging.disable_progress_bar()
+    if arguments.device == "cuda" and torch.cuda.device_count() < PROCESSES:
+        # NCCL refuses two ranks on one GPU of one host; with another name each passes for a host of its own.
+        os.environ["NCCL_HOSTID"] = f"rank-{os.environ['RANK']}"
+    backend = "nccl" if arguments.device == "cuda" else "gloo"
+    with connect(PipelineConfig(num_stages=PROCESSES, backend=backend)) as world:
+
+        def note(progress: str) -> None:
+            if world.rank == 0:
+                print(progress, file=sys.stderr, flush=True)
+
+        group = dist.new_group(list(range(PROCESSES)), backend=backend)
+        dtype = getattr(torch, arguments.dtype)
+        benches = {model: Bench(world, group, SHAPES[model], dtype) for model in arguments.models}
+        cuts = {}
+        for model, bench in benches.items():
+            in_search = sorted(arguments.microbatches)[(len(arguments.microbatches) - 1) // 2]
+            cuts[model] = find_cuts(bench, arguments.peers, in_search, search=not arguments.quick)
+            note(f"{model}: blocks begin at layers {cuts[model]}")
+        cells, slowdowns = run_rounds(benches, cuts, arguments, note)
+        if world.rank == 0:
+            print("\n".join(report(cells, cuts, slowdowns)))
+            result = result_of(cells, cuts, slowdowns, world.device, arguments)
+            arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def gather(trial: Trial) -> list[Trial]:
+    """The trials of all processes, by rank."""
+    trials: list[Any] = [None] * PROCESSES
+    dist.all_gather_object(trials, trial)
+    return trials
+
+
+def seconds_per_step(peer: Peer, microbatches: int, steps: int) -> float:
+    """Runs a trial in all processes together."""
+    trials = gather(peer.run(microbatches, steps))
+    # One clock for all processes of a machine.
+    return (max(trial.end for trial in trials) - max(trial.begin for trial in trials)) / steps
+
+
+def compute(peer: Computing, microbatches: int, steps: int) -> list[Computed]:
+    """What the stages compute, by rank."""
+    return [Computed(trial.microbatch, trial.optimizer) for trial in gather(peer.run(microbatches, steps))]
+
+
+def find_cuts(bench: Bench, peers: Sequence[str], microbatches: int, search: bool) -> dict[str, Cut]:
+    """The split of each peer: of a few around the balance of measured costs, the one whose trial is the shortest."""
+    depth = bench.config.num_hidden_layers
+    middle = depth // 2
+    first, last = compute(Computing(bench, (middle,)), 1, 2 * bench.shape.trial)
+    layer = first.microbatch / middle
+    # The output head and the loss, in layers.
+    head = max(last.microbatch / layer - (depth - middle), 0.0)
+    cuts = {}
+    for name in peers:
+        candidates = cuts_around(depth, head, PEERS[name].num_blocks)
+        if not search or name == "naive":  # Whose halves never work at the same time: any split is as good.
+            candidates = candidates[:1]
+        if len(candidates) == 1:
+            cuts[name] = candidates[0]
+            continue
+        steps = math.ceil(bench.shape.trial / microbatches)
+        seconds = {cut: seconds_per_step(PEERS[name](bench, cut), microbatches, steps) for cut in candidates}
+        cuts[name] = min(candidates, key=seconds.__getitem__)
+    return cuts
+
+
+def cuts_around(depth: int, head: float, num_blocks: int) -> list[Cut]:
+    """Splits of `depth` layers and a head that costs as much as `head` of them: the balanced one, then its neighbours.
+
+    Neighbours have the last boundary one layer earlier or later, which moves a layer from one process to the other.
+    """
+    if num_blocks == 1:
+        return [()]
+    balanced = [round(number * (depth + head) / num_blocks) for number in range(1, num_blocks)]
+    # At least a layer in every block, also in the last one, however much the head costs.
+    balanced = [max(min(edge, depth - num_blocks + number), number) for number, edge in enumerate(balanced, 1)]
+    cuts = [(*balanced[:-1], balanced[-1] + shift) for shift in (0, -1, 1)]
+    return [cut for cut in cuts if cut[-1] < depth and all(a < b for a, b in zip((0, *cut), cut, strict=False))]
+
+
+def run_rounds(
+    benches: Mapping[str, Bench],
+    cuts: Mapping[str, Mapping[str, Cut]],
+    arguments: argparse.Namespace,
+    note: Callable[[str], None],
+) -> tuple[list[Cell], dict[str, list[float]]]:
+    """Measures everything, round after round.
+
+    Returns:
+        The measurements, and by model how many times slower a stage computes while the other one works, per round.
+    """
+    begun = time.perf_counter()
+    cells = [Cell(model, number) for model in benches for number in arguments.microbatches]
+    slowdowns: dict[str, list[float]] = defaultdict(list)
+    peers = {
+        model: {name: PEERS[name](bench, cuts[model][name]) for name in arguments.peers}
+        for model, bench in benches.items()
+    }
+    together = {model: Computing(bench, cuts[model]["lopt"]) for model, bench in benches.items()}
+    in_turn = {model: Computing(bench, cuts[model]["lopt"], in_turn=True) for model, bench in benches.items()}
+    for model in benches:
+        for peer in peers[model].values():
+            seconds_per_step(peer, min(arguments.microbatches), 1)  # Touches memory for the first time.
+    done, round_begun = 0, time.perf_counter()
+    while not _enough(done, begun, round_begun, arguments):
+        round_begun = time.perf_counter()
+        for cell in cells:
+            trial, own = benches[cell.model].shape.trial, peers[cell.model]
+            for name in _rotated(list(own), done):
+                # A run of this project is short, and its ends weigh more: it is given twice the steps.
+                length = 2 * trial if isinstance(own[name], LocalLearning) else trial
+                steps = math.ceil(length / cell.microbatches)
+                seconds = seconds_per_step(own[name], cell.microbatches, steps)
+                cell.seconds.setdefault(name, []).append(seconds)
+            computed = compute(together[cell.model], cell.microbatches, math.ceil(2 * trial / cell.microbatches))
+            busiest = max(range(PROCESSES), key=lambda rank: computed[rank].step(cell.microbatches))
+            cell.computing.append(computed[busiest])
+            note(f"round {done + 1}: {cell.model}, {cell.microbatches} microbatches per step")
+            if cell.microbatches == min(arguments.microbatches):
+                alone = compute(in_turn[cell.model], 1, trial)[busiest].microbatch
+                slowdowns[cell.model].append(computed[busiest].microbatch / alone)
+        done += 1
+    return cells, dict(slowdowns)
+
+
+def _enough(done: int, begun: float, round_begun: float, arguments: argparse.Namespace) -> bool:
+    """Whether no further round fits into the time given: all processes do as rank 0 decides."""
+    now = time.perf_counter()
+    if arguments.rounds:
+        return done >= arguments.rounds
+    decision = [done >= 2 and now - begun + (now - round_begun) > 60 * arguments.minutes]
+    dist.broadcast_object_list(decision, 0)
+    return decision[0]
+
+
+def _rotated(names: list[str], by: int) -> list[str]:
+    """Another order in every round, so that none always follows the same one."""
+    by %= len(names)
+    return names[by:] + names[:by]

@@ -1,0 +1,93 @@
+"""The models and rows that the benchmarks train, made at random."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from lopt_pp.data import TokenizedRows
+
+SMOLLM2_135M = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "tie_word_embeddings": True,
+}
+
+SMALL = {
+    "vocab_size": 2048,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+TINY = {
+    "vocab_size": 256,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model and the microbatches that it is trained on.
+
+    Attributes:
+        config: of the Llama architecture.
+        rows: of a microbatch.
+        tokens: of a row.
+        trial: microbatches that make a measurement long enough to be told from noise.
+    """
+
+    config: dict[str, int]
+    rows: int
+    tokens: int
+    trial: int
+
+
+SHAPES = {
+    "smollm2-135m": Shape(SMOLLM2_135M, rows=2, tokens=256, trial=2),
+    "small": Shape(SMALL, rows=2, tokens=128, trial=16),
+    "tiny": Shape(TINY, rows=2, tokens=32, trial=4),
+}
+
+
+def random_rows(vocabulary: int, tokens: int, number: int) -> TokenizedRows:
+    """Rows of random tokens in memory, all of one length, each token a target."""
+    ids = np.random.default_rng(0).integers(3, vocabulary, (number, tokens)).tolist()
+    columns = {"input_ids": ids, "labels": ids, "length": [tokens] * number, "num_targets": [tokens - 1] * number}
+    return TokenizedRows(Dataset.from_dict(columns), "random tokens", {})
+
+
+def write_model(path: Path) -> Path:
+    """Writes a model with the shapes of SmolLM2-135M, random weights, and a tokenizer of its vocabulary's size."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMOLLM2_135M))
+    model.save_pretrained(path)
+    vocabulary = {f"t{number}": number for number in range(SMOLLM2_135M["vocab_size"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t1", pad_token="t2").save_pretrained(path)
+    return path
+
+
+def write_rows(path: Path, vocabulary: int, tokens: int, number: int) -> Path:
+    """Writes rows of random tokens, all of one length, each token a target."""
+    draw = np.random.default_rng(0)
+    with path.open("w") as file:
+        for _ in range(number):
+            ids = draw.integers(3, vocabulary, tokens).tolist()
+            file.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    return path
