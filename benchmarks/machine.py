@@ -35,3 +35,11 @@ def cpu_model() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def one_line(description: dict[str, str | int]) -> str:
+    """The same, for under a table."""
+    return (
+        f"{description['cores']} cores of {description['cpu']}, load {description['load_average']} before the run; "
+        f"torch {description['torch']}; {description['date']}"
+    )

@@ -1,0 +1,131 @@
+"""Worker processes of a benchmark: forked, so that PyTorch is imported once, and given job after job."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Self
+
+from lopt_pp.distributed import connect
+from lopt_pp.topology import PipelineConfig
+
+_PR_SET_PDEATHSIG = 1
+
+
+class WorkerError(RuntimeError):
+    """A worker failed; the text is its traceback."""
+
+
+class Workers:
+    """The ranks of a world on gloo, as long as the context lasts.
+
+    Args:
+        number: of processes.
+        address: where rank 0 listens, as host and port.
+        interface: the network interface that the ranks talk over.
+        work: does one job: called in every worker with its `World` (of `lopt_pp.distributed`) and the arguments that `run` was given.
+        prepare: called first in every worker with its rank and its end of the pipe; it may set the environment.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        address: tuple[str, int],
+        interface: str,
+        work: Callable[..., Any],
+        prepare: Callable[[int, Connection], None] = lambda rank, pipe: None,
+    ) -> None:
+        context = multiprocessing.get_context("fork")
+        self.pipes: list[Connection] = []
+        self._processes = []
+        host, port = address
+        variables = {
+            "MASTER_ADDR": host,
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(number),
+            "GLOO_SOCKET_IFNAME": interface,
+        }
+        for rank in range(number):
+            near, far = context.Pipe()
+            self.pipes.append(near)
+            process = context.Process(
+                target=_serve, args=(rank, far, list(self.pipes), variables, work, prepare), daemon=True
+            )
+            process.start()
+            far.close()
+            self._processes.append(process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def run(self, *arguments: Any) -> list[Any]:
+        """Gives all workers one job.
+
+        Returns:
+            What each of them returned, by rank.
+
+        Raises:
+            WorkerError: one of them failed.
+        """
+        for pipe in self.pipes:
+            pipe.send(arguments)
+        results: dict[int, Any] = {}
+        while len(results) < len(self.pipes):
+            open_pipes = [pipe for rank, pipe in enumerate(self.pipes) if rank not in results]
+            for pipe in wait(open_pipes):
+                rank = self.pipes.index(pipe)  # type: ignore[arg-type]
+                try:
+                    failed, results[rank] = pipe.recv()  # type: ignore[union-attr]
+                except EOFError as error:
+                    raise WorkerError(f"rank {rank} has died") from error
+                if failed:
+                    raise WorkerError(f"rank {rank} failed:\n{results[rank]}")
+        return [results[rank] for rank in range(len(self.pipes))]
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pipe, process in zip(self.pipes, self._processes, strict=True):
+            pipe.close()
+            if kind is not None:
+                process.terminate()
+        for process in self._processes:
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _serve(
+    rank: int,
+    pipe: Connection,
+    inherited: list[Connection],
+    variables: Mapping[str, str],
+    work: Callable[..., Any],
+    prepare: Callable[[int, Connection], None],
+) -> None:
+    # A worker ends with its benchmark, however that ended: at once on Linux, elsewhere when it next looks at its pipe,
+    # of which it must not hold the other end.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for other in inherited:
+        other.close()
+    try:
+        os.environ |= {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
+        os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+        prepare(rank, pipe)
+        with connect(PipelineConfig(backend="gloo", stream_timeout=120)) as world:
+            while True:
+                pipe.send((False, work(world, *pipe.recv())))
+    except (EOFError, BrokenPipeError):
+        pass
+    except BaseException:
+        pipe.send((True, traceback.format_exc()))
+    finally:
+        # Without the interpreter's own end: receives that nothing will ever answer would wait for it.
+        os._exit(0)
