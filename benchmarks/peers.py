@@ -22,10 +22,10 @@ from lopt_pp.data import DataOrder, Microbatch
 from lopt_pp.distributed import World, boundaries
 from lopt_pp.end_to_end import EndToEndPipeline, clip_grad_norm
 from lopt_pp.metrics import COMPUTE_PHASES
-from lopt_pp.objectives import NextToken
+from lopt_pp.objectives import NextToken, ObjectiveConfig
 from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.split import BlockModel, Span, block_class, split_at
-from lopt_pp.stage import Stage, local_objective
+from lopt_pp.stage import Stage, StageConfig, local_objective
 from lopt_pp.stream import Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.topology import Topology
 from lopt_pp.trainer import Record, stream_headers, train
@@ -110,6 +110,10 @@ class Bench:
                 state[parameter] = self._moments[name]
         optimizer.adamw.state = state
 
+    @property
+    def config_of_stages(self) -> StageConfig:
+        return StageConfig(dtype="bfloat16" if self.dtype == torch.bfloat16 else "float32")
+
     def optimizer(self, blocks: Sequence[BlockModel]) -> Optimizer:
         """Of an end-to-end peer; a stage of this project has its own."""
         parameters = [parameter for block in blocks for parameter in block.parameters()]
@@ -120,8 +124,8 @@ class Bench:
     def stage(self, cut: Cut) -> Stage:
         """This process's stage of the pipeline by local learning."""
         (block,) = self.blocks(cut, [self.rank])
-        objective = local_objective(block, weight=10.0, seed=0)
-        stage = Stage(block, objective, OPTIM, MANY_STEPS, dtype=self.dtype, device=self.device)
+        objective = local_objective(block, ObjectiveConfig(), seed=0)
+        stage = Stage(block, objective, OPTIM, MANY_STEPS, config=self.config_of_stages, device=self.device)
         self.share_moments(stage.optimizer, [block])
         return stage
 
@@ -324,7 +328,7 @@ class _TorchPipeline(_EndToEnd):
     def __init__(self, bench: Bench, cut: Cut) -> None:
         super().__init__(bench, cut, self.own(bench.rank), bench.group)
         self._pipeline = EndToEndPipeline(
-            self.blocks, bench.group, bench.device, dtype=bench.dtype, schedule=self.schedule
+            self.blocks, bench.group, bench.device, config=bench.config_of_stages, schedule=self.schedule
         )
 
     def own(self, rank: int) -> list[int]:

@@ -6,8 +6,8 @@ machine, and what a run takes beyond its sleeps is the schedule's and the transp
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -76,6 +76,9 @@ class _Order:
     def microbatches(self, step: int) -> list[_Batch]:
         return self._batches
 
+    def counts(self, step: int) -> None:
+        return None
+
     def epoch(self, step: int) -> float:
         return 0.0
 
@@ -85,13 +88,19 @@ class _Stage:
 
     device = torch.device("cpu")
     dtype = torch.float32
-    objective = SimpleNamespace(count=lambda batch: 1)
+    learns = True
 
     def __init__(self, index: int, load: Load) -> None:
         self.index = index
         self._load = load
         self._hidden_states = torch.zeros(load.shape)
         self.received: list[float] = []
+
+    def count(self, counts: None) -> int:
+        return 1
+
+    def accumulating(self, is_last: bool) -> AbstractContextManager:
+        return nullcontext()
 
     def forward(self, batch: _Batch, hidden_states: torch.Tensor | None) -> torch.Tensor:
         self.received.append(time.perf_counter())

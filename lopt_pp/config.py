@@ -90,7 +90,13 @@ class Config:
         Raises:
             LoptError: they do not fit.
         """
-        return self.pipeline.topology(world_size, end_to_end=self.objective.method == "e2e")
+        is_end_to_end = self.objective.method == "e2e"
+        topology = self.pipeline.topology(world_size, is_end_to_end)
+        if is_end_to_end and topology.num_processes > 1 and self.pipeline.sharding == "full":
+            raise LoptError(
+                "--sharding full with --method e2e needs the whole model in each replica: --pipeline_processes 1"
+            )
+        return topology
 
     def flags(self) -> dict[str, Any]:
         """Every flag with its value, as plain data for files."""

@@ -5,12 +5,12 @@ the comparison is with what a user would take instead. That pipeline wants all m
 they are padded alike.
 """
 
-import contextlib
 import dataclasses
-from collections.abc import Iterable, Sequence
+import math
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -18,10 +18,13 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
 
-from lopt_pp.data import Microbatch
-from lopt_pp.data.formats import IGNORE_INDEX
+from lopt_pp.data import IGNORE_INDEX, DataOrder, Microbatch
+from lopt_pp.metrics import Record, StageClock, peak_memory
 from lopt_pp.objectives import NextToken
+from lopt_pp.optim import OptimConfig, Optimizer
+from lopt_pp.replicas import Replicas
 from lopt_pp.split import BlockModel
+from lopt_pp.stage import NotFiniteError, StageConfig, check_norm, derive_seed, prepare_block
 
 
 class EndToEndPipeline:
@@ -37,9 +40,10 @@ class EndToEndPipeline:
             the way back up).
         group: the pipeline's processes; a process's rank in it is its position. None where this process is all.
         device: that this process computes on.
-        dtype: of the computation (autocast) and of what crosses a boundary: float32 or bfloat16.
+        config: how the blocks compute.
         schedule: as `torch.distributed.pipelining` names it.
         seed: dropout is a function of (seed, block, step, microbatch).
+        replicas: of the pipeline, to sum the gradients over; None if there is only this one.
 
     Raises:
         ValueError: there is no such schedule.
@@ -51,14 +55,20 @@ class EndToEndPipeline:
         group: dist.ProcessGroup | None,
         device: torch.device | str = "cpu",
         *,
-        dtype: torch.dtype = torch.float32,
+        config: StageConfig,
         schedule: str = "1F1B",
         seed: int = 0,
+        replicas: Replicas | None = None,
     ) -> None:
-        self._modules = [_PipelineModule(block.train(), dtype, seed) for block in blocks]
+        self._modules = [
+            _PipelineModule(prepare_block(block, config, torch.device(device)), config, seed) for block in blocks
+        ]
+        # The wrappers take the mean.
+        self._num_replicas = replicas.size if replicas else 1
+        self._wrapped = [replicas.replicate(module) if replicas else module for module in self._modules]
         self._group = group if group is not None and group.size() > 1 else None
         self._device = torch.device(device)
-        self._dtype = dtype
+        self._dtype = config.compute_dtype
         self._schedule_class = get_schedule_class(schedule)
         self._built_for: tuple[int, ...] | None = None
         self._schedule: Any = None
@@ -101,10 +111,12 @@ class EndToEndPipeline:
         self._schedule.step(index=numbers, target=numbers, losses=losses, return_outputs=False)
         for module in self._modules:
             module.begin((), 0)
-        return [loss.detach() for loss in losses]
+        return [loss.detach() / self._num_replicas for loss in losses]
 
     def _build_schedule(self, num_microbatches: int, rows: int, tokens: int) -> Any:
-        stages = [self._build_stage(module, rows, tokens) for module in self._modules]
+        stages = [
+            self._build_stage(*modules, rows, tokens) for modules in zip(self._modules, self._wrapped, strict=True)
+        ]
         schedule = self._schedule_class
         if schedule is get_schedule_class("1F1B") and num_microbatches < stages[0].num_stages:
             # 1F1B refuses such a step. Its bubble would be GPipe's: all forwards are through before a backward comes
@@ -114,18 +126,19 @@ class EndToEndPipeline:
         return schedule(
             stages if several else stages[0],
             n_microbatches=num_microbatches,
-            loss_fn=lambda loss, _: loss,  # The last block's output is the microbatch's share of the loss already.
+            # The last block's output is the microbatch's share of the loss already.
+            loss_fn=lambda loss, _: loss * self._num_replicas,
             scale_grads=False,
         )
 
-    def _build_stage(self, module: "_PipelineModule", rows: int, tokens: int) -> PipelineStage:
+    def _build_stage(self, module: "_PipelineModule", wrapped: nn.Module, rows: int, tokens: int) -> PipelineStage:
         span, hidden_size = module.block.span, module.block.model.config.hidden_size
         # Only a description. Without it every new shape would cost a forward and a backward to find it out.
         shape = rows, tokens, hidden_size
         hidden_states = torch.empty(shape, dtype=self._dtype, device="meta", requires_grad=True)
         loss = torch.empty((), device="meta", requires_grad=True)
         return PipelineStage(
-            module,
+            wrapped,
             span.stage,
             span.num_stages,
             self._device,
@@ -140,14 +153,14 @@ class _PipelineModule(nn.Module):
 
     Args:
         block: the block.
-        dtype: of the computation and of what crosses a boundary.
+        config: how it computes.
         seed: of the run.
     """
 
-    def __init__(self, block: BlockModel, dtype: torch.dtype, seed: int) -> None:
+    def __init__(self, block: BlockModel, config: StageConfig, seed: int) -> None:
         super().__init__()
         self.block = block
-        self._dtype = dtype
+        self._config = config
         self._seed = seed
         self._objective = NextToken()
         self.begin((), 0)
@@ -165,19 +178,17 @@ class _PipelineModule(nn.Module):
             index: int64 `[1]`, on the CPU: the microbatch's number within the step.
         """
         batch = self._batches[int(index)]
-        parts = (self._seed, self.block.span.stage, batch.step, batch.index)
-        torch.manual_seed(int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0]))
-        with self._autocast(batch.input_ids.device.type):
+        torch.manual_seed(derive_seed(self._seed, self.block.span.stage, batch.step, batch.index))
+        config, device = self._config, batch.input_ids.device
+        with torch.autocast(device.type, config.compute_dtype, enabled=config.autocasts):
+            wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True}
             if hidden_states is None:
-                output = self.block(input_ids=batch.input_ids, logits_to_keep=batch.target_positions)
+                output = self.block(input_ids=batch.input_ids, **wanted)
             else:
-                output = self.block(hidden_states=hidden_states.float(), logits_to_keep=batch.target_positions)
+                output = self.block(hidden_states=hidden_states.to(config.parameter_dtype), **wanted)
             if self.block.span.is_last:
                 return self._objective(output, batch) / self._num_targets
-            return output.hidden_states.to(self._dtype).contiguous()
-
-    def _autocast(self, device_type: str) -> contextlib.AbstractContextManager:
-        return torch.autocast(device_type, self._dtype, enabled=self._dtype != torch.float32)
+            return output.hidden_states.to(config.compute_dtype).contiguous()
 
 
 def pad_alike(batches: Sequence[Microbatch]) -> list[Microbatch]:
@@ -223,3 +234,79 @@ def clip_grad_norm(
     if max_norm > 0:
         nn.utils.clip_grads_with_norm_(own, max_norm, norm)
     return norm
+
+
+class EndToEndStage:
+    """One process's block of a model that is trained end to end across processes (1F1B), with its optimizer.
+
+    Args:
+        block: the block, with its weights.
+        optim: learning rate and AdamW; all blocks have the last one's rate.
+        num_steps: of the whole run, for the schedule of the rate.
+        group: the pipeline's processes.
+        config: how the block computes.
+        seed: of the run.
+        device: where the block lives.
+        replicas: of the pipeline; None if there is only this one.
+    """
+
+    is_sharded = False
+
+    def __init__(
+        self,
+        block: BlockModel,
+        optim: OptimConfig,
+        num_steps: int,
+        group: dist.ProcessGroup,
+        *,
+        config: StageConfig,
+        seed: int,
+        device: torch.device,
+        replicas: Replicas | None,
+    ) -> None:
+        self.block = block
+        self.index = block.span.stage
+        self.device = device
+        self.steps_done = 0
+        self.updating = threading.Lock()
+        self._group = group
+        self._pipeline = EndToEndPipeline([block], group, device, config=config, seed=seed, replicas=replicas)
+        self._max_grad_norm = optim.max_grad_norm
+        self._optimizer = Optimizer(block.parameters(), optim, optim.learning_rate, num_steps)
+
+    def train(self, order: DataOrder, num_steps: int, report: Callable[[Record], None]) -> None:
+        """Trains for `num_steps` optimizer steps, together with the other processes.
+
+        Args:
+            order: of the data, the same in every process of the pipeline.
+            num_steps: of the run.
+            report: called with one record per step, see `docs/metrics.md`.
+
+        Raises:
+            NotFiniteError: the loss or the gradient is not finite; the weights are those of the last good step.
+        """
+        clock = StageClock(self.device)
+        for step in range(num_steps):
+            batches = order.microbatches(step)
+            with clock("schedule"):
+                loss = self._pipeline.step(batches, order.counts(step).num_targets)
+            with clock("optimizer"):
+                record = self._step(step, loss)
+            tokens = sum(batch.num_tokens for batch in batches)
+            record |= clock.read()
+            record |= {"step": step + 1, "stage": self.index, "epoch": order.epoch(step), "num_tokens": tokens}
+            record["peak_memory_bytes"] = peak_memory(self.device)
+            report(record)
+
+    def _step(self, step: int, loss: torch.Tensor | None) -> Record:
+        norm = clip_grad_norm(self._optimizer.parameters, self._max_grad_norm, self._group).item()
+        record: Record = {"grad_norm": norm, "learning_rate": self._optimizer.learning_rate}
+        if loss is not None:
+            record["loss"] = loss.item()
+            if not math.isfinite(record["loss"]):
+                raise NotFiniteError(f"the loss of step {step + 1} is {record['loss']}; lower the learning rate")
+        check_norm(norm, self.index, step)
+        with self.updating:
+            self._optimizer.step()
+            self.steps_done += 1
+        return record

@@ -9,11 +9,16 @@ from pathlib import Path
 
 import torch
 
-PHASES = ("wait_receive", "forward", "backward", "optimizer", "wait_send")
+PHASES = ("wait_receive", "forward", "backward", "optimizer", "wait_send", "schedule")
 """What a stage does in a step: waits for hidden states, runs its block and its loss forward, runs backward, steps its
-optimizer, waits until it may send. What is left of a step's wall time goes to data and bookkeeping."""
+optimizer, waits until it may send. End to end across processes, PyTorch's schedule does all but the optimizer, waits
+included. What is left of a step's wall time goes to data and bookkeeping."""
 
 COMPUTE_PHASES = ("forward", "backward", "optimizer")
+
+
+Record = dict[str, float]
+"""What a stage reports of a step, by name."""
 
 
 class StageClock:

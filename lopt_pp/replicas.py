@@ -40,11 +40,11 @@ class Replicas:
         if any(True for _ in objective.parameters()):
             fully_shard(objective, mesh=self.mesh)
 
-    def replicate(self, block: BlockModel, objective: nn.Module) -> DistributedDataParallel:
-        """Wraps the block so that the gradients of it and of its local head become the mean over the replicas."""
-        device = next(block.parameters()).device
+    def replicate(self, module: nn.Module) -> DistributedDataParallel:
+        """Wraps a module so that the gradients of its parameters become the mean over the replicas."""
+        device = next(module.parameters()).device
         return DistributedDataParallel(
-            _Learner(block, objective),
+            module,
             device_ids=[device] if device.type == "cuda" else None,
             process_group=self.mesh.get_group(),
             broadcast_buffers=False,
@@ -52,7 +52,7 @@ class Replicas:
         )
 
 
-class _Learner(nn.Module):
+class Learner(nn.Module):
     """The parameters that a stage trains, as one module; its forward is the block's."""
 
     def __init__(self, block: BlockModel, objective: nn.Module) -> None:

@@ -116,14 +116,22 @@ class Collector:
 
     def summary(self) -> list[dict[str, float]]:
         """By stage: the share of the run's wall time (from the first step) spent computing, receiving and sending."""
-        return [
-            {
-                "computing": sum(seconds[f"{phase}_seconds"] for phase in COMPUTE_PHASES) / seconds["step_seconds"],
-                "waiting to receive": seconds["wait_receive_seconds"] / seconds["step_seconds"],
-                "waiting to send": seconds["wait_send_seconds"] / seconds["step_seconds"],
-            }
-            for seconds in self._seconds
-        ]
+        shares = []
+        for seconds in self._seconds:
+            wall = seconds["step_seconds"]
+            if schedule := seconds["schedule_seconds"]:
+                shares.append(
+                    {"in the 1F1B schedule": schedule / wall, "optimizer": seconds["optimizer_seconds"] / wall}
+                )
+                continue
+            shares.append(
+                {
+                    "computing": sum(seconds[f"{phase}_seconds"] for phase in COMPUTE_PHASES) / wall,
+                    "waiting to receive": seconds["wait_receive_seconds"] / wall,
+                    "waiting to send": seconds["wait_send_seconds"] / wall,
+                }
+            )
+        return shares
 
     @property
     def seconds(self) -> float:

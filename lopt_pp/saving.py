@@ -16,6 +16,7 @@ from torch.distributed import Store
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from lopt_pp.end_to_end import EndToEndStage
 from lopt_pp.errors import LoptError
 from lopt_pp.stage import Stage
 from lopt_pp.weights import shard_name, write_index, write_shard
@@ -48,7 +49,7 @@ def remove_unfinished(path: Path) -> None:
     shutil.rmtree(path / _UNFINISHED, ignore_errors=True)
 
 
-def save_stage(stage: Stage, path: Path, store: Store, is_writer: bool) -> None:
+def save_stage(stage: Stage | EndToEndStage, path: Path, store: Store, is_writer: bool) -> None:
     """Writes the stage's shard beside its place and tells rank 0 what is in it.
 
     Args:
@@ -117,7 +118,7 @@ def finish_model(
         )
 
 
-def keep_shards(stages: Sequence[Stage], path: Path, store: Store) -> None:
+def keep_shards(stages: Sequence[Stage | EndToEndStage], path: Path, store: Store) -> None:
     """Waits until rank 0 has joined the model; shards that its machine cannot see are put in place on this one."""
     missing = json.loads(store.get(f"finished/{path.name}"))
     own = [name for stage in stages if (name := shard_name(stage.block.span)) in missing]

@@ -17,7 +17,7 @@ from lopt_pp.errors import LoptError
 from lopt_pp.flags import check_types
 from lopt_pp.objectives import NextToken, Objective, ObjectiveConfig, Reconstruction
 from lopt_pp.optim import OptimConfig, Optimizer
-from lopt_pp.replicas import Replicas
+from lopt_pp.replicas import Learner, Replicas
 from lopt_pp.split import BlockModel, BlockOutput
 
 
@@ -31,7 +31,7 @@ def local_objective(block: BlockModel, config: ObjectiveConfig, seed: int) -> Ob
         return NextToken()
     if config.method == "frozen":
         return None
-    generator = torch.Generator().manual_seed(_seed(seed, block.span.stage))
+    generator = torch.Generator().manual_seed(derive_seed(seed, block.span.stage))
     return Reconstruction(block.model.config.hidden_size, config.reconstruction_weight, generator)
 
 
@@ -104,7 +104,7 @@ class Stage:
         replicas: Replicas | None = None,
     ) -> None:
         self.device = torch.device(device)
-        self.block = block.to(self.device, config.parameter_dtype)
+        self.block = prepare_block(block, config, self.device)
         self.objective = objective
         self.index = block.span.stage
         self.dtype = config.compute_dtype
@@ -119,20 +119,14 @@ class Stage:
         self.steps_done = 0
         self.updating = threading.Lock()
         """Held while weights change, so that another thread can save them between two steps."""
-        if config.torch_compile:
-            for layer in block.layers:
-                layer.compile()
         if objective is None:
             block.eval().requires_grad_(False)
             return
-        block.train()
         objective.to(self.device, config.parameter_dtype)
-        if config.gradient_checkpointing:
-            checkpoint_layers(block.model)
         if replicas and replicas.sharded:
             replicas.shard(block, objective)
         elif replicas:
-            self._run = self._ddp = replicas.replicate(block, objective)
+            self._run = self._ddp = replicas.replicate(Learner(block, objective))
         parameters = [*block.parameters(), *objective.parameters()]
         self.optimizer = Optimizer(parameters, optim, optim.peak_learning_rate(block.span.is_last), num_steps)
 
@@ -160,7 +154,7 @@ class Stage:
             batch: the microbatch, on the stage's device.
             hidden_states: `[rows, tokens, hidden]` from the stage before; None on the first.
         """
-        torch.manual_seed(_seed(self._seed, self.index, batch.step, batch.index))
+        torch.manual_seed(derive_seed(self._seed, self.index, batch.step, batch.index))
         wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True}
         with self._autocast(), torch.set_grad_enabled(self.learns):
             if self.block.span.is_first:
@@ -211,10 +205,7 @@ class Stage:
                     f"stage {self.index}: the {self.objective.name} of step {step + 1}, microbatch {index + 1} is "
                     f"{value}; a lower learning rate, --max_grad_norm or --dtype float32 may help, or look at its rows"
                 )
-        if not math.isfinite(norm):
-            raise NotFiniteError(
-                f"stage {self.index}: the gradient norm of step {step + 1} is {norm}; lower the learning rate"
-            )
+        check_norm(norm, self.index, step)
         record = {self.objective.name: sum(losses), "grad_norm": norm, "learning_rate": self.optimizer.learning_rate}
         with self.updating:
             self.optimizer.step()
@@ -225,12 +216,29 @@ class Stage:
         return torch.autocast(self.device.type, self.dtype, enabled=self._autocasts)
 
 
+def check_norm(norm: float, stage: int, step: int) -> None:
+    """Raises NotFiniteError unless the gradient norm of the step is finite."""
+    if not math.isfinite(norm):
+        raise NotFiniteError(f"stage {stage}: the gradient norm of step {step + 1} is {norm}; lower the learning rate")
+
+
+def prepare_block(block: BlockModel, config: StageConfig, device: torch.device) -> BlockModel:
+    """Moves a block to where it is to train, and makes it compute as it is told to."""
+    block.to(device, config.parameter_dtype).train()
+    if config.torch_compile:
+        for layer in block.layers:
+            layer.compile()
+    if config.gradient_checkpointing:
+        checkpoint_layers(block.model)
+    return block
+
+
 def checkpoint_layers(model: PreTrainedModel) -> None:
     """Has each layer keep only its input. (The method's name is another before transformers 5.20.)"""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
-def _seed(*parts: int) -> int:
-    """A seed of its own for each tuple of numbers."""
+def derive_seed(*parts: int) -> int:
+    """A seed of its own for each tuple of numbers, such as (seed, stage, step, microbatch)."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")

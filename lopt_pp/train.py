@@ -7,7 +7,7 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -21,8 +21,10 @@ from lopt_pp.card import model_card
 from lopt_pp.config import Config, parse_config
 from lopt_pp.data import DataOrder, TokenizedRows, load_rows
 from lopt_pp.distributed import Failure, World, boundaries, connect, mesh_of_processes, rank_and_size
+from lopt_pp.end_to_end import EndToEndStage
 from lopt_pp.errors import LoptError
 from lopt_pp.guard import Guard, complain
+from lopt_pp.metrics import Record
 from lopt_pp.model import load_model_config, load_tokenizer
 from lopt_pp.objectives import NextToken, Reconstruction
 from lopt_pp.replicas import Replicas
@@ -80,13 +82,28 @@ class Run:
             remove_unfinished(self.output_dir)
             logger.info("%s", self.rows.summary())
             logger.info("%s, cut into %s; %d steps", model_class.__name__, "; ".join(map(str, spans)), self.num_steps)
+        self.stages: list[Stage] = []
+        self.end_to_end: EndToEndStage | None = None
+        is_end_to_end = config.objective.method == "e2e" and self.topology.num_processes > 1
         replicas = None
+        if is_end_to_end or self.topology.num_replicas > 1:
+            mesh = mesh_of_processes(world, self.topology)
         if self.topology.num_replicas > 1:
-            mesh = mesh_of_processes(world, self.topology)["replica"]
-            replicas = Replicas(mesh, sharded=config.pipeline.sharding == "full")
-        self.stages = []
+            replicas = Replicas(mesh["replica"], sharded=config.pipeline.sharding == "full")
         for index in self.own_stages:
             block = load_block(checkpoint, model_class, self.model_config, anatomy, spans[index])
+            if is_end_to_end:
+                self.end_to_end = EndToEndStage(
+                    block,
+                    config.optim,
+                    self.num_steps,
+                    mesh["pipeline"].get_group(),
+                    config=config.stage,
+                    seed=config.run.seed,
+                    device=world.device,
+                    replicas=replicas,
+                )
+                continue
             self.stages.append(
                 Stage(
                     block,
@@ -147,9 +164,24 @@ class Run:
             NotFiniteError: a loss or a gradient is not finite; the stages have the weights from before that step.
             StreamError: a neighbour is gone, or disagrees.
         """
+        collector = self._collector() if self.world.rank == 0 else None
+        report = functools.partial(post, self.world.store, self.replica)
+        try:
+            if self.end_to_end is not None:
+                self.end_to_end.train(self.order, self.num_steps, report)
+            else:
+                self._train_stages(report)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{error}. The weights from before that step are kept in {self._last_good}") from error
+        self._save(self.output_dir, self.world.store)
+        if collector is not None:
+            collector.join()
+            _say_how_it_went(collector, self.output_dir)
+
+    def _train_stages(self, report: Callable[[Record], None]) -> None:
+        """Joins the stages of this process to their neighbours, and trains them."""
         pipeline = self.config.pipeline
         ends = boundaries(self.world, self.topology, pipeline.stream_timeout)
-        collector = self._collector() if self.world.rank == 0 else None
         receivers: dict[int, Receiver] = {}
         senders: dict[int, Sender] = {}
         for stage in self.stages:
@@ -161,15 +193,7 @@ class Run:
                 senders[stage.index] = StreamSender(ends[stage.index], headers, pipeline.queue_depth)
             elif stage.index + 1 in self.own_stages:
                 senders[stage.index] = receivers[stage.index + 1] = LocalStream()
-        try:
-            report = functools.partial(post, self.world.store, self.replica)
-            train(self.stages, receivers, senders, self.order, self.num_steps, report)
-        except NotFiniteError as error:
-            raise NotFiniteError(f"{error}. The weights from before that step are kept in {self._last_good}") from error
-        self._save(self.output_dir, self.world.store)
-        if collector is not None:
-            collector.join()
-            _say_how_it_went(collector, self.output_dir)
+        train(self.stages, receivers, senders, self.order, self.num_steps, report)
 
     def _collector(self) -> Collector:
         earlier = Reconstruction.name if self.config.objective.method == "lopt" else None
@@ -199,10 +223,11 @@ class Run:
         remove_unfinished(self.output_dir)
 
     def _save(self, path: Path, store: Store) -> None:
-        for stage in self.stages:
+        stages = [self.end_to_end] if self.end_to_end is not None else self.stages
+        for stage in stages:
             save_stage(stage, path, store, is_writer=self.replica == 0)
         if self.world.rank != 0:
-            keep_shards(self.stages if self.replica == 0 else [], path, store)
+            keep_shards(stages if self.replica == 0 else [], path, store)
             return
         config = self.model_config
         config.tie_word_embeddings = False

@@ -7,11 +7,9 @@ the next hidden states) and, when the queue is full, the neighbour after it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from lopt_pp.data import DataOrder
-from lopt_pp.metrics import StageClock, peak_memory
+from lopt_pp.metrics import Record, StageClock, peak_memory
 from lopt_pp.stage import Stage
 from lopt_pp.stream import Header, Receiver, Sender, dtype_code
-
-Record = dict[str, float]
 
 
 def train(

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoTokenizer
 from lopt_pp.data import DataConfig, DataOrder, load_rows
 from lopt_pp.end_to_end import EndToEndPipeline, clip_grad_norm
 from lopt_pp.split import split_evenly
+from lopt_pp.stage import StageConfig
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
 
@@ -51,8 +52,8 @@ def train(case: dict[str, Any], group: dist.ProcessGroup | None, num_blocks: int
     blocks = [load_block(checkpoint, model_class, config, anatomy, spans[stage]) for stage in own]
     parameters = [parameter for block in blocks for parameter in block.parameters()]
     adam = torch.optim.AdamW(parameters, lr=case["rate"], eps=1e-6)
-    dtype = getattr(torch, case["dtype"])
-    pipeline = EndToEndPipeline(blocks, group, dtype=dtype, schedule=case["schedule"] or "1F1B")
+    config = StageConfig(dtype=case["dtype"])
+    pipeline = EndToEndPipeline(blocks, group, config=config, schedule=case["schedule"] or "1F1B")
     order = data_order(case)
     losses, norms = [], []
     for step in range(case["steps"]):

@@ -141,3 +141,25 @@ def test_one_stage_is_ordinary_training(files: Path, tmp_path: Path) -> None:
         epsilon=1e-6,
     )
     assert_close(trained, expected, weights(files / "model"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "processes"),
+    [
+        ("--gradient_accumulation_steps 2", 2),
+        ("--gradient_accumulation_steps 4 --num_stages 3", 3),
+        ("--num_stages 2 --data_parallel 2", 4),
+        ("--num_stages 2 --data_parallel 2 --pipeline_processes 1 --sharding full", 2),
+    ],
+)
+def test_end_to_end_is_the_same_in_one_process_and_as_a_pipeline(
+    files: Path, tmp_path: Path, flags: str, processes: int
+) -> None:
+    size = 6 if "data_parallel" in flags else 3
+    accumulation = flags.partition("--gradient_accumulation_steps ")[2][:1] or "1"
+    alone = f"--method e2e --per_device_train_batch_size {size} --gradient_accumulation_steps {accumulation}"
+    expected = train(files, tmp_path / "1", 1, alone)
+    trained = train(files, tmp_path / "2", processes, f"--method e2e --per_device_train_batch_size 3 {flags}")
+    assert_close(trained, expected, weights(files / "model"))
+    losses = [[record["loss"] for record in metrics(tmp_path / run) if "loss" in record] for run in ("1", "2")]
+    assert len(losses[0]) == 8 and losses[1] == pytest.approx(losses[0], rel=1e-3)
