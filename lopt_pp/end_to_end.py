@@ -61,7 +61,10 @@ class EndToEndPipeline:
         replicas: Replicas | None = None,
     ) -> None:
         self._modules = [
-            _PipelineModule(prepare_block(block, config, torch.device(device)), config, seed) for block in blocks
+            _PipelineModule(
+                prepare_block(block, config, torch.device(device)), config, seed, splits_backward="Bubble" in schedule
+            )
+            for block in blocks
         ]
         # The wrappers take the mean.
         self._num_replicas = replicas.size if replicas else 1
@@ -155,13 +158,15 @@ class _PipelineModule(nn.Module):
         block: the block.
         config: how it computes.
         seed: of the run.
+        splits_backward: whether the schedule runs backward in two passes, which the chunked loss does not bear.
     """
 
-    def __init__(self, block: BlockModel, config: StageConfig, seed: int) -> None:
+    def __init__(self, block: BlockModel, config: StageConfig, seed: int, splits_backward: bool) -> None:
         super().__init__()
         self.block = block
         self._config = config
         self._seed = seed
+        self._splits_backward = splits_backward
         self._objective = NextToken()
         self.begin((), 0)
 
@@ -181,7 +186,7 @@ class _PipelineModule(nn.Module):
         torch.manual_seed(derive_seed(self._seed, self.block.span.stage, batch.step, batch.index))
         config, device = self._config, batch.input_ids.device
         with torch.autocast(device.type, config.compute_dtype, enabled=config.autocasts):
-            wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True}
+            wanted = {"logits_to_keep": batch.target_positions, "leave_logits": not self._splits_backward}
             if hidden_states is None:
                 output = self.block(input_ids=batch.input_ids, **wanted)
             else:
