@@ -213,7 +213,10 @@ def boundaries(world: World, topology: Topology, timeout: float) -> dict[int, Bo
     if world.size == 1:
         return {}
     headers = dist.new_group(backend="gloo")
-    payload = dist.new_group(backend="nccl") if world.payload_backend == "nccl" else headers
+    payload = headers
+    if world.payload_backend == "nccl":
+        # NCCL gives each pair of processes a CUDA stream of its own, so transfers overlap with the computation.
+        payload = dist.new_group(backend="nccl", timeout=timedelta(seconds=timeout))
     replica, own = topology.replica_of(world.rank), {}
     for stage in range(topology.num_stages - 1):
         source, target = topology.rank_of(stage, replica), topology.rank_of(stage + 1, replica)

@@ -7,6 +7,7 @@ needed. A header that differs from what the receiver's own data order expects is
 of a hang.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -72,7 +73,10 @@ class Receiver(Protocol):
     """A stage's end of the boundary before it."""
 
     def receive(self) -> torch.Tensor:
-        """The next microbatch's hidden states, `[rows, tokens, hidden]`, as soon as they are there."""
+        """The next microbatch's hidden states, `[rows, tokens, hidden]`, as soon as they are there.
+
+        They are the caller's until it asks for the next ones.
+        """
 
     def close(self) -> None:
         """Checks that nothing more comes."""
@@ -207,6 +211,7 @@ class StreamReceiver:
         self._depth = queue_depth
         self._header_works: deque[tuple[dist.Work, torch.Tensor]] = deque()
         self._payloads: deque[tuple[dist.Work, torch.Tensor, Header]] = deque()
+        self._buffers = _Buffers(queue_depth + 1, boundary.device)
         # Twice as far ahead as they are read, so that a header never waits for the link's round trip.
         for _ in range(2 * queue_depth):
             self._post_header()
@@ -235,7 +240,7 @@ class StreamReceiver:
             self._ended = True
             return
         self._post_header()
-        buffer = torch.empty(header.shape, dtype=_DTYPES[header.dtype], device=self._boundary.device)
+        buffer = self._buffers.take(header)
         work = dist.irecv(buffer, self._boundary.source, self._boundary.payload, tag=_TAG_PAYLOAD)
         assert work is not None
         self._payloads.append((work, buffer, header))
@@ -250,6 +255,28 @@ class StreamReceiver:
     def close(self) -> None:
         while not self._ended:
             self._post_next()
+
+
+class _Buffers:
+    """Memory for messages, taken in turn: for those on their way, and the one that the stage works on.
+
+    Args:
+        number: of messages that are there at once.
+        device: of the memory.
+    """
+
+    def __init__(self, number: int, device: torch.device) -> None:
+        self._device = device
+        self._ring = deque(torch.empty(0, dtype=torch.uint8, device=device) for _ in range(number))
+
+    def take(self, header: Header) -> torch.Tensor:
+        """The memory taken longest ago, as a tensor for the message; it grows where the message is the largest yet."""
+        buffer, dtype = self._ring.popleft(), _DTYPES[header.dtype]
+        size = math.prod(header.shape) * dtype.itemsize
+        if buffer.numel() < size:
+            buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
+        self._ring.append(buffer)
+        return buffer[:size].view(dtype).view(header.shape)
 
 
 def _with_end(headers: Iterable[Header]) -> Iterator[Header]:

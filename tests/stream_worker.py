@@ -88,6 +88,21 @@ def run_ahead(world: World, folder: Path) -> list[tuple[int, int, int]]:
     return counts
 
 
+def buffers(world: World, folder: Path) -> list[int]:
+    """How much memory 20 messages have come into, for a queue of three: by its addresses."""
+    boundary, expected = fresh(world), [Header(number, 0, 2, 3, HIDDEN) for number in range(20)]
+    if world.rank == 0:
+        sender = StreamSender(boundary, expected, 3)
+        for header in expected:
+            sender.send(payload(header))
+        sender.close()
+        return []
+    receiver = StreamReceiver(boundary, expected, 3)
+    addresses = [receiver.receive().data_ptr() for _ in expected]
+    receiver.close()
+    return [len(set(addresses)), len(set(addresses[:4]))]
+
+
 DISAGREEMENTS: dict[str, Callable[[list[Header]], Sequence[Header]]] = {
     "step": lambda expected: [*expected[:2], replace(expected[2], step=5), *expected[3:]],
     "microbatch": lambda expected: [expected[0], replace(expected[1], microbatch=3), *expected[2:]],
@@ -158,6 +173,7 @@ def peer_gone(world: World, folder: Path) -> str:
 CASES: dict[str, Callable[[World, Path], object]] = {
     "sent_and_received": sent_and_received,
     "run_ahead": run_ahead,
+    "buffers": buffers,
     "disagreement": disagreement,
     "wrong_tensor": wrong_tensor,
     "peer_gone": peer_gone,

@@ -33,6 +33,11 @@ def test_the_sender_runs_ahead_as_far_as_the_queue_is_deep(tmp_path: Path) -> No
     assert counts == [[1, 0, 1], [1, 2, 3], [3, 0, 3], [3, 2, 7]]
 
 
+def test_memory_is_used_again(tmp_path: Path) -> None:
+    """As many buffers as messages can be there at once: those of the queue, and the one that the stage works on."""
+    assert play("buffers", tmp_path)[1] == [4, 4]
+
+
 def test_what_the_ends_disagree_about_is_an_error(tmp_path: Path) -> None:
     _, said = play("disagreement", tmp_path)
     assert said.keys() == DISAGREEMENTS.keys()
