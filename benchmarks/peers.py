@@ -188,34 +188,31 @@ class LocalLearning:
         if self._bench.rank == 0:
             senders[0] = StreamSender(ends[0], headers, QUEUE_DEPTH)
         else:
-            receivers[1] = received = _Noting(StreamReceiver(ends[0], headers, QUEUE_DEPTH), self._bench)
-        records: list[Record] = []
-        train([stage], receivers, senders, order, num_steps, records.append)
-        microbatch, optimizer = _computed(records[:steps], microbatches)
-        if self._bench.rank == 0:
-            return Trial(begin, begin, microbatch, optimizer)
-        return Trial(received.times[0], received.times[microbatches * steps], microbatch, optimizer)
-
-
-def _computed(records: Sequence[Record], microbatches: int) -> tuple[float, float]:
-    """The seconds that a stage has computed for a microbatch, and for an optimizer step, by the loop's own records."""
-    optimizer = sum(record["optimizer_seconds"] for record in records)
-    computing = sum(record[f"{phase}_seconds"] for record in records for phase in COMPUTE_PHASES)
-    return (computing - optimizer) / (microbatches * len(records)), optimizer / len(records)
+            receiver = StreamReceiver(ends[0], headers, QUEUE_DEPTH)
+            receivers[1] = noting = _Noting(receiver, self._bench, (0, microbatches * steps))
+        train([stage], receivers, senders, order, num_steps, lambda record: None)
+        dist.barrier()
+        for group in {ends[0].headers, ends[0].payload}:
+            dist.destroy_process_group(group)
+        return Trial(begin, begin) if self._bench.rank == 0 else Trial(*noting.times)
 
 
 class _Noting:
-    """A receiver that notes when each message was given to the stage."""
+    """A receiver that notes when the messages with the numbers `wanted` were given to the stage."""
 
-    def __init__(self, receiver: Receiver, bench: Bench) -> None:
+    def __init__(self, receiver: Receiver, bench: Bench, wanted: Sequence[int]) -> None:
         self._receiver = receiver
         self._bench = bench
+        self._wanted = wanted
+        self._received = 0
         self.times: list[float] = []
 
     def receive(self) -> torch.Tensor:
-        received = self._receiver.receive()
-        self.times.append(self._bench.now())
-        return received
+        hidden_states = self._receiver.receive()
+        if self._received in self._wanted:
+            self.times.append(self._bench.now())
+        self._received += 1
+        return hidden_states
 
     def close(self) -> None:
         self._receiver.close()
@@ -255,7 +252,11 @@ class Computing:
         senders: dict[int, Sender] = {0: _Dropping()} if bench.rank == 0 else {}
         begin = bench.now()
         train([stage], receivers, senders, order, order.steps_per_epoch, records.append)
-        return Trial(begin, bench.now(), *_computed(records[:steps], microbatches))
+        records = records[:steps]
+        optimizer = sum(record["optimizer_seconds"] for record in records)
+        computing = sum(record[f"{phase}_seconds"] for record in records for phase in COMPUTE_PHASES)
+        microbatch = (computing - optimizer) / (microbatches * steps)
+        return Trial(begin, bench.now(), microbatch, optimizer / steps)
 
 
 class _Endless:
@@ -341,7 +342,7 @@ class GPipe(_TorchPipeline):
 
 
 class OneForwardOneBackward(_TorchPipeline):
-    """With one microbatch per step torch's class refuses to run; the order of work is then GPipe's, which runs."""
+    """With one microbatch per step, which torch's class refuses, 1F1B's order of work is GPipe's, and that one runs."""
 
     label = "1F1B"
     schedule = "1F1B"
@@ -452,8 +453,8 @@ def _half_the_rows(batch: Microbatch, rank: int) -> Microbatch:
 
 PEERS: dict[str, type[Peer]] = {
     "lopt": LocalLearning,
-    "gpipe": GPipe,
     "1f1b": OneForwardOneBackward,
+    "gpipe": GPipe,
     "zero_bubble": ZeroBubble,
     "zbv": ZeroBubbleV,
     "naive": Naive,
