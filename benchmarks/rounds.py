@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from bench import PROCESSES, Bench, Cut, Peer, Trial
 from figures import Cell, Computed, report, result_of
-from peers import PEERS, PROCESSES, Bench, Computing, Cut, Peer, Trial
+from local_learning import Computing
+from peers import PEERS
 from shapes import SHAPES
 from transformers.utils import logging as transformers_logging
 
