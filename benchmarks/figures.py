@@ -9,8 +9,9 @@ from statistics import median
 from typing import Any
 
 import torch
+from bench import PROCESSES, Cut
 from machine import describe_machine
-from peers import PEERS, PROCESSES, Cut
+from peers import PEERS
 from shapes import SHAPES
 
 EFFICIENCY = 0.97

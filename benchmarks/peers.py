@@ -1,288 +1,23 @@
 """Ways to train one model on two processes: this project's, and what a user would take instead.
 
-All of them have the same model, microbatches, loss and AdamW, and run the same steps when they are told to. Each says
-for its process when the part of a run that counts began and ended.
+All of them have the same model, microbatches, loss and AdamW, and run the same steps when they are told to.
 """
 
 import dataclasses
-import time
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
-from shapes import Shape, random_rows
+from bench import OPTIM, PROCESSES, Bench, Cut, Peer, Trial
+from local_learning import LocalLearning
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from lopt_pp.data import DataOrder, Microbatch
-from lopt_pp.distributed import World, boundaries
+from lopt_pp.data import Microbatch
 from lopt_pp.end_to_end import EndToEndPipeline, clip_grad_norm
-from lopt_pp.metrics import COMPUTE_PHASES
-from lopt_pp.objectives import NextToken, ObjectiveConfig
-from lopt_pp.optim import OptimConfig, Optimizer
-from lopt_pp.split import BlockModel, Span, block_class, split_at
-from lopt_pp.stage import Stage, StageConfig, local_objective
-from lopt_pp.stream import Receiver, Sender, StreamReceiver, StreamSender
-from lopt_pp.topology import Topology
-from lopt_pp.trainer import Record, stream_headers, train
-from lopt_pp.verify import check_split
-
-PROCESSES = 2
-QUEUE_DEPTH = 2
-TIMEOUT = 600.0
-OPTIM = OptimConfig(learning_rate=1e-6, lr_scheduler_type="constant")
-MANY_STEPS = 10**9
-"""The length of the run for schedules of learning rates; the one here is constant."""
-
-Cut = tuple[int, ...]
-"""The layers that the blocks after the first begin with."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What one process has seen of a run.
-
-    Attributes:
-        begin: when the part that counts began, in seconds of the machine's monotonic clock.
-        end: when it was over.
-        microbatch: seconds that the process's stage computed for a microbatch; 0 where that is not measured.
-        optimizer: seconds of its optimizer step; likewise.
-    """
-
-    begin: float
-    end: float
-    microbatch: float = 0.0
-    optimizer: float = 0.0
-
-
-class Bench:
-    """One process's copy of a model, which all peers train.
-
-    They share the weights and AdamW's moments, since what is measured is time: so all of them fit into memory, and none
-    has memory that another has not touched.
-
-    Args:
-        world: this process.
-        group: all processes, on the payload's backend.
-        shape: of the model and its microbatches.
-        dtype: of the computation.
-    """
-
-    def __init__(self, world: World, group: dist.ProcessGroup, shape: Shape, dtype: torch.dtype) -> None:
-        self.world, self.group, self.shape, self.dtype = world, group, shape, dtype
-        self.rank, self.device = world.rank, world.device
-        self.config = LlamaConfig(**{**shape.config, "tie_word_embeddings": False})
-        depth = self.config.num_hidden_layers
-        self.anatomy = check_split(LlamaForCausalLM, self.config, split_at([depth // 2], depth))
-        with torch.device("meta"):
-            parameters = dict(LlamaForCausalLM(self.config).named_parameters())
-        draw = torch.Generator().manual_seed(0)
-        self._weights = {
-            name: (torch.ones(tensor.shape) if "norm" in name else 0.02 * torch.randn(tensor.shape, generator=draw)).to(
-                self.device
-            )
-            for name, tensor in parameters.items()
-        }
-        self._moments: dict[str, dict] = {name: {} for name in self._weights}
-
-    def blocks(self, cut: Cut, own: Sequence[int]) -> list[BlockModel]:
-        """The blocks of the model, cut before the layers `cut`, whose numbers are in `own`."""
-        spans = split_at(cut, self.config.num_hidden_layers)
-        return [self._block(spans[number]) for number in own]
-
-    def _block(self, span: Span) -> BlockModel:
-        own = {name: tensor for name, tensor in self._weights.items() if self.anatomy.owns(span, name)}
-        block = block_class(LlamaForCausalLM, self.anatomy, span)
-        model = block.from_pretrained(None, config=self.config, state_dict=own, dtype=torch.float32).to(self.device)
-        # Parameters of its own, so that hooks and gradients stay apart, on the tensors that all share.
-        model.load_state_dict(own, assign=True)
-        return BlockModel(model.train(), self.anatomy, span)
-
-    def share_moments(self, optimizer: Optimizer, blocks: Sequence[BlockModel]) -> None:
-        """Lets an optimizer over the parameters of `blocks` (and others) go on from the moments that all share."""
-        state: defaultdict[torch.Tensor, dict] = defaultdict(dict)
-        for block in blocks:
-            for name, parameter in block.model.named_parameters():
-                state[parameter] = self._moments[name]
-        optimizer.adamw.state = state
-
-    @property
-    def config_of_stages(self) -> StageConfig:
-        return StageConfig(dtype="bfloat16" if self.dtype == torch.bfloat16 else "float32")
-
-    def optimizer(self, blocks: Sequence[BlockModel]) -> Optimizer:
-        """Of an end-to-end peer; a stage of this project has its own."""
-        parameters = [parameter for block in blocks for parameter in block.parameters()]
-        optimizer = Optimizer(parameters, OPTIM, OPTIM.learning_rate, MANY_STEPS)
-        self.share_moments(optimizer, blocks)
-        return optimizer
-
-    def stage(self, cut: Cut) -> Stage:
-        """This process's stage of the pipeline by local learning."""
-        (block,) = self.blocks(cut, [self.rank])
-        objective = local_objective(block, ObjectiveConfig(), seed=0)
-        stage = Stage(block, objective, OPTIM, MANY_STEPS, config=self.config_of_stages, device=self.device)
-        self.share_moments(stage.optimizer, [block])
-        return stage
-
-    def order(self, microbatches: int, steps: int, more: int = 0) -> DataOrder:
-        """Of `steps` steps of so many microbatches each, and then of `more` microbatches."""
-        rows = self.shape.rows * (microbatches * steps + more)
-        return DataOrder(
-            random_rows(self.config.vocab_size, self.shape.tokens, rows),
-            per_device_train_batch_size=self.shape.rows,
-            gradient_accumulation_steps=microbatches,
-            shuffle=True,
-            seed=0,
-            pad_token_id=0,
-        )
-
-    def now(self) -> float:
-        """The machine's monotonic clock, when the device has done what it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-class Peer(Protocol):
-    """A way to train.
-
-    Attributes:
-        num_blocks: that the model is cut into.
-        label: in tables.
-    """
-
-    num_blocks: ClassVar[int]
-    label: ClassVar[str]
-
-    def __init__(self, bench: Bench, cut: Cut) -> None: ...
-
-    def run(self, microbatches: int, steps: int) -> Trial:
-        """Trains for `steps` steps of so many microbatches. All processes call it at the same time."""
-
-
-class LocalLearning:
-    """This project: the real stage, stream and loop.
-
-    The part that counts begins when the last stage is given its first hidden states, and ends when it is given those
-    that follow the last step that counts: a pipeline fills once in a run and not in every step. Two more microbatches
-    come after, so that both stages work to the end of it.
-    """
-
-    num_blocks = 2
-    label = "LoPT-PP"
-
-    def __init__(self, bench: Bench, cut: Cut) -> None:
-        self._bench = bench
-        self._stage = bench.stage(cut)
-
-    def run(self, microbatches: int, steps: int) -> Trial:
-        stage, order = self._stage, self._bench.order(microbatches, steps, more=2)
-        num_steps = order.steps_per_epoch
-        receivers: dict[int, Receiver] = {}
-        senders: dict[int, Sender] = {}
-        ends = boundaries(self._bench.world, Topology(PROCESSES, PROCESSES), TIMEOUT)
-        headers = stream_headers(order, num_steps, stage)
-        dist.barrier()
-        begin = self._bench.now()
-        if self._bench.rank == 0:
-            senders[0] = StreamSender(ends[0], headers, QUEUE_DEPTH)
-        else:
-            receivers[1] = received = _Noting(StreamReceiver(ends[0], headers, QUEUE_DEPTH), self._bench)
-        records: list[Record] = []
-        train([stage], receivers, senders, order, num_steps, records.append)
-        microbatch, optimizer = _computed(records[:steps], microbatches)
-        if self._bench.rank == 0:
-            return Trial(begin, begin, microbatch, optimizer)
-        return Trial(received.times[0], received.times[microbatches * steps], microbatch, optimizer)
-
-
-def _computed(records: Sequence[Record], microbatches: int) -> tuple[float, float]:
-    """The seconds that a stage has computed for a microbatch, and for an optimizer step, by the loop's own records."""
-    optimizer = sum(record["optimizer_seconds"] for record in records)
-    computing = sum(record[f"{phase}_seconds"] for record in records for phase in COMPUTE_PHASES)
-    return (computing - optimizer) / (microbatches * len(records)), optimizer / len(records)
-
-
-class _Noting:
-    """A receiver that notes when each message was given to the stage."""
-
-    def __init__(self, receiver: Receiver, bench: Bench) -> None:
-        self._receiver = receiver
-        self._bench = bench
-        self.times: list[float] = []
-
-    def receive(self) -> torch.Tensor:
-        received = self._receiver.receive()
-        self.times.append(self._bench.now())
-        return received
-
-    def close(self) -> None:
-        self._receiver.close()
-
-
-class Computing:
-    """The same stages without the stream: each trains on hidden states that are there already.
-
-    Both processes work at the same time, as in the pipeline, since cores that share caches and memory slow each other;
-    with `in_turn` one after the other.
-    """
-
-    num_blocks = 2
-    label = "computing"
-
-    def __init__(self, bench: Bench, cut: Cut, in_turn: bool = False) -> None:
-        self._bench = bench
-        self._in_turn = in_turn
-        self._stage = bench.stage(cut)
-
-    def run(self, microbatches: int, steps: int) -> Trial:
-        if not self._in_turn:
-            return self._train(microbatches, steps, more=2)
-        for rank in range(PROCESSES):
-            dist.barrier()
-            if rank == self._bench.rank:
-                trial = self._train(microbatches, steps, more=0)
-        dist.barrier()
-        return trial
-
-    def _train(self, microbatches: int, steps: int, more: int) -> Trial:
-        bench, stage, records = self._bench, self._stage, list[Record]()
-        order = bench.order(microbatches, steps, more)
-        shape = bench.shape.rows, bench.shape.tokens, bench.config.hidden_size
-        hidden_states = torch.randn(shape).to(bench.device, bench.dtype)
-        receivers: dict[int, Receiver] = {1: _Endless(hidden_states)} if bench.rank == 1 else {}
-        senders: dict[int, Sender] = {0: _Dropping()} if bench.rank == 0 else {}
-        begin = bench.now()
-        train([stage], receivers, senders, order, order.steps_per_epoch, records.append)
-        return Trial(begin, bench.now(), *_computed(records[:steps], microbatches))
-
-
-class _Endless:
-    """Gives the same hidden states again and again."""
-
-    def __init__(self, hidden_states: torch.Tensor) -> None:
-        self._hidden_states = hidden_states
-
-    def receive(self) -> torch.Tensor:
-        return self._hidden_states
-
-    def close(self) -> None:
-        pass
-
-
-class _Dropping:
-    """Takes hidden states to nowhere."""
-
-    def send(self, hidden_states: torch.Tensor) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+from lopt_pp.objectives import NextToken
+from lopt_pp.split import BlockModel
 
 
 class _EndToEnd:
@@ -345,7 +80,7 @@ class GPipe(_TorchPipeline):
 
 
 class OneForwardOneBackward(_TorchPipeline):
-    """With one microbatch per step torch's class refuses to run; the order of work is then GPipe's, which runs."""
+    """With one microbatch per step, which torch's class refuses, 1F1B's order of work is GPipe's, and that one runs."""
 
     label = "1F1B"
     schedule = "1F1B"
@@ -381,9 +116,9 @@ class _Block(nn.Module):
     def forward(self, batch: Microbatch, hidden_states: torch.Tensor | None, num_targets: int) -> torch.Tensor:
         with torch.autocast(batch.input_ids.device.type, self._dtype, enabled=self._dtype != torch.float32):
             if hidden_states is None:
-                output = self.block(input_ids=batch.input_ids, logits_to_keep=batch.target_positions)
+                output = self.block(input_ids=batch.input_ids, leave_logits=True)
             else:
-                output = self.block(hidden_states=hidden_states.float(), logits_to_keep=batch.target_positions)
+                output = self.block(hidden_states=hidden_states.float(), leave_logits=True)
             if self.block.span.is_last:
                 return self._objective(output, batch) / num_targets
             return output.hidden_states.to(self._dtype).contiguous()
@@ -456,8 +191,8 @@ def _half_the_rows(batch: Microbatch, rank: int) -> Microbatch:
 
 PEERS: dict[str, type[Peer]] = {
     "lopt": LocalLearning,
-    "gpipe": GPipe,
     "1f1b": OneForwardOneBackward,
+    "gpipe": GPipe,
     "zero_bubble": ZeroBubble,
     "zbv": ZeroBubbleV,
     "naive": Naive,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MODELS = ("smollm2-135m", "small", "tiny")
-PEERS = ("lopt", "gpipe", "1f1b", "zero_bubble", "zbv", "naive", "ddp")
+PEERS = ("lopt", "1f1b", "gpipe", "zero_bubble", "zbv", "naive", "ddp")
 PROCESSES = 2
 
 

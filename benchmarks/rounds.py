@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from bench import PROCESSES, Bench, Cut, Peer, Trial
 from figures import Cell, Computed, report, result_of
-from peers import PEERS, PROCESSES, Bench, Computing, Cut, LocalLearning, Peer, Trial
+from local_learning import Computing
+from peers import PEERS
 from shapes import SHAPES
 from transformers.utils import logging as transformers_logging
 
@@ -72,21 +74,21 @@ def find_cuts(bench: Bench, peers: Sequence[str], microbatches: int, search: boo
     """The split of each peer: of a few around the balance of measured costs, the one whose trial is the shortest."""
     depth = bench.config.num_hidden_layers
     middle = depth // 2
-    first, last = compute(Computing(bench, (middle,)), 1, 2 * bench.shape.trial)
+    first, last = compute(Computing(bench, (middle,)), 1, 4 * bench.shape.trial)
     layer = first.microbatch / middle
     # The output head and the loss, in layers.
     head = max(last.microbatch / layer - (depth - middle), 0.0)
-    cuts = {}
+    cuts: dict[str, Cut] = {}
     for name in peers:
         candidates = cuts_around(depth, head, PEERS[name].num_blocks)
-        if not search or name == "naive":  # Whose halves never work at the same time: any split is as good.
-            candidates = candidates[:1]
-        if len(candidates) == 1:
-            cuts[name] = candidates[0]
-            continue
-        steps = math.ceil(bench.shape.trial / microbatches)
-        seconds = {cut: seconds_per_step(PEERS[name](bench, cut), microbatches, steps) for cut in candidates}
-        cuts[name] = min(candidates, key=seconds.__getitem__)
+        if name in ("naive", "gpipe") and "1f1b" in cuts:
+            # GPipe's stages have the same work, in another order; of naive halves only one works at a time.
+            candidates = [cuts["1f1b"]]
+        if search and len(candidates) > 1:
+            steps = math.ceil(bench.shape.trial / microbatches)
+            seconds = {cut: seconds_per_step(PEERS[name](bench, cut), microbatches, steps) for cut in candidates}
+            candidates.sort(key=seconds.__getitem__)
+        cuts[name] = candidates[0]
     return cuts
 
 
@@ -131,20 +133,22 @@ def run_rounds(
     while not _enough(done, begun, round_begun, arguments):
         round_begun = time.perf_counter()
         for cell in cells:
-            trial, own = benches[cell.model].shape.trial, peers[cell.model]
-            for name in _rotated(list(own), done):
-                # A run of this project is short, and its ends weigh more: it is given twice the steps.
-                length = 2 * trial if isinstance(own[name], LocalLearning) else trial
-                steps = math.ceil(length / cell.microbatches)
-                seconds = seconds_per_step(own[name], cell.microbatches, steps)
+            trial = benches[cell.model].shape.trial
+            # Steps of the others begin and end together in all processes. Stages that run ahead of each other need a
+            # longer run for their mean to settle.
+            steps, longer = math.ceil(trial / cell.microbatches), math.ceil(4 * trial / cell.microbatches)
+            for name in _rotated(arguments.peers, done):
+                peer, own = peers[cell.model][name], name == "lopt"
+                seconds = seconds_per_step(peer, cell.microbatches, longer if own else steps)
                 cell.seconds.setdefault(name, []).append(seconds)
-            computed = compute(together[cell.model], cell.microbatches, math.ceil(2 * trial / cell.microbatches))
+                if own:
+                    computed = compute(together[cell.model], cell.microbatches, longer)
             busiest = max(range(PROCESSES), key=lambda rank: computed[rank].step(cell.microbatches))
             cell.computing.append(computed[busiest])
-            note(f"round {done + 1}: {cell.model}, {cell.microbatches} microbatches per step")
             if cell.microbatches == min(arguments.microbatches):
-                alone = compute(in_turn[cell.model], 1, trial)[busiest].microbatch
+                alone = compute(in_turn[cell.model], 1, 2 * trial)[busiest].microbatch
                 slowdowns[cell.model].append(computed[busiest].microbatch / alone)
+            note(f"round {done + 1}: {cell.model}, {cell.microbatches} microbatches per step")
         done += 1
     return cells, dict(slowdowns)
 
@@ -159,7 +163,7 @@ def _enough(done: int, begun: float, round_begun: float, arguments: argparse.Nam
     return decision[0]
 
 
-def _rotated(names: list[str], by: int) -> list[str]:
-    """Another order in every round, so that none always follows the same one."""
+def _rotated(names: Sequence[str], by: int) -> list[str]:
+    """Another one first in every round."""
     by %= len(names)
-    return names[by:] + names[:by]
+    return [*names[by:], *names[:by]]

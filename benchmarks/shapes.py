@@ -23,9 +23,9 @@ SMOLLM2_135M = {
 }
 
 SMALL = {
-    "vocab_size": 2048,
-    "hidden_size": 128,
-    "intermediate_size": 384,
+    "vocab_size": 4096,
+    "hidden_size": 256,
+    "intermediate_size": 704,
     "num_hidden_layers": 8,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -59,9 +59,9 @@ class Shape:
 
 
 SHAPES = {
-    "smollm2-135m": Shape(SMOLLM2_135M, rows=2, tokens=256, trial=2),
-    "small": Shape(SMALL, rows=2, tokens=128, trial=16),
-    "tiny": Shape(TINY, rows=2, tokens=32, trial=4),
+    "smollm2-135m": Shape(SMOLLM2_135M, rows=2, tokens=256, trial=1),
+    "small": Shape(SMALL, rows=2, tokens=256, trial=4),
+    "tiny": Shape(TINY, rows=2, tokens=32, trial=2),
 }
 
 
