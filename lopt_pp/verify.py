@@ -28,10 +28,16 @@ def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) ->
     Raises:
         LoptError: the config is of no causal language model, or of one with more than text.
     """
-    if config.get_text_config() is not config:
+    try:
+        is_text_only = config.get_text_config() is config
+    except ValueError:  # It has several.
+        is_text_only = False
+    if not is_text_only:
         raise LoptError(
             f"{config.model_type} is a multimodal model; only text-only causal language models can be split"
         )
+    if getattr(config, "num_hidden_layers", None) is None:
+        raise LoptError(f"{config.model_type} cannot be split: its config has no num_hidden_layers")
     try:
         with torch.device("meta"), _quiet():
             return type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
@@ -105,7 +111,8 @@ def miniature_config(config: PreTrainedConfig, widest_head: int | None = None) -
         "max_position_embeddings": 64,
     }
     for name, size in sizes.items():
-        if getattr(config, name, None) is not None:
+        is_computed = isinstance(getattr(type(config), name, None), property)
+        if getattr(config, name, None) is not None and not is_computed:
             setattr(small, name, size)
     for name in ("num_experts", "num_local_experts", "n_routed_experts"):
         # Group-limited routing divides the experts evenly, so those families keep theirs.
