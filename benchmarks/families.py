@@ -3,8 +3,8 @@
     python benchmarks/families.py [--output families.json] [--seconds 60] [NAME ...]
 
 For each model type: exact, or the reason why it is refused, and how long the check took. Default configs differ from
-those of real models (some cannot even be built), so a refusal here is no verdict on a checkpoint; the program checks the
-config of the one that it is given.
+those of real models (some cannot even be built), so a refusal here is no verdict on a checkpoint; the program checks
+the config of the one that it is given.
 """
 
 import argparse

@@ -29,11 +29,20 @@ class Rank:
         log: the file that its standard output and standard error go to.
     """
 
-    def __init__(self, rank: int, size: int, port: int, module: str, arguments: Sequence[object], log: Path) -> None:
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        port: int,
+        module: str,
+        arguments: Sequence[object],
+        log: Path,
+        more: dict[str, str],
+    ) -> None:
         self.log = log
         place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
         environment = {name: str(value) for name, value in place.items()}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | more
         self.process = _context.Process(target=_run, args=(module, arguments, environment, log))
         self.process.start()
 
@@ -54,20 +63,26 @@ class Rank:
 
 
 @contextmanager
-def ranks(folder: Path, *arguments: Sequence[object], module: str = "lopt_pp.train") -> Iterator[list[Rank]]:
+def ranks(
+    folder: Path, *arguments: Sequence[object], module: str = "lopt_pp.train", hosts: bool = False
+) -> Iterator[list[Rank]]:
     """Runs `module.main(arguments)` in one process per given list of arguments; kills what is left at the end.
 
     Args:
         folder: for what they print.
         arguments: of each rank.
         module: with a function `main` that returns the exit status.
+        hosts: whether NCCL is to take each for a host of its own: it refuses two on one GPU of one host.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     size = len(arguments)
-    started = [Rank(rank, size, port, module, own, folder / f"rank-{rank}.log") for rank, own in enumerate(arguments)]
+    started = [
+        Rank(rank, size, port, module, own, folder / f"rank-{rank}.log", {"NCCL_HOSTID": str(rank)} if hosts else {})
+        for rank, own in enumerate(arguments)
+    ]
     try:
         yield started
     finally:

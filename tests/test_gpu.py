@@ -1,0 +1,85 @@
+"""The same program on a GPU: NCCL for the stream, CUDA events for the clock. Two ranks may share one GPU."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import ranks
+from safetensors.torch import load_file
+from tiny import write_model, write_rows
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("files")
+    write_model(folder / "model", tie_word_embeddings=True)
+    write_rows(folder / "rows.jsonl", number=37)
+    return folder
+
+
+def train(files: Path, out: Path, processes: int, flags: str = "") -> dict[str, torch.Tensor]:
+    """The weights after a run on the GPU."""
+    given = f"--model_name_or_path {files / 'model'} --train_file {files / 'rows.jsonl'} --output_dir {out / 'out'}"
+    given += " --backend nccl --learning_rate 1e-3 --adam_epsilon 1e-6 --max_steps 8 --per_device_train_batch_size 3"
+    arguments = [*given.split(), *flags.split()]
+    with ranks(out, *[arguments] * processes, hosts=True) as started:
+        for rank in started:
+            assert rank.status(180) == 0, rank.text
+    tensors = [load_file(file) for file in (out / "out").glob("*.safetensors")]
+    return {name: tensor for shard in tensors for name, tensor in shard.items()}
+
+
+def metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "out" / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--gradient_accumulation_steps 3 --queue_depth 1",
+        "--num_stages 4 --queue_depth 5",
+        "--gradient_checkpointing true",
+        "--method frozen",
+        "--method e2e",
+        "--num_stages 1 --data_parallel 2",
+        "--num_stages 1 --data_parallel 2 --sharding full",
+    ],
+)
+def test_two_nccl_ranks_equal_one_process(files: Path, tmp_path: Path, flags: str) -> None:
+    alone = flags.replace("--data_parallel 2", "--gradient_accumulation_steps 2").replace("--sharding full", "")
+    first, second = train(files, tmp_path / "1", 1, alone), train(files, tmp_path / "2", 2, flags)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        torch.testing.assert_close(
+            tensor, second[name], rtol=0, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "pure_bfloat16"])
+def test_bfloat16_learns(files: Path, tmp_path: Path, dtype: str) -> None:
+    train(files, tmp_path, 2, f"--dtype {dtype} --max_steps 30")
+    losses = [record["loss"] for record in metrics(tmp_path) if record["stage"] == 1]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_the_clock_and_the_memory_are_the_gpus(files: Path, tmp_path: Path) -> None:
+    train(files, tmp_path, 2)
+    for record in metrics(tmp_path):
+        phases = [record[f"{phase}_seconds"] for phase in ("forward", "backward", "optimizer")]
+        assert min(phases) > 0 and sum(phases) <= record["step_seconds"] * 1.05
+        assert 0 < record["peak_memory_bytes"] < 2**30
+
+
+def test_float32_products_are_whole(files: Path, tmp_path: Path) -> None:
+    """The GPU gives the CPU's weights, within rounding: TF32 is not taken without being asked for."""
+    on_gpu, on_cpu = train(files, tmp_path / "gpu", 1), train(files, tmp_path / "cpu", 1, "--backend gloo")
+    for name, tensor in on_gpu.items():
+        torch.testing.assert_close(tensor, on_cpu[name], rtol=0, atol=1e-4)
