@@ -1,6 +1,7 @@
 """Stages over processes, replicas, cuts and methods: what must give the same weights, and what must not."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,12 @@ def test_frozen_stages_stand_and_the_last_one_learns(files: Path, tmp_path: Path
     first, last = metrics(tmp_path)[:2]
     assert "reconstruction_loss" not in first and "grad_norm" not in first and first["backward_seconds"] == 0
     assert last["loss"] > 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_layers_train_alike(files: Path, tmp_path: Path) -> None:
+    compiled = train(files, tmp_path / "compiled", 1, "--torch_compile true")
+    assert_close(compiled, train(files, tmp_path / "eager", 1, ""), weights(files / "model"))
 
 
 def test_one_stage_is_ordinary_training(files: Path, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from lopt_pp import objectives
 from lopt_pp.data import Microbatch
 from lopt_pp.errors import LoptError
-from lopt_pp.objectives import NextToken, ObjectiveConfig, Reconstruction
+from lopt_pp.objectives import NextToken, ObjectiveConfig, Reconstruction, linear_cross_entropy
 from lopt_pp.split import BlockOutput
 
 HIDDEN, VOCABULARY = 32, 11
@@ -179,6 +180,42 @@ def test_a_microbatch_without_a_target(output: BlockOutput) -> None:
     loss = NextToken()(BlockOutput(output.inputs, output.inputs, logits), batch)
     assert batch.num_targets == 0 and loss.item() == 0.0
     assert gradient(loss, logits).shape == (3, 0, VOCABULARY)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_chunked_loss_is_the_formula(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bias: bool) -> None:
+    """In chunks of 8 of 37 tokens. In bfloat16 the products are rounded, and the sum of the losses is not."""
+    monkeypatch.setattr(objectives, "_CPU_LOGITS", 8 * 200)
+    torch.manual_seed(0)
+    features, weight = torch.randn(37, HIDDEN, requires_grad=True), torch.randn(200, HIDDEN, requires_grad=True)
+    constant = torch.randn(200, requires_grad=True) if bias else None
+    targets = torch.randint(200, (37,))
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        loss = linear_cross_entropy(features, weight, constant, targets)
+        logits = nn.functional.linear(features, weight, constant)
+    expected = nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=1e-5 if dtype == torch.float32 else 1e-3, atol=0)
+    variables = [features, weight] + ([constant] if constant is not None else [])
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05
+    torch.testing.assert_close(
+        torch.autograd.grad(loss, variables), torch.autograd.grad(expected, variables), rtol=tolerance, atol=tolerance
+    )
+
+
+def test_the_logits_left_to_the_loss_give_the_same(output: BlockOutput) -> None:
+    """From the features and the head, at the tokens with a target; a head of its own gets its gradient."""
+    batch, head = make_batch(), nn.Linear(HIDDEN, VOCABULARY)
+    features = output.hidden_states
+    left = BlockOutput(output.inputs, features, None, features, head)
+    made = BlockOutput(output.inputs, features, head(features)[:, batch.target_positions])
+    loss, expected = NextToken()(left, batch), NextToken()(made, batch)
+    torch.testing.assert_close(loss, expected)
+    variables = [features, *head.parameters()]
+    torch.testing.assert_close(torch.autograd.grad(loss, variables), torch.autograd.grad(expected, variables))
+    nothing = make_batch([[-100] * 6] * 3)
+    assert NextToken()(left, nothing).item() == 0.0
 
 
 def test_reconstruction_weight_is_at_least_0() -> None:
