@@ -19,8 +19,9 @@ Columns, for k stages and M microbatches per optimizer step:
   bound   what that schedule could reach: M microbatches and an optimizer step of (M + k - 1) and an optimizer step.
   gain    ours / peer: steps per second, once the pipeline is full.
 
-Sleeps overshoot, by a tenth of a millisecond on a quiet machine and by milliseconds on a busy one, and the stages of a
-pipeline add up each other's delays. So what a busy machine shows is a lower bound.
+Sleeps overshoot, by a tenth of a millisecond on a quiet machine; on a busy one each message may wait milliseconds for a
+core, and the stages of a pipeline add up each other's delays. What a busy machine shows is therefore a lower bound; as
+root, `chrt --rr 1 python benchmarks/schedule.py` comes close to a quiet one, and disturbs others little.
 """
 
 import argparse
@@ -92,10 +93,10 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[2, 4, 8, 16], metavar="K")
     parser.add_argument("--microbatches", type=int, nargs="+", default=[1, 2, 4, 8], metavar="M", help="per step")
     parser.add_argument(
-        "--forward", type=float, default=0.02, metavar="SECONDS", help="a forward's sleep (default: %(default)s)"
+        "--forward", type=float, default=0.03, metavar="SECONDS", help="a forward's sleep (default: %(default)s)"
     )
     parser.add_argument(
-        "--run", type=int, default=48, metavar="N", help="microbatches in each run of ours (default: %(default)s)"
+        "--run", type=int, default=40, metavar="N", help="microbatches in each run of ours (default: %(default)s)"
     )
     parser.add_argument(
         "--peer_steps", type=int, default=3, metavar="N", help="steps of the peer that count (default: %(default)s)"

@@ -197,9 +197,7 @@ def run_peer(world: World, num_stages: int, load: Load, steps: int) -> Times | N
     given = torch.zeros(load.shape, requires_grad=world.rank > 0)
     made = torch.zeros(load.shape, requires_grad=True)
     module = _SleepingModule(load)
-    stage = PipelineStage(
-        module, world.rank, num_stages, world.device, input_args=given, output_args=made, group=group
-    )
+    stage = PipelineStage(module, world.rank, num_stages, world.device, input_args=given, output_args=made, group=group)
     schedule = {"1F1B": Schedule1F1B, "GPipe": ScheduleGPipe}[peer_name(num_stages, load.microbatches)]
     runner = schedule(stage, load.microbatches, loss_fn=lambda output, target: output.sum())
     rows, *others = load.shape

@@ -1,15 +1,20 @@
-"""Worker processes of a benchmark: forked, so that PyTorch is imported once for all, and given one job after another."""
+"""Worker processes of a benchmark: forked, so that PyTorch is imported once, and given job after job."""
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Self
 
-from lopt_pp.distributed import World, connect
+from lopt_pp.distributed import connect
 from lopt_pp.topology import PipelineConfig
+
+_PR_SET_PDEATHSIG = 1
 
 
 class WorkerError(RuntimeError):
@@ -23,7 +28,7 @@ class Workers:
         number: of processes.
         address: where rank 0 listens, as host and port.
         interface: the network interface that the ranks talk over.
-        work: does one job: called in every worker with its `World` and the arguments that `run` was given.
+        work: does one job: called in every worker with its `lopt_pp.distributed.World` and the arguments of `run`.
         prepare: called first in every worker with its rank and its end of the pipe; it may set the environment.
     """
 
@@ -104,7 +109,10 @@ def _serve(
     work: Callable[..., Any],
     prepare: Callable[[int, Connection], None],
 ) -> None:
-    # With every copy of the other ends closed, this worker sees the end of its pipe when the benchmark is gone.
+    # A worker ends with its benchmark, however that ended: at once on Linux, elsewhere when it next looks at its pipe,
+    # of which it must not hold the other end.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for other in inherited:
         other.close()
     try:
