@@ -15,7 +15,7 @@ Columns:
   MB/s       the link's rate each way. The limited one is --headroom times what one activation per microbatch's time
              needs, TCP's headers included.
   depth      --queue_depth of the stream: 2, its default, and the depth of the rule in that flag's help,
-             (2 x one-way delay + transfer time) / microbatch's time + 1, rounded up.
+             2 x one-way delay / microbatch's time, rounded up, + 2.
   buffers    TCP's largest buffers in the namespaces (tcp_rmem and tcp_wmem): raised to --buffers, or the kernel's own.
   mb/s       microbatches per second, of the slower stage in the second half of the run. In the first half TCP finds
              out what the link can take, which every connection does once.
@@ -25,6 +25,10 @@ Columns:
 
 The goal is 0.95 of zero at every delay, with the rate limited or not, in the rows with the rule's depth and raised
 buffers.
+
+What TCP's congestion control does is part of the link. Reno is the default here because every namespace has it. BBR
+empties the link every ten seconds, for a round trip or 0.2 s, to measure it; the stages stand still meanwhile unless
+the queue is deeper by that pause and TCP's recovery from it (try --congestion_control bbr with --extra_depth 0 and 16).
 """
 
 import argparse
@@ -76,37 +80,44 @@ class Case:
     raised_buffers: bool = True
 
 
-def rule(delay: float, rate: float, load: Load) -> int:
-    """The queue depth that a link needs, and no less than the default."""
-    return max(math.ceil((2 * delay + load.bytes / rate) / load.microbatch) + 1, 2)
+def rule(delay: float, load: Load) -> int:
+    """The queue depth that hides a delay.
+
+    A receive must be posted a round trip before its hidden states are needed, since gloo sends nothing before it has
+    heard of the receive, and the transfer itself before that, which takes a microbatch's time at most or the link is
+    too slow whatever the depth. That many and the one that the stage is working on.
+    """
+    return math.ceil(2 * delay / load.microbatch) + 2
 
 
-def cases(delays: list[float], headroom: float, load: Load) -> list[Case]:
+def cases(delays: list[float], headroom: float, extra_depth: int, load: Load) -> list[Case]:
     """All runs, the one that the others are compared with first."""
     limited = headroom * load.bytes / load.microbatch
     runs = [Case(0, UNLIMITED, "ours", 2)]
     for delay in delays:
-        depth = rule(delay, UNLIMITED, load)
+        depth = rule(delay, load) + extra_depth
         runs += [Case(delay, UNLIMITED, "ours", each) for each in (2, depth)]
         runs.append(Case(delay, UNLIMITED, "ours", depth, raised_buffers=False))
         runs.append(Case(delay, UNLIMITED, "1F1B"))
-        runs.append(Case(delay, limited, "ours", rule(delay, limited, load)))
+        runs.append(Case(delay, limited, "ours", depth))
         runs.append(Case(delay, limited, "1F1B"))
     return list(dict.fromkeys(runs))
 
 
 def work(world: World, task: str, *arguments: Any) -> Any:
-    return {"run": run, "buffers": set_buffers, "probe": probe}[task](world, *arguments)
+    return {"run": run, "tcp": set_tcp, "probe": probe}[task](world, *arguments)
 
 
-def set_buffers(world: World, sizes: dict[str, str]) -> dict[str, str]:
-    """Sets TCP's buffers for the connections that are made from now on.
+def set_tcp(world: World, settings: dict[str, str]) -> dict[str, str]:
+    """Sets what TCP does in this namespace, for the connections that are made from now on.
 
     Returns:
-        The settings now, the congestion control's name among them.
+        The settings that the benchmark is about, as they were.
     """
-    settings = {name: tcp_setting(name, sizes.get(name)) for name in ("tcp_rmem", "tcp_wmem")}
-    return settings | {"tcp_congestion_control": tcp_setting("tcp_congestion_control")}
+    before = {name: tcp_setting(name) for name in ("tcp_rmem", "tcp_wmem", "tcp_congestion_control")}
+    for name, value in settings.items():
+        tcp_setting(name, value)
+    return before
 
 
 def run(world: World, case: Case, load: Load, steps: int) -> Any:
@@ -210,11 +221,13 @@ def main() -> None:
     parser.add_argument("--microbatches", type=int, default=4, help="per step (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=6, help="of a run, and 12 round trips (default: %(default)s)")
     parser.add_argument("--buffers", type=int, default=64, help="raised TCP buffers, in MiB (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="0 and 25 ms, short runs")
+    parser.add_argument("--extra_depth", type=int, default=0, help="added to the rule's depth (default: %(default)s)")
+    parser.add_argument("--congestion_control", default="reno", help="TCP's (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="25 ms only, short runs")
     parser.add_argument("--output", type=Path, default=Path("link.json"), help="(default: %(default)s)")
     flags = parser.parse_args()
     if flags.quick:
-        flags.delays, flags.seconds = [0, 25], 0.5
+        flags.delays, flags.seconds = [25], 0.5
     facts = machine.describe_machine(torch.device("cpu"))
     if (reason := reason_not_possible()) is not None:
         print(f"skipped: {reason}")
@@ -227,32 +240,36 @@ def main() -> None:
         # The first thing that each worker sends is its end of the link.
         devices = tuple(recv_handle(pipe) for pipe in workers.pipes)
         with SlowLink(devices) as link:
-            kernels = workers.run("buffers", {})[0]
             raised = {name: f"4096 131072 {flags.buffers << 20}" for name in ("tcp_rmem", "tcp_wmem")}
-            workers.run("buffers", raised)
+            kernel = workers.run("tcp", raised | {"tcp_congestion_control": flags.congestion_control})[0]
+            own = {name: kernel[name] for name in raised}
             rate, round_trip = workers.run("probe", 100_000_000)[0]
             print(f"the link itself: {rate / 1e6:.0f} MB/s, and {round_trip * 1000:.2f} ms there and back at delay 0")
             print(HEAD, flush=True)
-            for case in cases([delay / 1000 for delay in flags.delays], flags.headroom, load):
-                workers.run("buffers", raised if case.raised_buffers else kernels)
+            for case in cases([delay / 1000 for delay in flags.delays], flags.headroom, flags.extra_depth, load):
+                workers.run("tcp", raised if case.raised_buffers else own)
                 result = measure(workers, link, case, load, flags.seconds)
                 results.append(result)
                 zero = results[0]["microbatches_per_second"]
                 result["of_zero"] = result["microbatches_per_second"] / zero
                 print_row(result, flags.buffers)
     goals = [r for r in results if r["method"] == "ours" and r["raised_buffers"]]
-    goals = [r for r in goals if r["queue_depth"] >= rule(r["delay"], r["rate"], load)]
+    goals = [r for r in goals if r["queue_depth"] >= rule(r["delay"], load)]
     missed = [r for r in goals if r["of_zero"] < REACH]
     at = ", ".join(f"{r['delay'] * 1000:.0f} ms" + (" limited" if r["rate"] < UNLIMITED else "") for r in missed)
     print(f"at least {REACH} of zero with the rule's depth: {'not at ' + at if missed else 'at every delay'}")
-    print(f"{load.bytes / 1e6:.2f} MB per microbatch of {load.microbatch * 1000:.1f} ms; {kernels}")
+    print(
+        f"{load.bytes / 1e6:.2f} MB per microbatch of {load.microbatch * 1000:.1f} ms; {flags.congestion_control}; "
+        f"the kernel's own: {kernel}"
+    )
     print(machine.one_line(facts))
     for result in results:
         result["rate"] = None if result["rate"] == UNLIMITED else result["rate"]
     summary = {
         "machine": facts,
         "link": {"bytes_per_second": rate, "round_trip_seconds": round_trip},
-        "kernel": kernels,
+        "kernel": kernel,
+        "congestion_control": flags.congestion_control,
         "buffers_mib": flags.buffers,
         "load": asdict(load),
         "reached": not missed,

@@ -28,8 +28,7 @@ class Workers:
         number: of processes.
         address: where rank 0 listens, as host and port.
         interface: the network interface that the ranks talk over.
-        work: does one job: called in every worker with its `World` (of `lopt_pp.distributed`) and the arguments that
-            `run` was given.
+        work: does one job: called in every worker with its `lopt_pp.distributed.World` and the arguments of `run`.
         prepare: called first in every worker with its rank and its end of the pipe; it may set the environment.
     """
 

@@ -54,8 +54,7 @@ class PipelineConfig:
         default=2,
         metadata={
             "help": "Number of microbatches that may wait at each end of a boundary before the sending stage waits. "
-            "It changes no result. A slow link wants more: twice its one-way delay and the transfer of one "
-            "microbatch's hidden states, over a microbatch's time, rounded up, plus 1."
+            "It changes no result. A slow link wants more: twice its one-way delay over a microbatch's time, plus 2."
         },
     )
     backend: Literal["auto", "nccl", "gloo"] = field(
