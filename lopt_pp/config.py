@@ -96,6 +96,12 @@ class Config:
             raise LoptError(
                 "--sharding full with --method e2e needs the whole model in each replica: --pipeline_processes 1"
             )
+        cuts = self.pipeline.boundaries
+        if cuts is not None and 1 < topology.num_stages != len(cuts) + 1:
+            raise LoptError(
+                f"--method e2e has one block in each of {topology.num_stages} processes, but --split "
+                f"{self.pipeline.split} makes {len(cuts) + 1}"
+            )
         return topology
 
     def flags(self) -> dict[str, Any]:

@@ -63,10 +63,9 @@ class Run:
 
         self.model_config = load_model_config(config.model)
         model_class = model_class_of(self.model_config, config.model.trust_remote_code)
-        depth, pipeline = self.model_config.num_hidden_layers, config.pipeline
-        spans = split_evenly(depth, self.topology.num_stages)
-        if pipeline.boundaries is not None:
-            spans = split_at(pipeline.boundaries, depth)
+        depth = self.model_config.num_hidden_layers
+        cuts = config.pipeline.boundaries if self.topology.num_stages > 1 else None
+        spans = split_at(cuts, depth) if cuts is not None else split_evenly(depth, self.topology.num_stages)
         checkpoint = Checkpoint(config.model.model_name_or_path, config.model.model_revision)
         anatomy = check_split(model_class, self.model_config, spans)
         self.tokenizer = load_tokenizer(config.model)
@@ -74,7 +73,7 @@ class Run:
         self.order = _data_order(config, self.rows, self.tokenizer, self.replica, self.topology.num_replicas)
         self.num_steps = _num_steps(config, self.order)
         world.agree(self._facts())
-        if pipeline.split == "auto":
+        if config.pipeline.split == "auto" and self.topology.num_stages > 1:
             spans = self._balanced(model_class, anatomy)
             check_split(model_class, self.model_config, spans)
 

@@ -154,7 +154,7 @@ def test_one_stage_is_ordinary_training(files: Path, tmp_path: Path) -> None:
     ("flags", "processes"),
     [
         ("--gradient_accumulation_steps 2", 2),
-        ("--gradient_accumulation_steps 4 --num_stages 3", 3),
+        ("--gradient_accumulation_steps 4 --num_stages 3 --split 1,2", 3),
         ("--num_stages 2 --data_parallel 2", 4),
         ("--num_stages 2 --data_parallel 2 --pipeline_processes 1 --sharding full", 2),
     ],
@@ -164,7 +164,8 @@ def test_end_to_end_is_the_same_in_one_process_and_as_a_pipeline(
 ) -> None:
     size = 6 if "data_parallel" in flags else 3
     accumulation = flags.partition("--gradient_accumulation_steps ")[2][:1] or "1"
-    alone = f"--method e2e --per_device_train_batch_size {size} --gradient_accumulation_steps {accumulation}"
+    # One process holds the whole model, wherever the cuts of others lie.
+    alone = f"--method e2e --split 3 --per_device_train_batch_size {size} --gradient_accumulation_steps {accumulation}"
     expected = train(files, tmp_path / "1", 1, alone)
     trained = train(files, tmp_path / "2", processes, f"--method e2e --per_device_train_batch_size 3 {flags}")
     assert_close(trained, expected, weights(files / "model"))
