@@ -27,6 +27,8 @@ import lopt_pp.train
 from lopt_pp.metrics import peak_memory
 if sys.argv[1:]:
     model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+    for parameter in model.parameters():
+        parameter.sum()  # A mapped file is resident where it has been read.
 print(peak_memory(torch.device("cpu")))
 """
 
