@@ -8,7 +8,7 @@ they are padded alike.
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.replicas import Replicas
 from lopt_pp.split import BlockModel
 from lopt_pp.stage import NotFiniteError, StageConfig, check_norm, derive_seed, prepare_block
+from lopt_pp.state import read_state, write_state
 
 
 class EndToEndPipeline:
@@ -279,19 +280,39 @@ class EndToEndStage:
         self._max_grad_norm = optim.max_grad_norm
         self._optimizer = Optimizer(block.parameters(), optim, optim.learning_rate, num_steps)
 
-    def train(self, order: DataOrder, num_steps: int, report: Callable[[Record], None]) -> None:
-        """Trains for `num_steps` optimizer steps, together with the other processes.
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies, on the CPU, of all that the next step depends on."""
+        return read_state({"block": self.block.model}, self._optimizer)
+
+    def resume(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
+        """Goes on from what `state` gave after `steps_done` steps.
+
+        Raises:
+            LoptError: it is another stage's.
+        """
+        write_state(state, {"block": self.block.model}, self._optimizer, steps_done)
+        self.steps_done = steps_done
+
+    def train(
+        self,
+        order: DataOrder,
+        steps: range,
+        report: Callable[[Record], None],
+        after_step: Callable[[int], None] = lambda steps_done: None,
+    ) -> None:
+        """Trains for some optimizer steps, together with the other processes.
 
         Args:
             order: of the data, the same in every process of the pipeline.
-            num_steps: of the run.
+            steps: of the run, to make.
             report: called with one record per step, see `docs/metrics.md`.
+            after_step: called with the number of steps done.
 
         Raises:
             NotFiniteError: the loss or the gradient is not finite; the weights are those of the last good step.
         """
         clock = StageClock(self.device)
-        for step in range(num_steps):
+        for step in steps:
             batches = order.microbatches(step)
             with clock("schedule"):
                 loss = self._pipeline.step(batches, order.counts(step).num_targets)
@@ -302,6 +323,7 @@ class EndToEndStage:
             record |= {"step": step + 1, "stage": self.index, "epoch": order.epoch(step), "num_tokens": tokens}
             record["peak_memory_bytes"] = peak_memory(self.device)
             report(record)
+            after_step(step + 1)
 
     def _step(self, step: int, loss: torch.Tensor | None) -> Record:
         norm = clip_grad_norm(self._optimizer.parameters, self._max_grad_norm, self._group).item()

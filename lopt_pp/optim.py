@@ -1,7 +1,7 @@
 """The optimizer and learning-rate schedule of one stage."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -100,6 +100,7 @@ class Optimizer:
     ) -> None:
         self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.max_grad_norm = config.max_grad_norm
+        self.is_fused = config.optim == "adamw_torch_fused"
         matrices = [parameter for parameter in self.parameters if parameter.ndim >= 2]
         vectors = [parameter for parameter in self.parameters if parameter.ndim < 2]
         self.adamw = torch.optim.AdamW(
@@ -107,7 +108,7 @@ class Optimizer:
             lr=learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
-            fused=config.optim == "adamw_torch_fused",
+            fused=self.is_fused,
         )
         warmup = config.warmup_steps or math.ceil(config.warmup_ratio * num_steps)
         try:
@@ -129,6 +130,24 @@ class Optimizer:
         if self.max_grad_norm > 0:
             nn.utils.clip_grads_with_norm_(self.parameters, self.max_grad_norm, norm)
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).float()
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
+        """AdamW's state of a parameter, by name; empty before the first step."""
+        return self.adamw.state.get(parameter, {})
+
+    def resume(self, states: Mapping[nn.Parameter, dict[str, torch.Tensor]], steps_done: int) -> None:
+        """Goes on after `steps_done` steps.
+
+        Args:
+            states: AdamW's state of each parameter, where and as it is to be; none for one that starts anew.
+            steps_done: for the schedule of the rate.
+        """
+        self.adamw.state.update(states)
+        self.schedule.load_state_dict({"last_epoch": steps_done, "_step_count": steps_done + 1})
+        rates = self.schedule.get_lr()
+        for group, rate in zip(self.adamw.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.schedule.load_state_dict({"_last_lr": rates})
 
     def step(self) -> None:
         """Applies the gradient, drops it, and moves the schedule on."""

@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -19,6 +19,7 @@ from lopt_pp.objectives import NextToken, Objective, ObjectiveConfig, Reconstruc
 from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.replicas import Learner, Replicas
 from lopt_pp.split import BlockModel, BlockOutput
+from lopt_pp.state import read_state, write_state
 
 
 class NotFiniteError(LoptError):
@@ -119,9 +120,12 @@ class Stage:
         self.steps_done = 0
         self.updating = threading.Lock()
         """Held while weights change, so that another thread can save them between two steps."""
+        self._modules: dict[str, torch.nn.Module] = {"block": block.model}
+        self.optimizer: Optimizer | None = None
         if objective is None:
             block.eval().requires_grad_(False)
             return
+        self._modules["objective"] = objective
         objective.to(self.device, config.parameter_dtype)
         if replicas and replicas.sharded:
             replicas.shard(block, objective)
@@ -182,6 +186,19 @@ class Stage:
         # The replicas' gradients are averaged, and are to be summed.
         return loss * (self.objective.weight * self.num_replicas)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""
+        return read_state(self._modules, self.optimizer)
+
+    def resume(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
+        """Goes on from what `state` gave after `steps_done` steps, in this layout of replicas or another.
+
+        Raises:
+            LoptError: it is another stage's.
+        """
+        write_state(state, self._modules, self.optimizer, steps_done)
+        self.steps_done = steps_done
+
     def step(self, step: int) -> dict[str, float]:
         """Makes the optimizer step, once the losses and the gradient are known to be finite.
 
@@ -192,7 +209,7 @@ class Stage:
         Raises:
             NotFiniteError: before anything is changed.
         """
-        if self.objective is None:
+        if self.objective is None or self.optimizer is None:
             self.steps_done += 1
             return {}
         grad_norm = self.optimizer.clip()

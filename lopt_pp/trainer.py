@@ -17,25 +17,27 @@ def train(
     receivers: Mapping[int, Receiver],
     senders: Mapping[int, Sender],
     order: DataOrder,
-    num_steps: int,
+    steps: range,
     report: Callable[[Record], None],
+    after_step: Callable[[int], None] = lambda steps_done: None,
 ) -> None:
-    """Trains the stages of this process for `num_steps` optimizer steps.
+    """Trains the stages of this process for some optimizer steps.
 
     Args:
         stages: in order.
         receivers: by stage, the end of the boundary before it; none for the first stage of the model.
         senders: by stage, the end of the boundary after it; none for the last.
         order: of the data, the same in every process.
-        num_steps: of the run.
+        steps: of the run, to make.
         report: called with one record per step and stage, see `docs/metrics.md`.
+        after_step: called with the number of steps done, when all stages of this process have made the step.
 
     Raises:
         NotFiniteError: a stage's loss or gradient is not finite; its weights are those of the last good step.
         StreamError: a neighbour is gone, or disagrees.
     """
     clocks = {stage.index: StageClock(stage.device) for stage in stages}
-    for step in range(num_steps):
+    for step in steps:
         counts, batches = order.counts(step), order.microbatches(step)
         for turn, host_batch in enumerate(batches, 1):
             for stage in stages:
@@ -63,15 +65,16 @@ def train(
             record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step), "num_tokens": tokens}
             record["peak_memory_bytes"] = peak_memory(stage.device)
             report(record)
+        after_step(step + 1)
     for sender in senders.values():
         sender.close()
     for receiver in receivers.values():
         receiver.close()
 
 
-def stream_headers(order: DataOrder, num_steps: int, stage: Stage) -> Iterator[Header]:
-    """What crosses a boundary in a run, message by message, as either end derives it from its own data order."""
+def stream_headers(order: DataOrder, steps: range, stage: Stage) -> Iterator[Header]:
+    """What crosses a boundary in some steps, message by message, as either end derives it from its own data order."""
     hidden_size = stage.block.model.config.hidden_size
-    for step in range(num_steps):
+    for step in steps:
         for microbatch, (rows, tokens) in enumerate(order.shapes(step)):
             yield Header(step, microbatch, rows, tokens, hidden_size, dtype_code(stage.dtype))

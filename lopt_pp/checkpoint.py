@@ -1,0 +1,338 @@
+"""Checkpoints of a training: every stage saves its own part when it comes to it, and a manifest makes the parts one.
+
+    OUTPUT_DIR/checkpoint-120/
+        stage-00000-of-00002.safetensors    weights, local head and optimizer state of stage 0 after step 120
+        stage-00001-of-00002.safetensors
+        manifest.json                       what the parts are (sizes, checksums), and of which run
+        config.json, tokenizer files        for `lopt-pp export`
+
+Stages pass a step at different times, and none waits: what stage i has after step t is what the sequential algorithm has
+then, whenever it is written. The parts go into `checkpoint-120.unfinished`; when all of them are whole, rank 0 adds the
+manifest and renames the directory. So a directory of the right name is a complete checkpoint.
+
+Nothing is pickled. Random state needs no saving: dropout and data order are functions of seed, stage and step.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.distributed import Store
+
+from lopt_pp.errors import LoptError, first_line
+from lopt_pp.flags import check_types
+from lopt_pp.split import Span
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+_UNFINISHED = ".unfinished"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state of a run is saved, and what it starts from."""
+
+    _argument_group_name: ClassVar[str] = "Checkpoints"
+
+    save_steps: int = field(
+        default=500,
+        metadata={
+            "help": "Steps between checkpoints, in OUTPUT_DIR/checkpoint-STEP; 0 is off. Each stage writes its own part "
+            "in the background after its own step; none waits for another."
+        },
+    )
+    save_total_limit: int | None = field(
+        default=None, metadata={"help": "Number of checkpoints to keep; older ones are removed. By default all."}
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from a checkpoint: its directory, or 'latest' for the newest whole one of --output_dir (from "
+            "the beginning where there is none). The weights end as if nothing had happened, on any number of processes "
+            "and replicas with the same stages and rows per step."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.save_steps < 0:
+            raise LoptError(f"--save_steps {self.save_steps}: at least 0")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise LoptError(f"--save_total_limit {self.save_total_limit}: at least 1")
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint is due when `step` steps are done."""
+        return self.save_steps > 0 and step % self.save_steps == 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage's file: its size in bytes and its SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds.
+
+    Attributes:
+        directory: of the checkpoint.
+        step: the optimizer steps that every stage has done.
+        spans: of the stages.
+        run: what the run's result depends on, by name.
+        parts: of the stages, in order.
+    """
+
+    directory: Path
+    step: int
+    spans: tuple[Span, ...]
+    run: dict[str, Any]
+    parts: tuple[Part, ...]
+
+    def path(self, stage: int) -> Path:
+        return self.directory / part_name(stage, len(self.spans))
+
+    def check_part(self, stage: int) -> None:
+        """Compares a stage's file with the manifest.
+
+        Raises:
+            LoptError: it is missing, cut short or altered.
+        """
+        path, part = self.path(stage), self.parts[stage]
+        try:
+            size = path.stat().st_size
+            if size != part.size:
+                raise LoptError(f"{path} has {size} bytes, and not the {part.size} of the manifest; it was cut short")
+            if _sha256(path) != part.sha256:
+                raise LoptError(f"{path} is not what was written: its checksum differs from the manifest's")
+        except OSError as error:
+            raise LoptError(f"{path} cannot be read: {error.strerror}") from error
+
+    def read_part(self, stage: int) -> dict[str, torch.Tensor]:
+        """A stage's tensors, on the CPU.
+
+        Raises:
+            LoptError: the file is no safetensors file.
+        """
+        try:
+            with safe_open(self.path(stage), framework="pt") as file:
+                return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise LoptError(f"{self.path(stage)} is no whole safetensors file: {first_line(error)}") from error
+
+
+def part_name(stage: int, num_stages: int) -> str:
+    return f"stage-{stage:05d}-of-{num_stages:05d}.safetensors"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads a checkpoint's manifest and checks all that it says before any of it is used.
+
+    Raises:
+        LoptError: the directory is no complete checkpoint.
+    """
+    path = directory / _MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise LoptError(f"{directory} is no complete checkpoint: it has no {_MANIFEST}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoptError(f"{path} cannot be read: {first_line(error)}") from error
+    try:
+        if content["format"] != _FORMAT:
+            raise LoptError(f"{path} has the format {content['format']!r}, and this version reads {_FORMAT}")
+        step, edges, run = content["step"], content["edges"], content["run"]
+        parts = tuple(Part(_natural(part["size"]), _hex(part["sha256"])) for part in content["parts"])
+        if [0, *edges] != sorted({0, *map(_natural, edges)}) or len(edges) != len(parts) or not parts:
+            raise ValueError("edges")
+        if not isinstance(run, dict):
+            raise ValueError("run")
+        starts = [0, *edges[:-1]]
+        spans = tuple(Span(i, len(edges), *ends) for i, ends in enumerate(zip(starts, edges, strict=True)))
+        return Manifest(directory, _natural(step), spans, run, parts)
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoptError(f"{path} is no manifest of a checkpoint (wrong or missing: {error})") from error
+
+
+def _natural(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r}")
+    return value
+
+
+def _hex(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(f"{value!r}")
+    return value
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def complete_checkpoints(output_dir: Path) -> list[Path]:
+    """The directories of complete checkpoints, the newest first."""
+    found = [(int(match[1]), path) for path in output_dir.glob("*") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def remove_unfinished_checkpoints(output_dir: Path) -> None:
+    """Removes what a run left that ended while it saved."""
+    for path in output_dir.glob("checkpoint-*" + _UNFINISHED):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class Saveable(Protocol):
+    """A stage, as far as a checkpoint is concerned."""
+
+    index: int
+    is_sharded: bool
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies, on the CPU, of all that the stage's next step depends on. Sharded replicas must all call this."""
+
+
+class PartWriter:
+    """Writes the parts of this process's stages, in a thread; training goes on meanwhile.
+
+    Args:
+        output_dir: of the run.
+        store: a connection to the run's store for the thread.
+        num_stages: of the run.
+        is_writer: whether this replica writes.
+    """
+
+    def __init__(self, output_dir: Path, store: Store, num_stages: int, is_writer: bool) -> None:
+        self._output_dir = output_dir
+        self._store = store
+        self._num_stages = num_stages
+        self._is_writer = is_writer
+        self._thread: threading.Thread | None = None
+
+    def save(self, stages: Sequence[Saveable], step: int) -> None:
+        """Copies the stages' state and has it written; waits only while an earlier copy is still being written."""
+        if not self._is_writer and not any(stage.is_sharded for stage in stages):
+            return
+        self.finish()
+        states = {stage.index: stage.state() for stage in stages}
+        if self._is_writer:
+            self._thread = threading.Thread(target=self._write, args=(states, step), daemon=True)
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Waits until what was saved is written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, states: Mapping[int, Mapping[str, torch.Tensor]], step: int) -> None:
+        directory = self._output_dir / f"checkpoint-{step}{_UNFINISHED}"
+        for stage, state in states.items():
+            path = directory / part_name(stage, self._num_stages)
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                save_file(dict(state), path)
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+                result = {"size": path.stat().st_size, "sha256": _sha256(path)}
+            except (OSError, SafetensorError) as error:
+                result = {"error": f"stage {stage}: {first_line(error)}"}
+            self._store.set(f"part/{step}/{stage}", json.dumps(result))
+
+
+class Committer:
+    """Makes complete checkpoints of parts, in a thread of rank 0.
+
+    Args:
+        output_dir: of the run.
+        store: a connection to the run's store for the thread.
+        steps: after which there is a checkpoint, in order.
+        spans: of the stages.
+        run: what the run's result depends on, by name; plain data.
+        describe: puts the model's config and tokenizer into a directory.
+        limit: number of checkpoints to keep; None is all.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        store: Store,
+        steps: Sequence[int],
+        spans: Sequence[Span],
+        run: Mapping[str, Any],
+        describe: Callable[[Path], None],
+        limit: int | None,
+    ) -> None:
+        self._output_dir = output_dir
+        self._store = store
+        self._spans = spans
+        self._run = run
+        self._describe = describe
+        self._limit = limit
+        self._thread = threading.Thread(target=self._commit_all, args=(steps,), daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Waits for the last checkpoint."""
+        self._thread.join()
+
+    def _commit_all(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            parts = [json.loads(self._store.get(f"part/{step}/{span.stage}")) for span in self._spans]
+            errors = [part["error"] for part in parts if "error" in part]
+            unfinished = self._output_dir / f"checkpoint-{step}{_UNFINISHED}"
+            try:
+                if errors:
+                    raise OSError("; ".join(errors))
+                self._commit(unfinished, step, parts)
+            except OSError as error:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                logger.warning(
+                    "no checkpoint at step %d: %s. Earlier ones are as they were; the next is tried in time", step, error
+                )
+
+    def _commit(self, unfinished: Path, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
+        self._describe(unfinished)
+        manifest = {
+            "format": _FORMAT,
+            "step": step,
+            "edges": [span.stop for span in self._spans],
+            "run": self._run,
+            "parts": parts,
+        }
+        with (unfinished / _MANIFEST).open("w", encoding="utf-8") as file:
+            file.write(json.dumps(manifest, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        complete = self._output_dir / f"checkpoint-{step}"
+        if complete.exists():  # Of a run that was resumed from before it.
+            shutil.rmtree(complete)
+        os.replace(unfinished, complete)
+        logger.info("checkpoint at step %d: %s", step, complete)
+        for old in complete_checkpoints(self._output_dir)[self._limit or None :] if self._limit else ():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def differences(manifest: Manifest, run: Mapping[str, Any]) -> Iterator[str]:
+    """What a run has otherwise than the one that wrote a checkpoint, in words."""
+    run = json.loads(json.dumps(run))
+    for name, value in run.items():
+        if manifest.run.get(name) != value:
+            yield f"{name} is {value!r}, and was {manifest.run.get(name)!r}"
