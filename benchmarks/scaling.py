@@ -1,0 +1,351 @@
+"""What a run of a large model needs on each stage, and how the layouts compare. Arithmetic: nothing is run.
+
+    python benchmarks/scaling.py [--gradient_checkpointing]            layouts up to 1,024 GPUs, one line each
+    python benchmarks/scaling.py --model 70B --num_stages 8 ...        one run in detail
+
+The formulas are in benchmarks/arithmetic.py; docs/scaling.md explains them and what they leave out. Memory is in GiB
+(2^30 bytes), what crosses links in decimal units. A stage's seconds are its operations over --gpu_peak_tflops times
+--utilization, which counts what checkpointing computes again as work.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import arithmetic
+import torch
+import transformers
+from arithmetic import Memory
+from sizes import MODELS, Load, Model
+
+from lopt_pp.errors import LoptError
+from lopt_pp.split import Span
+from lopt_pp.stage import StageConfig
+
+GIB = 2**30
+LAYOUTS = (
+    ("7B", 2, 4, "none"),
+    ("32B", 4, 8, "full"),
+    ("70B", 8, 8, "full"),
+    ("70B", 8, 128, "full"),
+    ("70B", 32, 32, "none"),
+)
+"""Model, stages, replicas and sharding of the overview."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The hardware.
+
+    Attributes:
+        flops: operations per second that a stage reaches.
+        memory: bytes.
+        bandwidth: of the memory, bytes per second.
+        link: bytes per second each way that a boundary has for one replica's stream.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    link: float
+
+
+@dataclass(frozen=True)
+class StageNeeds:
+    """One stage of a run: sizes in bytes, times in seconds."""
+
+    stage: int
+    layers: str
+    parameters: int
+    local_head_parameters: int
+    memory: Memory
+    total_bytes: int
+    fits: bool
+    operations: int
+    microbatch_seconds: float
+    optimizer_seconds: float
+
+
+def plan(model: Model, load: Load, spans: Sequence[Span], gpu: Gpu, depth: int = 2) -> list[StageNeeds]:
+    """What each stage needs."""
+    needs = []
+    for span in spans:
+        size, memory = model.size(span), arithmetic.memory(model, load, span, depth)
+        own = size.total / (load.data_parallel if load.sharding == "full" else 1)
+        operations = arithmetic.operations(model, load, span)
+        needs.append(
+            StageNeeds(
+                stage=span.stage,
+                layers=str(span).removeprefix("layers "),
+                parameters=size.total,
+                local_head_parameters=size.local_head,
+                memory=memory,
+                total_bytes=memory.total,
+                fits=memory.total <= gpu.memory,
+                operations=operations,
+                microbatch_seconds=operations / gpu.flops,
+                optimizer_seconds=arithmetic.optimizer_seconds(own, load, gpu.bandwidth),
+            )
+        )
+    return needs
+
+
+def evaluate(
+    name: str, model: Model, load: Load, num_stages: int, split: str, gpu: Gpu, delays: Sequence[float]
+) -> dict[str, Any]:
+    """Everything about one run, as plain data. Keys end in their unit; without one they are numbers of something.
+
+    Args:
+        name: of the model.
+        model: the model.
+        load: microbatches, dtype, replicas.
+        num_stages: of a pipeline.
+        split: midpoint, auto or first layers.
+        gpu: the hardware.
+        delays: one way, in seconds.
+    """
+    spans = arithmetic.spans_of(model, load, num_stages, split)
+    needs = plan(model, load, spans, gpu)
+    accumulation, message = load.accumulation, arithmetic.message_bytes(model, load) if num_stages > 1 else 0
+    busiest = max(need.microbatch_seconds for need in needs)
+    transfer = message / gpu.link
+    period = max(busiest, transfer)
+    step = max(accumulation * max(need.microbatch_seconds, transfer) + need.optimizer_seconds for need in needs)
+    balanced = arithmetic.balanced(model, load, num_stages)
+    by_microbatch, by_step = arithmetic.replica_traffic(max(need.parameters for need in needs), load)
+    optimizer = max(need.optimizer_seconds for need in needs)
+
+    peer_step = (accumulation + num_stages - 1) * period + optimizer
+
+    return {
+        "model": name,
+        "num_stages": num_stages,
+        "data_parallel": load.data_parallel,
+        "gpus": num_stages * load.data_parallel,
+        "load": asdict(load),
+        "split": split,
+        "stages": [asdict(need) for need in needs],
+        "parameters": sum(need.parameters for need in needs),
+        "microbatch_seconds": busiest,
+        "balance": sum(need.microbatch_seconds for need in needs) / num_stages / busiest,
+        "step_seconds": step,
+        "tokens_per_second": load.data_parallel * accumulation * load.microbatch / step,
+        "auto_split": {
+            "first_layers": [span.start for span in balanced[1:]],
+            "microbatch_seconds": max(arithmetic.operations(model, load, span) for span in balanced) / gpu.flops,
+        },
+        "boundary": {
+            "bytes_per_microbatch": message,
+            "bytes_per_second": message / busiest,
+            "bytes_per_second_of_all_replicas": load.data_parallel * message / busiest,
+            "transfer_seconds": transfer,
+            "link_carries_it": transfer <= busiest,
+        },
+        "replicas": {
+            "bytes_per_microbatch": by_microbatch,
+            "bytes_per_step": by_step,
+            "bytes_per_second": (accumulation * by_microbatch + by_step) / step,
+        },
+        "delays": [
+            {
+                "delay_seconds": delay,
+                "queue_depth": (depth := arithmetic.queue_depth(delay, transfer, period)),
+                "queue_bytes_at_each_end": depth * message,
+                "in_flight_bytes": 2 * delay * message / busiest,
+                "step_seconds": step,
+                "step_seconds_1f1b": peer_step + arithmetic.delay_1f1b(num_stages, accumulation, delay),
+                "step_seconds_1f1b_one_slow_boundary": peer_step
+                + arithmetic.delay_1f1b_at_one(num_stages, accumulation, delay),
+            }
+            for delay in delays
+        ],
+        "one_f_one_b": {
+            "bubble": arithmetic.bubble_1f1b(num_stages, accumulation),
+            "kept_bytes_on_first_stage": arithmetic.kept_1f1b(model, load, spans),
+            "kept_bytes_on_first_stage_of_ours": needs[0].memory.kept,
+            "bytes_per_microbatch_each_way": message,
+        },
+    }
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with every column as wide as its widest entry, to the right."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    return ["  ".join(entry.rjust(width) for entry, width in zip(row, widths, strict=True)) for row in (head, *rows)]
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.1f}"
+
+
+def describe(run: dict[str, Any]) -> str:
+    load = run["load"]
+    stage = load["stage"]
+    return (
+        f"{run['model']}, {run['parameters'] / 1e9:.2f} billion parameters with local heads\n"
+        f"{run['num_stages']} stages x {run['data_parallel']} replicas = {run['gpus']:,} GPUs\n"
+        f"{load['accumulation']} microbatches of {load['rows']} x {load['tokens']} tokens in a step, {stage['dtype']}"
+        f"{', gradient checkpointing' if stage['gradient_checkpointing'] else ''}, sharding {load['sharding']}"
+    )
+
+
+def detail(run: dict[str, Any], gpu: Gpu) -> list[str]:
+    """One run's tables."""
+    lines = [describe(run), "", "Memory, GiB"]
+    parts = ("weights", "gradients", "optimizer", "gathered", "copies", "kept", "passing", "queue")
+    rows = [
+        [str(need["stage"]), need["layers"], f"{need['parameters'] / 1e9:.3f}"]
+        + [gib(need["memory"][part]) for part in parts]
+        + [gib(need["total_bytes"]), "yes" if need["fits"] else "no"]
+        for need in run["stages"]
+    ]
+    lines += table(["stage", "layers", "10^9 parameters", *parts, "total", f"fits {gpu.memory / GIB:g}"], rows)
+    rows = [
+        [
+            str(need["stage"]),
+            f"{need['operations'] / 1e12:.1f}",
+            f"{need['microbatch_seconds']:.3f}",
+            f"{need['optimizer_seconds']:.3f}",
+            f"{need['microbatch_seconds'] / run['microbatch_seconds']:.2f}",
+        ]
+        for need in run["stages"]
+    ]
+    lines += [
+        "",
+        "Computation",
+        *table(["stage", "10^12 operations", "s/microbatch", "s/optimizer", "of busiest"], rows),
+    ]
+    auto = run["auto_split"]
+    lines += [
+        f"busiest {run['microbatch_seconds']:.3f} s, mean / busiest {run['balance']:.2f}; --split "
+        f"{','.join(map(str, auto['first_layers'])) or '-'} (auto): busiest {auto['microbatch_seconds']:.3f} s",
+        f"step {run['step_seconds']:.2f} s, {run['tokens_per_second']:,.0f} tokens/s",
+    ]
+    boundary, peer, replicas = run["boundary"], run["one_f_one_b"], run["replicas"]
+    if run["num_stages"] > 1:
+        lines += [
+            "",
+            f"A boundary: {boundary['bytes_per_microbatch'] / 1e6:.1f} MB per microbatch and replica, "
+            f"{boundary['bytes_per_second'] / 1e6:.0f} MB/s = {8e-9 * boundary['bytes_per_second']:.2f} Gbit/s; "
+            f"{8e-9 * boundary['bytes_per_second_of_all_replicas']:.1f} Gbit/s for all replicas",
+            f"over a link of {8e-9 * gpu.link:g} Gbit/s: {boundary['transfer_seconds']:.3f} s a message"
+            f"{'' if boundary['link_carries_it'] else ': TOO SLOW, the link sets the pace'}",
+        ]
+        rows = [
+            [
+                f"{1e3 * at['delay_seconds']:g}",
+                str(at["queue_depth"]),
+                gib(at["queue_bytes_at_each_end"]),
+                f"{at['in_flight_bytes'] / 1e6:.2f}",
+                f"{at['step_seconds']:.2f}",
+                f"{at['step_seconds_1f1b_one_slow_boundary']:.2f}",
+                f"{at['step_seconds_1f1b']:.2f}",
+            ]
+            for at in run["delays"]
+        ]
+        head = ["one way ms", "queue_depth", "GiB at each end", "TCP window MB", "step s", "1F1B: at one", "at all"]
+        lines += table(head, rows)
+        lines.append(
+            f"1F1B: bubble {peer['bubble']:.3f} of a step; its first stage keeps "
+            f"{gib(peer['kept_bytes_on_first_stage'])} GiB, ours {gib(peer['kept_bytes_on_first_stage_of_ours'])}; "
+            f"as many bytes go back"
+        )
+    if run["data_parallel"] > 1:
+        lines.append(
+            f"Replicas of the largest stage send, each GPU: {replicas['bytes_per_microbatch'] / 1e9:.1f} GB per "
+            f"microbatch, {replicas['bytes_per_step'] / 1e9:.1f} GB per step; {replicas['bytes_per_second'] / 1e9:.1f} "
+            f"GB/s to keep pace"
+        )
+    return lines
+
+
+def overview(runs: Sequence[dict[str, Any]], gpu: Gpu) -> list[str]:
+    """One line for each run."""
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "model": lambda run: run["model"],
+        "stages x replicas": lambda run: f"{run['num_stages']} x {run['data_parallel']}",
+        "GPUs": lambda run: f"{run['gpus']:,}",
+        "sharding": lambda run: run["load"]["sharding"],
+        "GiB": lambda run: gib(max(need["total_bytes"] for need in run["stages"])),
+        f"fits {gpu.memory / GIB:g}": lambda run: "yes" if all(need["fits"] for need in run["stages"]) else "no",
+        "s/microbatch": lambda run: f"{run['microbatch_seconds']:.3f}",
+        "balance": lambda run: f"{run['balance']:.2f}",
+        "MB": lambda run: f"{run['boundary']['bytes_per_microbatch'] / 1e6:.1f}",
+        "Gbit/s": lambda run: f"{8e-9 * run['boundary']['bytes_per_second']:.2f}",
+        "replicas GB/s": lambda run: f"{run['replicas']['bytes_per_second'] / 1e9:.1f}",
+        "tokens/s": lambda run: f"{run['tokens_per_second']:,.0f}",
+        "1F1B bubble": lambda run: f"{run['one_f_one_b']['bubble']:.2f}",
+    }
+    return table(list(columns), [[cell(run) for cell in columns.values()] for run in runs])
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", help=f"{', '.join(MODELS)}, a config.json or its directory; without it, the overview")
+    add("--num_stages", type=int, default=2, help="(default: %(default)s)")
+    add("--data_parallel", type=int, default=1, help="replicas of the pipeline (default: %(default)s)")
+    add("--sharding", choices=["none", "full"], default="none", help="among replicas (default: %(default)s)")
+    add("--split", default="midpoint", help="midpoint, auto, or first layers such as 12,18 (default: %(default)s)")
+    add("--rows", type=int, default=1, help="of a microbatch (default: %(default)s)")
+    add("--tokens", type=int, default=4096, help="of a row (default: %(default)s)")
+    add("--accumulation", type=int, default=16, help="microbatches of a step (default: %(default)s)")
+    add("--dtype", choices=["float32", "bfloat16", "pure_bfloat16"], default="bfloat16", help="(default: %(default)s)")
+    add("--gradient_checkpointing", action="store_true")
+    add("--gpu_peak_tflops", "--gpu-peak-tflops", type=float, default=989, help="H100 SXM, bfloat16 (%(default)s)")
+    add("--utilization", type=float, default=0.4, help="share of the peak that a stage reaches (default: %(default)s)")
+    add("--gpu_memory", "--gpu-memory", type=float, default=80, help="GiB (default: %(default)s)")
+    add("--gpu_bandwidth", type=float, default=3.35, help="TB/s of its memory (default: %(default)s, H100 SXM)")
+    add("--link_gbits", type=float, default=100, help="of a boundary, for one replica's stream (default: %(default)s)")
+    add("--latency_ms", "--latency-ms", type=float, nargs="+", default=[0.05, 1, 10, 50, 100], help="one way")
+    add("--output", type=Path, default=Path("scaling.json"), help="(default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    flags = parse(arguments)
+    gpu = Gpu(
+        flops=flags.gpu_peak_tflops * 1e12 * flags.utilization,
+        memory=flags.gpu_memory * GIB,
+        bandwidth=flags.gpu_bandwidth * 1e12,
+        link=flags.link_gbits * 1e9 / 8,
+    )
+    delays = [delay / 1e3 for delay in flags.latency_ms]
+    stage = StageConfig(dtype=flags.dtype, gradient_checkpointing=flags.gradient_checkpointing)
+    if flags.model is None:
+        layouts: Sequence[tuple[str, int, int, Any]] = LAYOUTS
+    else:
+        layouts = [(flags.model, flags.num_stages, flags.data_parallel, flags.sharding)]
+    try:
+        models = {name: Model.load(name) for name in dict.fromkeys(name for name, *_ in layouts)}
+        runs = [
+            evaluate(
+                MODELS[name].name if name in MODELS else name,
+                models[name],
+                Load(flags.rows, flags.tokens, flags.accumulation, stage, replicas, sharding),
+                num_stages,
+                flags.split,
+                gpu,
+                delays,
+            )
+            for name, num_stages, replicas, sharding in layouts
+        ]
+    except LoptError as error:
+        sys.exit(f"scaling: {error}")
+    print("\n".join(detail(runs[0], gpu) if flags.model else overview(runs, gpu)))
+    result = {
+        "benchmark": "scaling",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "settings": {**vars(flags), "output": str(flags.output)},
+        "runs": runs,
+    }
+    flags.output.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
