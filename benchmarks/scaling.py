@@ -27,6 +27,7 @@ from lopt_pp.split import Span
 from lopt_pp.stage import StageConfig
 
 GIB = 2**30
+GPUS_OF_A_MACHINE = 8
 LAYOUTS = (
     ("7B", 2, 4, "none"),
     ("32B", 4, 8, "full"),
@@ -46,12 +47,14 @@ class Gpu:
         memory: bytes.
         bandwidth: of the memory, bytes per second.
         link: bytes per second each way that a boundary has for one replica's stream.
+        replica_link: bytes per second each way that a GPU has to the replicas of its stage.
     """
 
     flops: float
     memory: float
     bandwidth: float
     link: float
+    replica_link: float
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,12 @@ class StageNeeds:
     operations: int
     microbatch_seconds: float
     optimizer_seconds: float
+    replica_bytes_per_microbatch: float
+    replica_bytes_per_step: float
+    pace_seconds: float
+    """Of a microbatch, with the traffic between replicas that comes with each and overlaps it."""
+    step_end_seconds: float
+    """What a step takes besides: the optimizer, and of DDP's traffic what the last backward does not hide."""
 
 
 def plan(model: Model, load: Load, spans: Sequence[Span], gpu: Gpu, depth: int = 2) -> list[StageNeeds]:
@@ -77,6 +86,9 @@ def plan(model: Model, load: Load, spans: Sequence[Span], gpu: Gpu, depth: int =
         size, memory = model.size(span), arithmetic.memory(model, load, span, depth)
         own = size.total / (load.data_parallel if load.sharding == "full" else 1)
         operations = arithmetic.operations(model, load, span)
+        seconds = operations / gpu.flops
+        optimizer = arithmetic.optimizer_seconds(own, load, gpu.bandwidth)
+        by_microbatch, by_step = arithmetic.replica_traffic(size.total, load)
         needs.append(
             StageNeeds(
                 stage=span.stage,
@@ -87,8 +99,13 @@ def plan(model: Model, load: Load, spans: Sequence[Span], gpu: Gpu, depth: int =
                 total_bytes=memory.total,
                 fits=memory.total <= gpu.memory,
                 operations=operations,
-                microbatch_seconds=operations / gpu.flops,
-                optimizer_seconds=arithmetic.optimizer_seconds(own, load, gpu.bandwidth),
+                microbatch_seconds=seconds,
+                optimizer_seconds=optimizer,
+                replica_bytes_per_microbatch=by_microbatch,
+                replica_bytes_per_step=by_step,
+                pace_seconds=max(seconds, by_microbatch / gpu.replica_link),
+                # Backward is two thirds of a microbatch, or more with checkpointing.
+                step_end_seconds=optimizer + max(0.0, by_step / gpu.replica_link - seconds * 2 / 3),
             )
         )
     return needs
@@ -112,14 +129,11 @@ def evaluate(
     needs = plan(model, load, spans, gpu)
     accumulation, message = load.accumulation, arithmetic.message_bytes(model, load) if num_stages > 1 else 0
     busiest = max(need.microbatch_seconds for need in needs)
+    pace = max(need.pace_seconds for need in needs)
     transfer = message / gpu.link
-    period = max(busiest, transfer)
-    step = max(accumulation * max(need.microbatch_seconds, transfer) + need.optimizer_seconds for need in needs)
+    step = max(accumulation * max(need.pace_seconds, transfer) + need.step_end_seconds for need in needs)
+    peer_step = (accumulation + num_stages - 1) * max(pace, transfer) + max(need.step_end_seconds for need in needs)
     balanced = arithmetic.balanced(model, load, num_stages)
-    by_microbatch, by_step = arithmetic.replica_traffic(max(need.parameters for need in needs), load)
-    optimizer = max(need.optimizer_seconds for need in needs)
-
-    peer_step = (accumulation + num_stages - 1) * period + optimizer
 
     return {
         "model": name,
@@ -131,6 +145,7 @@ def evaluate(
         "stages": [asdict(need) for need in needs],
         "parameters": sum(need.parameters for need in needs),
         "microbatch_seconds": busiest,
+        "pace_seconds": pace,
         "balance": sum(need.microbatch_seconds for need in needs) / num_stages / busiest,
         "step_seconds": step,
         "tokens_per_second": load.data_parallel * accumulation * load.microbatch / step,
@@ -140,22 +155,17 @@ def evaluate(
         },
         "boundary": {
             "bytes_per_microbatch": message,
-            "bytes_per_second": message / busiest,
-            "bytes_per_second_of_all_replicas": load.data_parallel * message / busiest,
+            "bytes_per_second": message / pace,
+            "bytes_per_second_of_all_replicas": load.data_parallel * message / pace,
             "transfer_seconds": transfer,
-            "link_carries_it": transfer <= busiest,
-        },
-        "replicas": {
-            "bytes_per_microbatch": by_microbatch,
-            "bytes_per_step": by_step,
-            "bytes_per_second": (accumulation * by_microbatch + by_step) / step,
+            "link_carries_it": transfer <= pace,
         },
         "delays": [
             {
                 "delay_seconds": delay,
-                "queue_depth": (depth := arithmetic.queue_depth(delay, transfer, period)),
+                "queue_depth": (depth := arithmetic.queue_depth(delay, transfer, max(pace, transfer))),
                 "queue_bytes_at_each_end": depth * message,
-                "in_flight_bytes": 2 * delay * message / busiest,
+                "in_flight_bytes": 2 * delay * message / pace,
                 "step_seconds": step,
                 "step_seconds_1f1b": peer_step + arithmetic.delay_1f1b(num_stages, accumulation, delay),
                 "step_seconds_1f1b_one_slow_boundary": peer_step
@@ -225,7 +235,14 @@ def detail(run: dict[str, Any], gpu: Gpu) -> list[str]:
         f"{','.join(map(str, auto['first_layers'])) or '-'} (auto): busiest {auto['microbatch_seconds']:.3f} s",
         f"step {run['step_seconds']:.2f} s, {run['tokens_per_second']:,.0f} tokens/s",
     ]
-    boundary, peer, replicas = run["boundary"], run["one_f_one_b"], run["replicas"]
+    boundary, peer = run["boundary"], run["one_f_one_b"]
+    if run["data_parallel"] > 1:
+        largest = max(run["stages"], key=lambda need: need["parameters"])
+        lines.append(
+            f"each GPU of the largest stage sends its replicas {largest['replica_bytes_per_microbatch'] / 1e9:.1f} GB "
+            f"per microbatch, {largest['replica_bytes_per_step'] / 1e9:.1f} GB per step; at "
+            f"{gpu.replica_link / 1e9:g} GB/s a microbatch takes {run['pace_seconds']:.3f} s"
+        )
     if run["num_stages"] > 1:
         lines += [
             "",
@@ -254,12 +271,6 @@ def detail(run: dict[str, Any], gpu: Gpu) -> list[str]:
             f"{gib(peer['kept_bytes_on_first_stage'])} GiB, ours {gib(peer['kept_bytes_on_first_stage_of_ours'])}; "
             f"as many bytes go back"
         )
-    if run["data_parallel"] > 1:
-        lines.append(
-            f"Replicas of the largest stage send, each GPU: {replicas['bytes_per_microbatch'] / 1e9:.1f} GB per "
-            f"microbatch, {replicas['bytes_per_step'] / 1e9:.1f} GB per step; {replicas['bytes_per_second'] / 1e9:.1f} "
-            f"GB/s to keep pace"
-        )
     return lines
 
 
@@ -276,7 +287,7 @@ def overview(runs: Sequence[dict[str, Any]], gpu: Gpu) -> list[str]:
         "balance": lambda run: f"{run['balance']:.2f}",
         "MB": lambda run: f"{run['boundary']['bytes_per_microbatch'] / 1e6:.1f}",
         "Gbit/s": lambda run: f"{8e-9 * run['boundary']['bytes_per_second']:.2f}",
-        "replicas GB/s": lambda run: f"{run['replicas']['bytes_per_second'] / 1e9:.1f}",
+        "with replicas": lambda run: f"{run['pace_seconds']:.3f}",
         "tokens/s": lambda run: f"{run['tokens_per_second']:,.0f}",
         "1F1B bubble": lambda run: f"{run['one_f_one_b']['bubble']:.2f}",
     }
@@ -300,40 +311,42 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--utilization", type=float, default=0.4, help="share of the peak that a stage reaches (default: %(default)s)")
     add("--gpu_memory", "--gpu-memory", type=float, default=80, help="GiB (default: %(default)s)")
     add("--gpu_bandwidth", type=float, default=3.35, help="TB/s of its memory (default: %(default)s, H100 SXM)")
+    add("--machine_gbytes", type=float, default=450, help="GB/s each way from GPU to GPU in a machine (%(default)s)")
+    add("--network_gbytes", type=float, default=50, help="GB/s each way to a GPU of another machine (%(default)s)")
     add("--link_gbits", type=float, default=100, help="of a boundary, for one replica's stream (default: %(default)s)")
     add("--latency_ms", "--latency-ms", type=float, nargs="+", default=[0.05, 1, 10, 50, 100], help="one way")
     add("--output", type=Path, default=Path("scaling.json"), help="(default: %(default)s)")
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    flags = parse(arguments)
-    gpu = Gpu(
+def gpu_of(flags: argparse.Namespace, replicas: int) -> Gpu:
+    """The hardware that the flags describe, where a stage has that many replicas."""
+    within_machine = replicas <= GPUS_OF_A_MACHINE
+    return Gpu(
         flops=flags.gpu_peak_tflops * 1e12 * flags.utilization,
         memory=flags.gpu_memory * GIB,
         bandwidth=flags.gpu_bandwidth * 1e12,
         link=flags.link_gbits * 1e9 / 8,
+        replica_link=(flags.machine_gbytes if within_machine else flags.network_gbytes) * 1e9,
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    flags = parse(arguments)
     delays = [delay / 1e3 for delay in flags.latency_ms]
     stage = StageConfig(dtype=flags.dtype, gradient_checkpointing=flags.gradient_checkpointing)
+    runs: list[dict[str, Any]] = []
     if flags.model is None:
         layouts: Sequence[tuple[str, int, int, Any]] = LAYOUTS
     else:
         layouts = [(flags.model, flags.num_stages, flags.data_parallel, flags.sharding)]
     try:
         models = {name: Model.load(name) for name in dict.fromkeys(name for name, *_ in layouts)}
-        runs = [
-            evaluate(
-                MODELS[name].name if name in MODELS else name,
-                models[name],
-                Load(flags.rows, flags.tokens, flags.accumulation, stage, replicas, sharding),
-                num_stages,
-                flags.split,
-                gpu,
-                delays,
-            )
-            for name, num_stages, replicas, sharding in layouts
-        ]
+        for name, num_stages, replicas, sharding in layouts:
+            load = Load(flags.rows, flags.tokens, flags.accumulation, stage, replicas, sharding)
+            shown = MODELS[name].name if name in MODELS else name
+            gpu = gpu_of(flags, replicas)
+            runs.append(evaluate(shown, models[name], load, num_stages, flags.split, gpu, delays))
     except LoptError as error:
         sys.exit(f"scaling: {error}")
     print("\n".join(detail(runs[0], gpu) if flags.model else overview(runs, gpu)))

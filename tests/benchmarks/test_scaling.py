@@ -273,7 +273,9 @@ def test_a_run_in_detail(name: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [at["delay_seconds"] for at in run["delays"]] == [0.001, 0.05]
     assert all(at["step_seconds_1f1b"] > at["step_seconds"] for at in run["delays"])
     assert run["one_f_one_b"]["bubble"] == pytest.approx(3 / 19)
-    assert run["replicas"]["bytes_per_step"] == 4 * max(stage["parameters"] for stage in run["stages"])
+    # Two replicas: 2 (d - 1)/d = 1 times the float32 gradient, once a step.
+    assert all(stage["replica_bytes_per_step"] == 4 * stage["parameters"] for stage in run["stages"])
+    assert all(stage["replica_bytes_per_microbatch"] == 0 for stage in run["stages"])
     assert MODELS[name].name in capsys.readouterr().out
 
 
