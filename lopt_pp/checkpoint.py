@@ -6,9 +6,9 @@
         manifest.json                       what the parts are (sizes, checksums), and of which run
         config.json, tokenizer files        for `lopt-pp export`
 
-Stages pass a step at different times, and none waits: what stage i has after step t is what the sequential algorithm has
-then, whenever it is written. The parts go into `checkpoint-120.unfinished`; when all of them are whole, rank 0 adds the
-manifest and renames the directory. So a directory of the right name is a complete checkpoint.
+Stages pass a step at different times, and none waits: what stage i has after step t is what the sequential algorithm
+has then, whenever it is written. The parts go into `checkpoint-120.unfinished`; when all of them are whole, rank 0 adds
+the manifest and renames the directory. So a directory of the right name is a complete checkpoint.
 
 Nothing is pickled. Random state needs no saving: dropout and data order are functions of seed, stage and step.
 """
@@ -20,7 +20,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -51,8 +51,8 @@ class CheckpointConfig:
     save_steps: int = field(
         default=500,
         metadata={
-            "help": "Steps between checkpoints, in OUTPUT_DIR/checkpoint-STEP; 0 is off. Each stage writes its own part "
-            "in the background after its own step; none waits for another."
+            "help": "Steps between checkpoints, in OUTPUT_DIR/checkpoint-STEP; 0 is off. Each stage writes its own "
+            "part in the background after its own step; none waits for another."
         },
     )
     save_total_limit: int | None = field(
@@ -61,9 +61,9 @@ class CheckpointConfig:
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata={
-            "help": "Go on from a checkpoint: its directory, or 'latest' for the newest whole one of --output_dir (from "
-            "the beginning where there is none). The weights end as if nothing had happened, on any number of processes "
-            "and replicas with the same stages and rows per step."
+            "help": "Go on from a checkpoint: its directory, or 'latest' for the newest whole one of --output_dir "
+            "(from the beginning where there is none). The weights end as if nothing had happened, on any number of "
+            "processes and replicas with the same stages and rows per step."
         },
     )
 
@@ -305,7 +305,9 @@ class Committer:
             except OSError as error:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 logger.warning(
-                    "no checkpoint at step %d: %s. Earlier ones are as they were; the next is tried in time", step, error
+                    "no checkpoint at step %d: %s. Earlier ones are as they were; the next is tried in time",
+                    step,
+                    error,
                 )
 
     def _commit(self, unfinished: Path, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
@@ -328,11 +330,3 @@ class Committer:
         logger.info("checkpoint at step %d: %s", step, complete)
         for old in complete_checkpoints(self._output_dir)[self._limit or None :] if self._limit else ():
             shutil.rmtree(old, ignore_errors=True)
-
-
-def differences(manifest: Manifest, run: Mapping[str, Any]) -> Iterator[str]:
-    """What a run has otherwise than the one that wrote a checkpoint, in words."""
-    run = json.loads(json.dumps(run))
-    for name, value in run.items():
-        if manifest.run.get(name) != value:
-            yield f"{name} is {value!r}, and was {manifest.run.get(name)!r}"

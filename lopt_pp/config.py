@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import yaml
 from trl import TrlParser
 
+from lopt_pp.checkpoint import CheckpointConfig
 from lopt_pp.data import DataConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.flags import check_types
@@ -82,6 +83,7 @@ class Config:
     objective: ObjectiveConfig
     optim: OptimConfig
     stage: StageConfig
+    checkpoint: CheckpointConfig
     run: RunConfig
 
     def topology(self, world_size: int) -> Topology:

@@ -143,6 +143,19 @@ class World:
                     f"all processes must be given the same"
                 )
 
+    def first_complaint(self, key: str, complaint: str) -> str:
+        """What the first process, by rank, has to say against something; empty where none has. All must call this.
+
+        Args:
+            key: of the question, another one each time.
+            complaint: this process's; empty if it has none.
+        """
+        self.store.set(f"{key}/{self.rank}", complaint)
+        if self.rank == 0:
+            complaints = (self.store.get(f"{key}/{rank}").decode() for rank in range(self.size))
+            self.store.set(key, next(filter(None, list(complaints)), ""))
+        return self.store.get(key).decode()
+
 
 def rank_and_size() -> tuple[int, int]:
     """Rank and number of processes, as torchrun puts them into the environment; 0 and 1 without it."""

@@ -293,6 +293,16 @@ class EndToEndStage:
         write_state(state, {"block": self.block.model}, self._optimizer, steps_done)
         self.steps_done = steps_done
 
+    def resume_weights(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
+        """Goes on from the weights among other stages' `state`, with an optimizer that starts anew.
+
+        Raises:
+            LoptError: a tensor of this stage is missing or of another shape.
+        """
+        write_state(state, {"block": self.block.model}, None, steps_done)
+        self._optimizer.resume({}, steps_done)
+        self.steps_done = steps_done
+
     def train(
         self,
         order: DataOrder,

@@ -142,12 +142,15 @@ class Optimizer:
             states: AdamW's state of each parameter, where and as it is to be; none for one that starts anew.
             steps_done: for the schedule of the rate.
         """
-        self.adamw.state.update(states)
-        self.schedule.load_state_dict({"last_epoch": steps_done, "_step_count": steps_done + 1})
+        for parameter, state in states.items():
+            self.adamw.state[parameter] = state
+        # The schedules of transformers are functions of the step, so their place is all their state.
+        place = {"last_epoch": steps_done, "_step_count": steps_done + 1}
+        self.schedule.load_state_dict(self.schedule.state_dict() | place)
         rates = self.schedule.get_lr()
         for group, rate in zip(self.adamw.param_groups, rates, strict=True):
             group["lr"] = rate
-        self.schedule.load_state_dict({"_last_lr": rates})
+        self.schedule.load_state_dict(self.schedule.state_dict() | {"_last_lr": rates})
 
     def step(self) -> None:
         """Applies the gradient, drops it, and moves the schedule on."""

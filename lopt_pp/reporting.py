@@ -42,6 +42,7 @@ class Collector:
         num_steps: of the run.
         logging_steps: steps between log lines.
         num_replicas: that report each stage.
+        steps_done: before this run; their records stay in the file.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Collector:
         num_steps: int,
         logging_steps: int,
         num_replicas: int = 1,
+        steps_done: int = 0,
     ) -> None:
         self._store = store
         self._path = path
@@ -59,6 +61,7 @@ class Collector:
         self._num_steps = num_steps
         self._logging_steps = logging_steps
         self._num_replicas = num_replicas
+        self._steps_done = steps_done
         self._begun = time.perf_counter()
         self._seconds: list[Counter[str]] = [Counter() for _ in loss_names]
         """By stage, the seconds of the whole run in each of the record's `*_seconds`."""
@@ -67,12 +70,14 @@ class Collector:
         self._thread.start()
 
     def _collect(self) -> None:
+        earlier = records_until(self._path, self._steps_done) if self._steps_done else []
         # disable=None: no bar where standard error is no terminal.
         with (
             self._path.open("w", encoding="utf-8") as file,
-            tqdm(total=self._num_steps, disable=None, bar_format=_BAR) as bar,
+            tqdm(total=self._num_steps, initial=self._steps_done, disable=None, bar_format=_BAR) as bar,
         ):
-            for step in range(1, self._num_steps + 1):
+            file.writelines(earlier)
+            for step in range(self._steps_done + 1, self._num_steps + 1):
                 records = [self._take(stage, step) for stage in range(len(self._loss_names))]
                 file.writelines(json.dumps(record) + "\n" for record in records)
                 file.flush()
@@ -137,6 +142,18 @@ class Collector:
     def seconds(self) -> float:
         """Since the collector began."""
         return time.perf_counter() - self._begun
+
+
+def records_until(path: Path, step: int) -> list[str]:
+    """The lines of a `metrics.jsonl` up to a step; what was cut short when a run ended is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+        try:
+            if json.loads(line)["step"] <= step:
+                lines.append(line)
+        except ValueError:
+            continue
+    return lines
 
 
 def join_replicas(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from torch.distributed import Store
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from lopt_pp.end_to_end import EndToEndStage
@@ -75,9 +74,7 @@ def finish_model(
     path: Path,
     store: Store,
     num_stages: int,
-    config: PreTrainedConfig,
-    generation_config: GenerationConfig | None,
-    tokenizer: PreTrainedTokenizerBase,
+    describe: Callable[[Path], None],
     card: Callable[[Sequence[int]], str],
 ) -> None:
     """Joins the stages' shards to one model, and moves it to its place. For rank 0, once.
@@ -89,18 +86,13 @@ def finish_model(
         path: the model's directory.
         store: of the run.
         num_stages: of the run.
-        config: of the whole model, as it is to be saved.
-        generation_config: likewise, if it has one.
-        tokenizer: likewise.
+        describe: writes all of the model but its weights into a directory.
         card: makes the model card's text from the number of steps that each stage has done.
     """
     unfinished = path / _UNFINISHED
     parts = [json.loads(store.get(f"shard/{path.name}/{stage}")) for stage in range(num_stages)]
     shards = {name: sizes for name, sizes, _ in parts}
-    config.save_pretrained(unfinished)
-    if generation_config is not None:
-        generation_config.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
+    describe(unfinished)
     (unfinished / "README.md").write_text(card([steps for *_, steps in parts]), encoding="utf-8")
     write_index(shards, unfinished)
     missing = [name for name in shards if not (unfinished / name).exists()]

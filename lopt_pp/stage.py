@@ -199,6 +199,17 @@ class Stage:
         write_state(state, self._modules, self.optimizer, steps_done)
         self.steps_done = steps_done
 
+    def resume_weights(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
+        """Goes on from the weights among other stages' `state`, with an optimizer and a local head that start anew.
+
+        Raises:
+            LoptError: a tensor of this stage is missing or of another shape.
+        """
+        write_state(state, {"block": self.block.model}, None, steps_done)
+        if self.optimizer is not None:
+            self.optimizer.resume({}, steps_done)
+        self.steps_done = steps_done
+
     def step(self, step: int) -> dict[str, float]:
         """Makes the optimizer step, once the losses and the gradient are known to be finite.
 

@@ -23,7 +23,9 @@ def read_state(modules: Mapping[str, nn.Module], optimizer: Optimizer | None) ->
     for prefix, module in modules.items():
         for name, tensor in module.state_dict().items():
             state[f"{prefix}.{name}"] = _copy(tensor)
-        for name, parameter in module.named_parameters() if optimizer is not None else ():
+        if optimizer is None:
+            continue
+        for name, parameter in module.named_parameters():
             for moment, tensor in optimizer.state_of(parameter).items():
                 state[f"{moment}.{prefix}.{name}"] = _copy(tensor)
     return state

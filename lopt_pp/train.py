@@ -1,5 +1,7 @@
 """`torchrun --nproc-per-node 2 -m lopt_pp.train FLAGS`: a training run from its flags to the saved model."""
 
+import copy
+import dataclasses
 import functools
 import json
 import logging
@@ -9,6 +11,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 
 import torch
@@ -18,6 +21,11 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, Pr
 
 from lopt_pp.balance import balance, measure
 from lopt_pp.card import model_card
+from lopt_pp.checkpoint import (
+    Committer,
+    PartWriter,
+    remove_unfinished_checkpoints,
+)
 from lopt_pp.config import Config, parse_config
 from lopt_pp.data import DataOrder, TokenizedRows, load_rows
 from lopt_pp.distributed import Failure, World, boundaries, connect, mesh_of_processes, rank_and_size
@@ -29,6 +37,7 @@ from lopt_pp.model import load_model_config, load_tokenizer
 from lopt_pp.objectives import NextToken, Reconstruction
 from lopt_pp.replicas import Replicas
 from lopt_pp.reporting import Collector, post
+from lopt_pp.resume import resume
 from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
 from lopt_pp.split import Anatomy, Span, split_at, split_evenly
 from lopt_pp.stage import NotFiniteError, Stage, local_objective
@@ -76,6 +85,7 @@ class Run:
         if config.pipeline.split == "auto" and self.topology.num_stages > 1:
             spans = self._balanced(model_class, anatomy)
             check_split(model_class, self.model_config, spans)
+        self.spans = spans
 
         if world.rank == 0:
             remove_unfinished(self.output_dir)
@@ -115,6 +125,68 @@ class Run:
                     replicas=replicas,
                 )
             )
+        self.steps_done = resume(
+            world,
+            config.checkpoint.resume_from_checkpoint,
+            self.output_dir,
+            self._trained,
+            spans,
+            self.num_steps,
+            self._essentials(),
+            self._settings(),
+            checks_parts=self.replica == 0,
+        )
+
+    @property
+    def _trained(self) -> Sequence[Stage | EndToEndStage]:
+        """What this process trains."""
+        return [self.end_to_end] if self.end_to_end is not None else self.stages
+
+    def _essentials(self) -> dict[str, object]:
+        """What a run must have in common with the one whose checkpoint it goes on from."""
+        run = self.config.run
+        rows = run.per_device_train_batch_size * run.gradient_accumulation_steps * self.topology.num_replicas
+        return {
+            "the model's config": self.model_config.to_json_string(use_diff=False),
+            "the training rows (sha256)": self.rows.digest,
+            "the rows of a step": rows,
+            "--shuffle_dataset": self.config.data.shuffle_dataset,
+            "--seed": run.seed,
+            "--method": self.config.objective.method,
+            "the dtype of the weights": str(self.config.stage.parameter_dtype),
+        }
+
+    def _settings(self) -> dict[str, object]:
+        """What changes the result of a run, and may change on the way."""
+        return {
+            "the number of steps": self.num_steps,
+            "--reconstruction_weight": self.config.objective.reconstruction_weight,
+            "--dtype": self.config.stage.dtype,
+            **{
+                f"--{name}": value.value if isinstance(value, Enum) else value
+                for name, value in dataclasses.asdict(self.config.optim).items()
+            },
+        }
+
+    def _checkpoints(self) -> tuple[PartWriter, Committer | None]:
+        """Writes this process's parts, and on rank 0 makes checkpoints of all."""
+        config, store = self.config.checkpoint, self.world.connection(timedelta(days=3650))
+        writer = PartWriter(self.output_dir, store, self.topology.num_stages, is_writer=self.replica == 0)
+        if self.world.rank != 0:
+            return writer, None
+        remove_unfinished_checkpoints(self.output_dir)
+        due = [step for step in range(self.steps_done + 1, self.num_steps) if config.saves_after(step)]
+        run = self._essentials() | self._settings()
+        committer = Committer(
+            self.output_dir,
+            self.world.connection(timedelta(days=3650)),
+            due,
+            self.spans,
+            run,
+            self._describe,
+            config.save_total_limit,
+        )
+        return writer, committer
 
     def _balanced(self, model_class: type[PreTrainedModel], anatomy: Anatomy) -> tuple[Span, ...]:
         """The cuts by a timing on rank 0, which tells the other processes."""
@@ -165,34 +237,48 @@ class Run:
         """
         collector = self._collector() if self.world.rank == 0 else None
         report = functools.partial(post, self.world.store, self.replica)
+        writer, committer = self._checkpoints()
+
+        def after_step(steps_done: int) -> None:
+            if steps_done < self.num_steps and self.config.checkpoint.saves_after(steps_done):
+                writer.save(self._trained, steps_done)
+
         try:
             if self.end_to_end is not None:
-                self.end_to_end.train(self.order, self.num_steps, report)
+                self.end_to_end.train(self.order, self._steps, report, after_step)
             else:
-                self._train_stages(report)
+                self._train_stages(report, after_step)
+            writer.finish()
         except NotFiniteError as error:
             raise NotFiniteError(f"{error}. The weights from before that step are kept in {self._last_good}") from error
         self._save(self.output_dir, self.world.store)
+        if committer is not None:
+            committer.join()
         if collector is not None:
             collector.join()
             _say_how_it_went(collector, self.output_dir)
 
-    def _train_stages(self, report: Callable[[Record], None]) -> None:
+    @property
+    def _steps(self) -> range:
+        """The steps that are to be made."""
+        return range(self.steps_done, self.num_steps)
+
+    def _train_stages(self, report: Callable[[Record], None], after_step: Callable[[int], None]) -> None:
         """Joins the stages of this process to their neighbours, and trains them."""
         pipeline = self.config.pipeline
         ends = boundaries(self.world, self.topology, pipeline.stream_timeout)
         receivers: dict[int, Receiver] = {}
         senders: dict[int, Sender] = {}
         for stage in self.stages:
-            headers = stream_headers(self.order, self.num_steps, stage)
+            headers = stream_headers(self.order, self._steps, stage)
             if stage.index - 1 in ends:
                 receivers[stage.index] = StreamReceiver(ends[stage.index - 1], headers, pipeline.queue_depth)
             if stage.index in ends:
-                headers = stream_headers(self.order, self.num_steps, stage)
+                headers = stream_headers(self.order, self._steps, stage)
                 senders[stage.index] = StreamSender(ends[stage.index], headers, pipeline.queue_depth)
             elif stage.index + 1 in self.own_stages:
                 senders[stage.index] = receivers[stage.index + 1] = LocalStream()
-        train(self.stages, receivers, senders, self.order, self.num_steps, report)
+        train(self.stages, receivers, senders, self.order, self._steps, report, after_step)
 
     def _collector(self) -> Collector:
         earlier = Reconstruction.name if self.config.objective.method == "lopt" else None
@@ -203,6 +289,7 @@ class Run:
             self.num_steps,
             self.config.run.logging_steps,
             self.topology.num_replicas,
+            self.steps_done,
         )
 
     @property
@@ -222,24 +309,27 @@ class Run:
         remove_unfinished(self.output_dir)
 
     def _save(self, path: Path, store: Store) -> None:
-        stages = [self.end_to_end] if self.end_to_end is not None else self.stages
-        for stage in stages:
+        for stage in self._trained:
             save_stage(stage, path, store, is_writer=self.replica == 0)
         if self.world.rank != 0:
-            keep_shards(stages if self.replica == 0 else [], path, store)
+            keep_shards(self._trained if self.replica == 0 else [], path, store)
             return
-        config = self.model_config
-        config.tie_word_embeddings = False
-        config.dtype = self.config.stage.parameter_dtype
         finish_model(
             path,
             store,
             self.topology.num_stages,
-            config,
-            _generation_config(self.config, config),
-            self.tokenizer,
+            self._describe,
             lambda steps: model_card(self.config, self.rows, steps, self.num_steps),
         )
+
+    def _describe(self, directory: Path) -> None:
+        """Writes all of a model but its weights: config, generation settings, tokenizer."""
+        config = copy.deepcopy(self.model_config)
+        config.tie_word_embeddings = False
+        config.dtype = self.config.stage.parameter_dtype
+        config.save_pretrained(directory)
+        _generation_config(self.config, config).save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
 
 
 def _data_order(
@@ -263,7 +353,7 @@ def _num_steps(config: Config, order: DataOrder) -> int:
     return run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * order.steps_per_epoch)
 
 
-def _generation_config(config: Config, model_config: PreTrainedConfig) -> GenerationConfig | None:
+def _generation_config(config: Config, model_config: PreTrainedConfig) -> GenerationConfig:
     """The pretrained model's generation settings, or what its config implies where it has none."""
     try:
         return GenerationConfig.from_pretrained(config.model.model_name_or_path, revision=config.model.model_revision)

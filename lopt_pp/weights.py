@@ -216,9 +216,26 @@ def write_shard(block: BlockModel, directory: Path | None) -> dict[str, int]:
             whole[name] = gathered.detach().cpu()
     if directory is None:
         return {}
-    state = revert_weight_conversion(block.model, whole)
-    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(tensors, directory / shard_name(block.span), metadata={"format": "pt"})
+    return save_shard(block.model, block.span, whole, directory)
+
+
+def save_shard(
+    model: PreTrainedModel, span: Span, state: Mapping[str, torch.Tensor], directory: Path
+) -> dict[str, int]:
+    """Writes a block's tensors as its shard.
+
+    Args:
+        model: of the block's class; its own tensors do not matter.
+        span: the block's place.
+        state: the tensors, on the CPU, by the names that they have in the model.
+        directory: where to write.
+
+    Returns:
+        The size in bytes of each tensor, by name.
+    """
+    reverted = revert_weight_conversion(model, dict(state))
+    tensors = {name: tensor.contiguous() for name, tensor in reverted.items()}
+    save_file(tensors, directory / shard_name(span), metadata={"format": "pt"})
     return {name: tensor.nbytes for name, tensor in tensors.items()}
 
 
