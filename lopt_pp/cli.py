@@ -1,6 +1,7 @@
 """The `lopt-pp` command."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,6 +12,7 @@ Pipeline-parallel post-training of language models by local learning.
 commands:
   train    post-train a model; under torchrun, one process per stage:
            torchrun --nproc-per-node 2 --no-python lopt-pp train FLAGS   (lopt-pp train --help lists them)
+  export   make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
 """
 
 
@@ -23,13 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage="lopt-pp COMMAND FLAGS",
     )
     parser.add_argument("--version", action="version", version=version("lopt-pp"))
-    parser.add_argument("command", choices=["train"], help=argparse.SUPPRESS)
+    parser.add_argument("command", choices=["train", "export"], help=argparse.SUPPRESS)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = parser.parse_args(arguments[:1]).command
-    assert command == "train"
-    from lopt_pp.train import main as train  # Late, so that --help does not wait for torch.
-
-    return train(arguments[1:])
+    # Late, so that --help does not wait for torch.
+    return importlib.import_module(f"lopt_pp.{command}").main(arguments[1:])
 
 
 if __name__ == "__main__":

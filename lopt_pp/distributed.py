@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -214,6 +215,25 @@ def connect(config: PipelineConfig) -> Iterator[World]:
     finally:
         dist.destroy_process_group()
         world.leave()
+
+
+def check_shared(world: World, directory: Path, why: str) -> None:
+    """Sees that all processes have the same directory. All must call this.
+
+    Raises:
+        LoptError: some process does not see what rank 0 puts there.
+    """
+    mark = directory / ".seen-by-all"
+    if world.rank == 0:
+        mark.touch()
+        world.store.set("mark", "")
+    world.store.get("mark")
+    complaint = "" if mark.exists() else f"rank {world.rank} does not share {directory} with rank 0; {why}"
+    complaint = world.first_complaint("shared", complaint)
+    if world.rank == 0:
+        mark.unlink()
+    if complaint:
+        raise LoptError(complaint)
 
 
 def boundaries(world: World, topology: Topology, timeout: float) -> dict[int, Boundary]:

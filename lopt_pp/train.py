@@ -28,7 +28,7 @@ from lopt_pp.checkpoint import (
 )
 from lopt_pp.config import Config, parse_config
 from lopt_pp.data import DataOrder, TokenizedRows, load_rows
-from lopt_pp.distributed import Failure, World, boundaries, connect, mesh_of_processes, rank_and_size
+from lopt_pp.distributed import Failure, World, boundaries, check_shared, connect, mesh_of_processes, rank_and_size
 from lopt_pp.end_to_end import EndToEndStage
 from lopt_pp.errors import LoptError
 from lopt_pp.guard import Guard, complain
@@ -125,6 +125,9 @@ class Run:
                     replicas=replicas,
                 )
             )
+        if config.checkpoint.save_steps > 0 or config.checkpoint.resume_from_checkpoint == "latest":
+            why = "checkpoints need an --output_dir that all machines share, or --save_steps 0"
+            check_shared(world, self.output_dir, why)
         self.steps_done = resume(
             world,
             config.checkpoint.resume_from_checkpoint,

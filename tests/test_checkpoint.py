@@ -10,7 +10,9 @@ import torch
 from ranks import Rank, ranks
 from safetensors.torch import load_file
 from tiny import write_model, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import lopt_pp.cli
 from lopt_pp.checkpoint import complete_checkpoints, read_manifest
 from lopt_pp.errors import LoptError
 
@@ -173,9 +175,45 @@ def test_another_number_of_stages_goes_on_from_the_weights(files: Path, tmp_path
         assert torch.equal(tensor, saved[f"block.{name}"]), name
 
 
+def test_machines_must_share_the_directory(files: Path, tmp_path: Path) -> None:
+    """Two ranks with a directory each, as on two machines."""
+    given = f"--model_name_or_path {files / 'model'} --train_file {files / 'rows.jsonl'} --max_steps 4 {BATCH}"
+    arguments = [[*given.split(), "--output_dir", str(tmp_path / f"machine-{rank}" / "out")] for rank in (0, 1)]
+    with ranks(tmp_path, *arguments) as started:
+        assert [rank.status(60) for rank in started] == [1, 1]
+    assert "rank 1 does not share" in "".join(rank.text for rank in started)
+    for own in arguments:
+        own += ["--save_steps", "0"]
+    with ranks(tmp_path, *arguments) as started:
+        assert [rank.status(60) for rank in started] == [0, 0], started[0].text
+
+
 def test_a_limit_removes_the_oldest(files: Path, tmp_path: Path) -> None:
     train(files, tmp_path, 1, f"{BATCH} --save_steps 2 --save_total_limit 2")
     assert [path.name for path in complete_checkpoints(tmp_path / "out")] == ["checkpoint-8", "checkpoint-6"]
+
+
+def test_export_makes_the_ordinary_model(files: Path, tmp_path: Path) -> None:
+    """Of the weights after the checkpoint's step, as a run that ends there leaves them."""
+    checkpoint, out = files / "whole" / "out" / "checkpoint-6", tmp_path / "exported"
+    assert lopt_pp.cli.main(["export", str(checkpoint), str(out)]) == 0
+    saved = {name: t for stage in (0, 1) for name, t in read_manifest(checkpoint).read_part(stage).items()}
+    exported = AutoModelForCausalLM.from_pretrained(out)
+    for name, tensor in exported.state_dict().items():
+        assert torch.equal(tensor, saved[f"block.{name}"]), name
+    assert AutoTokenizer.from_pretrained(out).chat_template
+    assert not list(out.glob("stage-*")) and not (out / "manifest.json").exists()
+
+
+def test_export_refuses(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = shutil.copytree(files / "whole" / "out" / "checkpoint-6", tmp_path / "checkpoint-6")
+    assert lopt_pp.cli.main(["export", str(checkpoint), str(files / "model")]) == 1
+    assert "already holds a model" in capsys.readouterr().err
+    part = checkpoint / "stage-00001-of-00002.safetensors"
+    part.write_bytes(part.read_bytes()[:-1])
+    assert lopt_pp.cli.main(["export", str(checkpoint), str(tmp_path / "out")]) == 1
+    assert "it was cut short" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*"))
 
 
 GOOD: dict[str, Any] = {

@@ -15,9 +15,9 @@
 # The traffic is neither encrypted nor authenticated, and carries the hidden states of the training data: use a private
 # network. Besides PORT the machines connect to each other at ports that the system picks.
 #
-# Both machines need the model and the training rows (the run compares them before it starts). MODEL and DIR are best
-# on a file system that both share. With a DIR on each machine, each keeps its own half of the weights there, and the
-# run says at its end which file to copy where.
+# Both machines need the model and the training rows (the run compares them before it starts). DIR is to be on a file
+# system that both share. Without one, give --save_steps 0 (no checkpoints): each machine then keeps its own half of the
+# weights in its DIR, and the run says at its end which file to copy where.
 set -euo pipefail
 
 usage() {

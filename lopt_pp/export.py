@@ -1,0 +1,82 @@
+"""`lopt-pp export CHECKPOINT OUT`: the ordinary model of a checkpoint."""
+
+import argparse
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import transformers
+
+from lopt_pp.checkpoint import read_manifest
+from lopt_pp.errors import LoptError
+from lopt_pp.guard import complain
+from lopt_pp.model import ModelConfig, load_model_config
+from lopt_pp.saving import check_output_dir
+from lopt_pp.split import block_class
+from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.weights import save_shard, shard_name, write_index
+
+_PARTS = ("stage-*.safetensors", "manifest.json")
+
+
+def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> None:
+    """Writes the model that a checkpoint holds, with its config and tokenizer, one stage after another.
+
+    Args:
+        checkpoint: a directory `checkpoint-STEP`.
+        output: of the model; made, and must hold none yet. It is there as a whole or not at all.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        LoptError: the checkpoint is not whole, or the output directory cannot be written.
+    """
+    manifest = read_manifest(checkpoint)
+    check_output_dir(output, overwrite=False)
+    config = load_model_config(ModelConfig(str(checkpoint), trust_remote_code=trust_remote_code))
+    if config.num_hidden_layers != manifest.spans[-1].stop:
+        raise LoptError(f"{checkpoint}: config.json has {config.num_hidden_layers} layers, and the manifest others")
+    model_class = model_class_of(config, trust_remote_code)
+    anatomy = check_split(model_class, config, manifest.spans)
+    try:
+        with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}.") as scratch:
+            whole = Path(scratch) / "model"
+            shutil.copytree(checkpoint, whole, ignore=shutil.ignore_patterns(*_PARTS))
+            sizes = {}
+            for span in manifest.spans:
+                manifest.check_part(span.stage)
+                part = manifest.read_part(span.stage)
+                state = {name.removeprefix("block."): t for name, t in part.items() if name.startswith("block.")}
+                with torch.device("meta"):
+                    block = block_class(model_class, anatomy, span)(config)
+                sizes[shard_name(span)] = save_shard(block, span, state, whole)
+            write_index(sizes, whole)
+            output.rmdir()  # Empty, as was checked.
+            os.replace(whole, output)
+    except OSError as error:
+        raise LoptError(f"{output} cannot be written: {error}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser("lopt-pp export", description=__doc__)
+    parser.add_argument("checkpoint", type=Path, help="directory of a checkpoint, OUTPUT_DIR/checkpoint-STEP")
+    parser.add_argument("output", type=Path, help="directory for the model; must not hold one yet")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
+    given = parser.parse_args(arguments)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        export(given.checkpoint, given.output, given.trust_remote_code)
+    except LoptError as error:
+        complain(str(error))
+        return 1
+    print(f"the model of {given.checkpoint} is in {given.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
