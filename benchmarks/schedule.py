@@ -27,7 +27,6 @@ root, `chrt --rr 1 python benchmarks/schedule.py` comes close to a quiet one, an
 import argparse
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import machine
 import torch
 from sleeping import RUNS, Load, Times, peer_name
-from workers import Workers
+from workers import Workers, free_port
 
 from lopt_pp.distributed import World
 
@@ -46,12 +45,6 @@ REACH = 0.97
 
 def work(world: World, method: str, *arguments: Any) -> Times | None:
     return RUNS[method](world, *arguments)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
 
 
 def measure(workers: Workers, k: int, load: Load, steps: int, peer_steps: int, queue_depth: int) -> dict[str, Any]:

@@ -61,6 +61,7 @@ class Shape:
 SHAPES = {
     "smollm2-135m": Shape(SMOLLM2_135M, rows=2, tokens=256, trial=1),
     "small": Shape(SMALL, rows=2, tokens=256, trial=4),
+    "short": Shape(SMALL, rows=1, tokens=64, trial=16),
     "tiny": Shape(TINY, rows=2, tokens=32, trial=2),
 }
 

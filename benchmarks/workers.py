@@ -4,12 +4,13 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from lopt_pp.distributed import connect
 from lopt_pp.topology import PipelineConfig
@@ -17,12 +18,19 @@ from lopt_pp.topology import PipelineConfig
 _PR_SET_PDEATHSIG = 1
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
 class WorkerError(RuntimeError):
     """A worker failed; the text is its traceback."""
 
 
 class Workers:
-    """The ranks of a world on gloo, as long as the context lasts.
+    """The ranks of a world, as long as the context lasts.
 
     Args:
         number: of processes.
@@ -30,6 +38,7 @@ class Workers:
         interface: the network interface that the ranks talk over.
         work: does one job: called in every worker with its `lopt_pp.distributed.World` and the arguments of `run`.
         prepare: called first in every worker with its rank and its end of the pipe; it may set the environment.
+        backend: `gloo`, or `nccl` for workers on GPUs.
     """
 
     def __init__(
@@ -39,6 +48,7 @@ class Workers:
         interface: str,
         work: Callable[..., Any],
         prepare: Callable[[int, Connection], None] = lambda rank, pipe: None,
+        backend: Literal["gloo", "nccl"] = "gloo",
     ) -> None:
         context = multiprocessing.get_context("fork")
         self.pipes: list[Connection] = []
@@ -49,12 +59,13 @@ class Workers:
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(number),
             "GLOO_SOCKET_IFNAME": interface,
+            "NCCL_SOCKET_IFNAME": interface,
         }
         for rank in range(number):
             near, far = context.Pipe()
             self.pipes.append(near)
             process = context.Process(
-                target=_serve, args=(rank, far, list(self.pipes), variables, work, prepare), daemon=True
+                target=_serve, args=(rank, far, list(self.pipes), variables, work, prepare, backend), daemon=True
             )
             process.start()
             far.close()
@@ -108,6 +119,7 @@ def _serve(
     variables: Mapping[str, str],
     work: Callable[..., Any],
     prepare: Callable[[int, Connection], None],
+    backend: Literal["gloo", "nccl"],
 ) -> None:
     # A worker ends with its benchmark, however that ended: at once on Linux, elsewhere when it next looks at its pipe,
     # of which it must not hold the other end.
@@ -119,7 +131,7 @@ def _serve(
         os.environ |= {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
         os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
         prepare(rank, pipe)
-        with connect(PipelineConfig(backend="gloo", stream_timeout=120)) as world:
+        with connect(PipelineConfig(backend=backend, stream_timeout=120)) as world:
             while True:
                 pipe.send((False, work(world, *pipe.recv())))
     except (EOFError, BrokenPipeError):

@@ -135,7 +135,7 @@ def measure(
 
     def seconds(span: Span, method: Literal["lopt", "frozen"]) -> float:
         """Of a whole stage."""
-        block = _random_block(model_class, config, anatomy, span)
+        block = random_block(model_class, config, anatomy, span)
         own = local_objective(block, replace(objective, method=method), seed=0)
         timed = Stage(block, own, optim, num_steps=10**6, config=stage, device=device)
 
@@ -148,7 +148,7 @@ def measure(
         return _seconds(microbatch, lambda: timed.step(0), accumulation, device)
 
     def local_head_seconds() -> float:
-        block = _random_block(model_class, config, anatomy, Span(1, 3, 0, 1))
+        block = random_block(model_class, config, anatomy, Span(1, 3, 0, 1))
         head = local_objective(block, replace(objective, method="lopt"), seed=0)
         assert head is not None
         head.to(device, stage.parameter_dtype)
@@ -212,7 +212,7 @@ def _microbatch(shape: tuple[int, int], vocabulary: int, device: torch.device) -
     return Microbatch(0, 0, tokens, tokens, mask, positions, tokens.numel(), shape[0] * (shape[1] - 1))
 
 
-def _random_block(
+def random_block(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, anatomy: Anatomy, span: Span
 ) -> BlockModel:
     """The block at `span` with random weights, without the rest of the model."""

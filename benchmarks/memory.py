@@ -1,0 +1,227 @@
+"""What a process holds in memory: its part of the model, and the activations at work in it.
+
+    python benchmarks/memory.py [--quick] [--device cuda] [--models ...] [--output memory.json]
+
+Layouts: LoPT-PP with its stages in as many processes or all in one; the 1F1B and GPipe schedules of
+torch.distributed.pipelining, which train the same blocks end to end; the whole model end to end in one process. Each
+measurement has fresh processes, forked when PyTorch has been imported. It is of resident memory on CPUs, where it takes
+Linux and glibc, and of what PyTorch has allocated on GPUs. Columns, in MiB:
+
+  M            microbatches per optimizer step.
+  peak         the most that training takes.
+  imports      a process that has only imported the program, as far as its pages are in use.
+  model        the weights, gradients and AdamW's state, as tensors count them.
+  other        what is there besides these two between two steps with gradients kept: libraries, communication.
+  activations  what the steps add to the three, at most: of the microbatch at work, or of the several that a schedule
+               has at work at once, and the queue. Every microbatch adds its gradients to those that are there. With
+               M = 1 training has none there when a microbatch begins, and its peak is lower than the sum.
+  queue        of that, messages that wait at the process's boundaries when these are full, by count.
+  saved        the most bytes that autograd keeps for backward, parameters aside: exact, by hooks. What the operators
+               need for a moment is not in it.
+
+A stage never holds the activations of more than one microbatch: without the queue they are to be the same with any
+number of microbatches per step and any queue depth, and no more with more stages. Resident memory may differ by
+--margin of them, and by --slack.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+# Before PyTorch: one thread in each process.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from bench import PROCESSES
+from held import reason_not_possible
+from layouts import Case, Held, anatomy_of, measure
+from machine import describe_machine, one_line
+from shapes import SHAPES
+from shares import MIB, Results, claims_of, claims_table, comparison_table, growth_table, savings_table
+from workers import Workers, free_port
+
+from lopt_pp.distributed import World
+from lopt_pp.split import Anatomy
+
+DTYPES = ["float32", "bfloat16", "pure_bfloat16"]
+
+
+def comparison(model: str, microbatches: Iterable[int]) -> Iterator[Case]:
+    """Every layout with every number of microbatches."""
+    for number in microbatches:
+        yield Case(model, "LoPT-PP", 2, 2, number)
+        yield Case(model, "1F1B", 2, 2, number)
+        yield Case(model, "GPipe", 2, 2, number)
+        for stages in (1, 2, 4):
+            yield Case(model, "LoPT-PP", stages, 1, number)
+
+
+def growth(model: str, stages: Iterable[int], microbatches: Iterable[int], depths: Iterable[int]) -> Iterator[Case]:
+    """This project's with more of everything."""
+    for k in stages:
+        for number in microbatches:
+            yield Case(model, "LoPT-PP", k, 1, number)
+            for depth in depths:
+                yield Case(model, "LoPT-PP", k, k, number, depth)
+
+
+def savings(model: str, dtypes: Iterable[str]) -> Iterator[Case]:
+    """What a dtype and checkpointing change, with both stages in one process."""
+    plain = Case(model, "LoPT-PP", 2, 1, 1)
+    for dtype in dtypes:
+        for checkpointing in (False, True):
+            yield replace(plain, dtype=dtype, gradient_checkpointing=checkpointing)
+
+
+def work(world: World, cases: Sequence[Case], anatomy: Mapping[str, Anatomy]) -> Held:
+    """One process's part: of the one case, or of its own where each has one to itself."""
+    case = cases[world.rank] if len(cases) > 1 else cases[0]
+    return measure(world, case, anatomy[case.model])
+
+
+def rounds(cases: Iterable[Case], side_by_side: int) -> Iterator[list[Case]]:
+    """The cases in an order to run them in: those of one process some at a time, which changes nothing for them."""
+    alone = []
+    for case in cases:
+        if case.processes > 1:
+            yield [case]
+            continue
+        alone.append(case)
+        if len(alone) == side_by_side:
+            yield alone
+            alone = []
+    if alone:
+        yield alone
+
+
+def prepare(rank: int, pipe: Connection) -> None:
+    """Lets several workers share a GPU."""
+    if torch.cuda.device_count() < int(os.environ["WORLD_SIZE"]):
+        # NCCL refuses two ranks on one GPU of one host; with another name each passes for a host of its own.
+        os.environ["NCCL_HOSTID"] = f"rank-{rank}"
+
+
+def run(cases: Sequence[Case], anatomy: Mapping[str, Anatomy], device: str) -> Results:
+    """Measures one round of cases in fresh processes."""
+    number = sum(case.processes for case in cases)
+    backend: Literal["gloo", "nccl"] = "nccl" if device == "cuda" else "gloo"
+    with Workers(number, ("localhost", free_port()), "lo", work, prepare, backend) as workers:
+        held = workers.run(cases, anatomy)
+    if len(cases) == 1:
+        return {cases[0]: held}
+    return {case: [own] for case, own in zip(cases, held, strict=True)}
+
+
+def expected(cases: Sequence[Case], results: Results) -> int:
+    """Bytes that the cases will take, by the same layouts with one microbatch per step; 0 where that is not known."""
+
+    def of(case: Case) -> int:
+        at_once = {"LoPT-PP": 1, "1F1B": min(case.microbatches, case.stages), "GPipe": case.microbatches}[case.method]
+        known = results.get(replace(case, microbatches=1), [])
+        return sum(held.fixed + at_once * held.activations for held in known)
+
+    return sum(map(of, cases))
+
+
+def to_spare() -> int:
+    """Bytes of memory that this machine has left."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) * 1024
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=["smollm2-135m", "small"], help="to compare on")
+    parser.add_argument("--microbatches", nargs="+", type=int, default=[1, 4, 8], metavar="M", help="per step")
+    parser.add_argument("--growing", choices=SHAPES, default="small", help="model for the tables of growth")
+    parser.add_argument("--stages", nargs="+", type=int, default=[2, 4, 8], metavar="K", help="of these tables")
+    parser.add_argument("--queue_depths", nargs="+", type=int, default=[1, 2, 8], metavar="N", help="of these tables")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="for the table of what they save")
+    parser.add_argument("--margin", type=float, default=0.05, help="(default: %(default)s)")
+    parser.add_argument("--slack", type=float, default=1, help="in MiB (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: a GPU each, or one for all")
+    parser.add_argument("--quick", action="store_true", help="the small model on short rows, and less of everything")
+    parser.add_argument("--output", type=Path, default=Path("memory.json"), help="(default: %(default)s)")
+    parsed = parser.parse_args(arguments)
+    if parsed.quick:
+        parsed.models, parsed.microbatches, parsed.growing = ["short"], [1, 8], "short"
+        parsed.stages, parsed.queue_depths = [2, 4], [2, 4]
+        parsed.dtypes = ["bfloat16"]
+    return parsed
+
+
+def main() -> int:
+    flags = parse(sys.argv[1:])
+    if (reason := reason_not_possible(torch.device(flags.device))) is not None:
+        print(f"nothing is measured: {reason}")
+        return 1
+    facts = describe_machine(torch.device("cpu"))
+    compared = {model: list(comparison(model, flags.microbatches)) for model in flags.models}
+    grown = list(growth(flags.growing, flags.stages, flags.microbatches, flags.queue_depths))
+    saved = list(savings(flags.models[0], flags.dtypes))
+    cases = list(dict.fromkeys([case for cases in compared.values() for case in cases] + grown + saved))
+    anatomy = {model: anatomy_of(model) for model in {case.model for case in cases}}
+
+    results: Results = {}
+    left_out: dict[Case, str] = {}
+    begun = time.perf_counter()
+    # In the order of M, so that what one microbatch takes is known before there are many.
+    for batch in rounds(sorted(cases, key=lambda case: case.microbatches), side_by_side=PROCESSES):
+        needed = expected(batch, results)
+        if flags.device == "cpu" and needed > 0.8 * to_spare():
+            for case in batch:
+                left_out[case] = f"it takes about {needed / MIB:.0f} MiB, of which the machine has too little left"
+            continue
+        results |= run(batch, anatomy, flags.device)
+        for case in batch:
+            seconds = time.perf_counter() - begun
+            print(f"{seconds:4.0f} s: {case.model}, {case.layout}, M={case.microbatches}", file=sys.stderr, flush=True)
+
+    claims = claims_of(results, flags.margin, flags.slack * MIB)
+    for model, own in compared.items():
+        shape = SHAPES[model]
+        print(f"\n{model}, {shape.rows} x {shape.tokens} tokens in a microbatch; MiB")
+        print("\n".join(comparison_table(own, results)))
+    print(f"\n{flags.growing}, LoPT-PP with more of everything: the process with the most at work; MiB")
+    print("\n".join(growth_table(grown, results)))
+    print(f"\n{flags.models[0]}, both stages in one process, M=1; MiB")
+    print("\n".join(savings_table(saved, results)))
+    print()
+    print("\n".join(claims_table(claims)))
+    for case, reason in left_out.items():
+        print(f"left out: {case.model}, {case.layout}, M={case.microbatches}: {reason}")
+    facts |= {"device": flags.device, "seconds": round(time.perf_counter() - begun)}
+    print(one_line(facts))
+
+    result = {
+        "benchmark": "memory",
+        "command": " ".join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
+        "machine": facts,
+        "shapes": {model: asdict(SHAPES[model]) for model in anatomy},
+        "cases": [
+            asdict(case)
+            | {
+                "layout": case.layout,
+                "processes_hold": [
+                    asdict(held) | {"model": held.model, "other": held.other, "at_work": held.at_work} for held in own
+                ],
+            }
+            for case, own in results.items()
+        ],
+        "left_out": [asdict(case) | {"reason": reason} for case, reason in left_out.items()],
+        "claims": [asdict(claim) | {"holds": claim.holds} for claim in claims],
+    }
+    flags.output.write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
