@@ -175,16 +175,18 @@ class _LocalLearning:
             senders[before.index] = receivers[after.index] = LocalStream()
         first, last = self._stages[0], self._stages[-1]
         if first.index - 1 in self._ends:
-            headers = stream_headers(order, num_steps, first)
+            headers = stream_headers(order, range(num_steps), first)
             receivers[first.index] = StreamReceiver(self._ends[first.index - 1], headers, depth)
         if last.index in self._ends:
-            senders[last.index] = StreamSender(self._ends[last.index], stream_headers(order, num_steps, last), depth)
+            senders[last.index] = StreamSender(
+                self._ends[last.index], stream_headers(order, range(num_steps), last), depth
+            )
 
         def report(record: Record) -> None:
             if record["stage"] == last.index:
                 after_step()
 
-        train(self._stages, receivers, senders, order, num_steps, report)
+        train(self._stages, receivers, senders, order, range(num_steps), report)
 
 
 class _Schedule:

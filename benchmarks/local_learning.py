@@ -37,7 +37,7 @@ class LocalLearning:
         receivers: dict[int, Receiver] = {}
         senders: dict[int, Sender] = {}
         ends = boundaries(self._bench.world, Topology(PROCESSES, PROCESSES), TIMEOUT)
-        headers = stream_headers(order, num_steps, stage)
+        headers = stream_headers(order, range(num_steps), stage)
         dist.barrier()
         begin = self._bench.now()
         if self._bench.rank == 0:
@@ -45,7 +45,7 @@ class LocalLearning:
         else:
             receiver = StreamReceiver(ends[0], headers, QUEUE_DEPTH)
             receivers[1] = noting = _Noting(receiver, self._bench, (0, microbatches * steps))
-        train([stage], receivers, senders, order, num_steps, lambda record: None)
+        train([stage], receivers, senders, order, range(num_steps), lambda record: None)
         dist.barrier()
         for group in {ends[0].headers, ends[0].payload}:
             dist.destroy_process_group(group)
@@ -107,7 +107,7 @@ class Computing:
         receivers: dict[int, Receiver] = {1: _Endless(hidden_states)} if bench.rank == 1 else {}
         senders: dict[int, Sender] = {0: _Dropping()} if bench.rank == 0 else {}
         begin = bench.now()
-        train([stage], receivers, senders, order, order.steps_per_epoch, records.append)
+        train([stage], receivers, senders, order, range(order.steps_per_epoch), records.append)
         records = records[:steps]
         optimizer = sum(record["optimizer_seconds"] for record in records)
         computing = sum(record[f"{phase}_seconds"] for record in records for phase in COMPUTE_PHASES)

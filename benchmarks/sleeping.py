@@ -153,7 +153,7 @@ def run_ours(world: World, num_stages: int, load: Load, steps: int, queue_depth:
         ended = time.perf_counter()
         records.append(record)
 
-    train([stage], receivers, senders, _Order(load.microbatches), steps, report)  # type: ignore[arg-type, list-item]
+    train([stage], receivers, senders, _Order(load.microbatches), range(steps), report)  # type: ignore[arg-type, list-item]
     seconds = {name: sum(r[name] for r in records) for name in records[0] if name.endswith("_seconds")}
     return {"received": stage.received, "ended": ended, "seconds": seconds}
 
