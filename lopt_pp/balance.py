@@ -130,7 +130,7 @@ def measure(
         device: to measure on.
     """
     depth = config.num_hidden_layers
-    batch = _microbatch(shape, config.vocab_size, device)
+    batch = random_microbatch(shape, config.vocab_size, device)
     received = torch.randn(*shape, config.hidden_size, device=device, dtype=stage.compute_dtype)
 
     def seconds(span: Span, method: Literal["lopt", "frozen"]) -> float:
@@ -204,7 +204,7 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _microbatch(shape: tuple[int, int], vocabulary: int, device: torch.device) -> Microbatch:
+def random_microbatch(shape: tuple[int, int], vocabulary: int, device: torch.device) -> Microbatch:
     """Random tokens, all of which count."""
     tokens = torch.randint(vocabulary, shape, device=device)
     positions = torch.arange(shape[1] - 1, device=device)

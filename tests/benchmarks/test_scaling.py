@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from lopt_pp.balance import _microbatch, _random_block
+from lopt_pp.balance import random_block, random_microbatch
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig
 from lopt_pp.split import Span, split_evenly
@@ -47,12 +47,12 @@ def small_model(family: str = "llama") -> Model:
 
 def make_stage(model: Model, span: Span, config: StageConfig) -> Stage:
     torch.manual_seed(0)
-    block = _random_block(model.model_class, model.config, model.anatomy, span)
+    block = random_block(model.model_class, model.config, model.anatomy, span)
     return Stage(block, local_objective(block, ObjectiveConfig(), seed=0), OptimConfig(), num_steps=10, config=config)
 
 
 def train_microbatch(stage: Stage, model: Model, load: Load) -> None:
-    batch = _microbatch((load.rows, load.tokens), model.vocabulary, torch.device("cpu"))
+    batch = random_microbatch((load.rows, load.tokens), model.vocabulary, torch.device("cpu"))
     received = torch.randn(load.rows, load.tokens, model.hidden, dtype=load.stage.compute_dtype)
     output = stage.forward(batch, None if stage.block.span.is_first else received)
     stage.loss(output, batch, load.microbatch).backward()
@@ -76,7 +76,7 @@ def saved_bytes(stage: Stage) -> Iterator[dict[int, int]]:
 
 def saved_by_forward(model: Model, span: Span, load: Load) -> int:
     stage = make_stage(model, span, load.stage)
-    batch = _microbatch((load.rows, load.tokens), model.vocabulary, torch.device("cpu"))
+    batch = random_microbatch((load.rows, load.tokens), model.vocabulary, torch.device("cpu"))
     received = torch.randn(load.rows, load.tokens, model.hidden, dtype=load.stage.compute_dtype)
     with saved_bytes(stage) as saved:
         output = stage.forward(batch, received)  # Kept, so that no address is used twice.
@@ -181,7 +181,10 @@ def test_autocast_keeps_its_copies_until_forward_ends() -> None:
     """Checkpointing does not spare them: the cache of casts lasts as long as the autocast region."""
     model, load = small_model(), Load(1, 32, 1, StageConfig(dtype="bfloat16", gradient_checkpointing=True))
     stage = make_stage(model, MIDDLE, load.stage)
-    batch, received = _microbatch((1, 32), model.vocabulary, torch.device("cpu")), torch.randn(1, 32, model.hidden)
+    batch, received = (
+        random_microbatch((1, 32), model.vocabulary, torch.device("cpu")),
+        torch.randn(1, 32, model.hidden),
+    )
     with LiveBytes() as live:
         output = stage.forward(batch, received)
         copies = 2 * model.size(MIDDLE).layers_linear
