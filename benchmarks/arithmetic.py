@@ -212,15 +212,14 @@ def spans_of(model: Model, load: Load, num_stages: int, split: str) -> tuple[Spa
 # Communication.
 
 
-def queue_depth(delay: float, transfer: float, microbatch: float) -> int:
-    """The `--queue_depth` that hides a link: the rule in that flag's help, and no less than its default.
+def queue_depth(delay: float, microbatch: float) -> int:
+    """The `--queue_depth` that hides a link: the rule in that flag's help, as `benchmarks/link.py` has measured it.
 
     Args:
         delay: one way.
-        transfer: of one message at the link's rate.
-        microbatch: between two messages, which is the busiest stage's time for a microbatch.
+        microbatch: between two messages: the busiest stage's time for a microbatch, or the transfer if that is longer.
     """
-    return max(2, math.ceil((2 * delay + transfer) / microbatch) + 1)
+    return math.ceil(2 * delay / microbatch) + 2
 
 
 def replica_traffic(parameters: int, load: Load) -> tuple[float, float]:

@@ -163,7 +163,7 @@ def evaluate(
         "delays": [
             {
                 "delay_seconds": delay,
-                "queue_depth": (depth := arithmetic.queue_depth(delay, transfer, max(pace, transfer))),
+                "queue_depth": (depth := arithmetic.queue_depth(delay, max(pace, transfer))),
                 "queue_bytes_at_each_end": depth * message,
                 "in_flight_bytes": 2 * delay * message / pace,
                 "step_seconds": step,

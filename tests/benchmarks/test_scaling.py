@@ -249,9 +249,9 @@ def test_delay_of_1f1b_is_what_a_simulation_shows(k: int, microbatches: int) -> 
 
 
 def test_queue_depth_is_the_rule_of_the_flag() -> None:
-    assert arithmetic.queue_depth(delay=0.0, transfer=0.0, microbatch=1.0) == 2
-    assert arithmetic.queue_depth(delay=0.25, transfer=0.1, microbatch=0.2) == 4
-    rule = "twice its one-way delay and the transfer of one microbatch's hidden states, over a microbatch's time"
+    assert arithmetic.queue_depth(delay=0.0, microbatch=1.0) == 2
+    assert arithmetic.queue_depth(delay=0.25, microbatch=0.2) == 5
+    rule = "twice its one-way delay over a microbatch's time, plus 2"
     (field,) = (field for field in fields(PipelineConfig) if field.name == "queue_depth")
     assert rule in field.metadata["help"]
 
