@@ -1,6 +1,7 @@
 """Finds the cuts that give every stage the same work: `--split auto`."""
 
 import copy
+import logging
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,13 +12,19 @@ from typing import Literal
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lopt_pp.data import Microbatch
+from lopt_pp.config import Config
+from lopt_pp.data import DataOrder, Microbatch
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.split import Anatomy, BlockModel, BlockOutput, Span, block_class, split_at
 from lopt_pp.stage import Stage, StageConfig, local_objective
+from lopt_pp.topology import Topology
+
+logger = logging.getLogger(__name__)
 
 _REPETITIONS = 5
+_STEPS = 20
+"""Of the run, whose microbatches say how long a usual one is."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +108,49 @@ def _cut(start: int, stop: int, sizes: Sequence[int], cost: Callable[[int, int, 
             if any(begin + size <= end for begin in best)
         }
     return best[stop][1][1:]
+
+
+def find_cuts(
+    config: Config,
+    topology: Topology,
+    model_class: type[PreTrainedModel],
+    model_config: PreTrainedConfig,
+    anatomy: Anatomy,
+    order: DataOrder,
+    device: torch.device,
+) -> list[int]:
+    """Times the model's parts on microbatches as the data has them, logs what it found, and balances the stages.
+
+    Args:
+        config: the flags.
+        topology: of the run.
+        model_class: the whole model's class.
+        model_config: the whole model's config.
+        anatomy: of the class.
+        order: of the data.
+        device: to measure on.
+
+    Returns:
+        The first layer of each stage after the first.
+    """
+    rows, tokens = zip(*(shape for step in range(_STEPS) for shape in order.shapes(step)), strict=True)
+    shape = max(rows), round(statistics.median(tokens))
+    costs = measure(
+        model_class,
+        model_config,
+        anatomy,
+        shape,
+        config.run.gradient_accumulation_steps,
+        config.objective,
+        config.optim,
+        config.stage,
+        device,
+    )
+    spans = balance(costs, [len(topology.stages_of(rank)) for rank in topology.ranks_of_replica(0)])
+    busy = (costs.of(span.start, span.stop, num_local_heads=0 if span.is_last else 1) for span in spans)
+    logger.info("--split auto: of a microbatch of %d x %d tokens, %s", *shape, costs)
+    logger.info("--split auto: stages of %s ms", ", ".join(f"{1e3 * seconds:.1f}" for seconds in busy))
+    return [span.start for span in spans[1:]]
 
 
 def measure(

@@ -106,6 +106,12 @@ class Config:
             )
         return topology
 
+    def settings(self) -> dict[str, Any]:
+        """The flags that change what a run learns and may change on its way, with their values."""
+        chosen = {"reconstruction_weight": self.objective.reconstruction_weight, "dtype": self.stage.dtype}
+        chosen |= dataclasses.asdict(self.optim)
+        return {f"--{name}": value.value if isinstance(value, Enum) else value for name, value in chosen.items()}
+
     def flags(self) -> dict[str, Any]:
         """Every flag with its value, as plain data for files."""
         flags = {}

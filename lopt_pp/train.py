@@ -1,25 +1,22 @@
 """`torchrun --nproc-per-node 2 -m lopt_pp.train FLAGS`: a training run from its flags to the saved model."""
 
 import copy
-import dataclasses
 import functools
 import json
 import logging
 import math
 import os
-import statistics
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from enum import Enum
 from pathlib import Path
 
 import torch
 import transformers
 from torch.distributed import Store
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
-from lopt_pp.balance import balance, measure
+from lopt_pp.balance import find_cuts
 from lopt_pp.card import model_card
 from lopt_pp.checkpoint import (
     Committer,
@@ -39,7 +36,7 @@ from lopt_pp.replicas import Replicas
 from lopt_pp.reporting import Collector, post
 from lopt_pp.resume import resume
 from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
-from lopt_pp.split import Anatomy, Span, split_at, split_evenly
+from lopt_pp.split import BlockModel, Span, split_at, split_evenly
 from lopt_pp.stage import NotFiniteError, Stage, local_objective
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.trainer import stream_headers, train
@@ -83,14 +80,37 @@ class Run:
         self.num_steps = _num_steps(config, self.order)
         world.agree(self._facts())
         if config.pipeline.split == "auto" and self.topology.num_stages > 1:
-            spans = self._balanced(model_class, anatomy)
+            if world.rank == 0:  # It tells the others: timings differ.
+                found = find_cuts(
+                    config, self.topology, model_class, self.model_config, anatomy, self.order, world.device
+                )
+                world.store.set("cuts", json.dumps(found))
+            spans = split_at(json.loads(world.store.get("cuts")), depth)
             check_split(model_class, self.model_config, spans)
         self.spans = spans
-
         if world.rank == 0:
             remove_unfinished(self.output_dir)
             logger.info("%s", self.rows.summary())
             logger.info("%s, cut into %s; %d steps", model_class.__name__, "; ".join(map(str, spans)), self.num_steps)
+        self._make_stages(lambda span: load_block(checkpoint, model_class, self.model_config, anatomy, span))
+        if 0 < config.checkpoint.save_steps < self.num_steps or config.checkpoint.resume_from_checkpoint == "latest":
+            why = "checkpoints need an --output_dir that all machines share, or --save_steps 0"
+            check_shared(world, self.output_dir, why)
+        self.steps_done = resume(
+            world,
+            config.checkpoint.resume_from_checkpoint,
+            self.output_dir,
+            self._trained,
+            spans,
+            self.num_steps,
+            self._essentials(),
+            self._settings,
+            checks_parts=self.replica == 0,
+        )
+
+    def _make_stages(self, load: Callable[[Span], BlockModel]) -> None:
+        """Makes what this process trains: its stages, or its part of an end-to-end pipeline."""
+        config, world = self.config, self.world
         self.stages: list[Stage] = []
         self.end_to_end: EndToEndStage | None = None
         is_end_to_end = config.objective.method == "e2e" and self.topology.num_processes > 1
@@ -100,7 +120,7 @@ class Run:
         if self.topology.num_replicas > 1:
             replicas = Replicas(mesh["replica"], sharded=config.pipeline.sharding == "full")
         for index in self.own_stages:
-            block = load_block(checkpoint, model_class, self.model_config, anatomy, spans[index])
+            block = load(self.spans[index])
             if is_end_to_end:
                 self.end_to_end = EndToEndStage(
                     block,
@@ -125,25 +145,16 @@ class Run:
                     replicas=replicas,
                 )
             )
-        if config.checkpoint.save_steps > 0 or config.checkpoint.resume_from_checkpoint == "latest":
-            why = "checkpoints need an --output_dir that all machines share, or --save_steps 0"
-            check_shared(world, self.output_dir, why)
-        self.steps_done = resume(
-            world,
-            config.checkpoint.resume_from_checkpoint,
-            self.output_dir,
-            self._trained,
-            spans,
-            self.num_steps,
-            self._essentials(),
-            self._settings(),
-            checks_parts=self.replica == 0,
-        )
 
     @property
     def _trained(self) -> Sequence[Stage | EndToEndStage]:
         """What this process trains."""
         return [self.end_to_end] if self.end_to_end is not None else self.stages
+
+    @property
+    def _settings(self) -> dict[str, object]:
+        """What changes the result of a run, and may change on the way."""
+        return {"the number of steps": self.num_steps, **self.config.settings()}
 
     def _essentials(self) -> dict[str, object]:
         """What a run must have in common with the one whose checkpoint it goes on from."""
@@ -159,18 +170,6 @@ class Run:
             "the dtype of the weights": str(self.config.stage.parameter_dtype),
         }
 
-    def _settings(self) -> dict[str, object]:
-        """What changes the result of a run, and may change on the way."""
-        return {
-            "the number of steps": self.num_steps,
-            "--reconstruction_weight": self.config.objective.reconstruction_weight,
-            "--dtype": self.config.stage.dtype,
-            **{
-                f"--{name}": value.value if isinstance(value, Enum) else value
-                for name, value in dataclasses.asdict(self.config.optim).items()
-            },
-        }
-
     def _checkpoints(self) -> tuple[PartWriter, Committer | None]:
         """Writes this process's parts, and on rank 0 makes checkpoints of all."""
         config, store = self.config.checkpoint, self.world.connection(timedelta(days=3650))
@@ -179,7 +178,7 @@ class Run:
             return writer, None
         remove_unfinished_checkpoints(self.output_dir)
         due = [step for step in range(self.steps_done + 1, self.num_steps) if config.saves_after(step)]
-        run = self._essentials() | self._settings()
+        run = self._essentials() | self._settings
         committer = Committer(
             self.output_dir,
             self.world.connection(timedelta(days=3650)),
@@ -190,33 +189,6 @@ class Run:
             config.save_total_limit,
         )
         return writer, committer
-
-    def _balanced(self, model_class: type[PreTrainedModel], anatomy: Anatomy) -> tuple[Span, ...]:
-        """The cuts by a timing on rank 0, which tells the other processes."""
-        store, depth = self.world.store, self.model_config.num_hidden_layers
-        if self.world.rank == 0:
-            rows, tokens = zip(*(shape for step in range(20) for shape in self.order.shapes(step)), strict=True)
-            shape = max(rows), round(statistics.median(tokens))
-            run = self.config
-            accumulation = run.run.gradient_accumulation_steps
-            costs = measure(
-                model_class,
-                self.model_config,
-                anatomy,
-                shape,
-                accumulation,
-                run.objective,
-                run.optim,
-                run.stage,
-                self.world.device,
-            )
-            stages = [len(self.topology.stages_of(rank)) for rank in self.topology.ranks_of_replica(0)]
-            spans = balance(costs, stages)
-            busy = [costs.of(span.start, span.stop, num_local_heads=0 if span.is_last else 1) * 1e3 for span in spans]
-            logger.info("--split auto: of a microbatch of %d x %d tokens, %s", *shape, costs)
-            logger.info("--split auto: stages of %s ms", ", ".join(f"{stage:.1f}" for stage in busy))
-            store.set("cuts", json.dumps([span.start for span in spans[1:]]))
-        return split_at(json.loads(store.get("cuts")), depth)
 
     def _facts(self) -> dict[str, object]:
         """What all processes must have in common for the result to mean anything."""
@@ -253,7 +225,9 @@ class Run:
                 self._train_stages(report, after_step)
             writer.finish()
         except NotFiniteError as error:
-            raise NotFiniteError(f"{error}. The weights from before that step are kept in {self._last_good}") from error
+            if self.keeps_last_good:
+                error = NotFiniteError(f"{error}. The weights from before that step are kept in {self._last_good}")
+            raise error
         self._save(self.output_dir, self.world.store)
         if committer is not None:
             committer.join()
@@ -294,6 +268,14 @@ class Run:
             self.topology.num_replicas,
             self.steps_done,
         )
+
+    @property
+    def keeps_last_good(self) -> bool:
+        """Whether the weights are saved where a loss is not finite.
+
+        Replicas that hold a share each would have to stop at the same step to give what they have.
+        """
+        return not any(stage.is_sharded for stage in self._trained)
 
     @property
     def _last_good(self) -> Path:
@@ -391,9 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 guard.abandon = run.abandon
                 run.train()
             except LoptError as error:
-                # Replicas that hold a share each would have to stop at the same step to write what they have.
-                keep = isinstance(error, NotFiniteError) and not any(stage.is_sharded for stage in run.stages)
-                guard.fail(str(error), keep)
+                guard.fail(str(error), keep=isinstance(error, NotFiniteError) and run.keeps_last_good)
                 return 1
     except LoptError as error:  # All processes have the same flags, and the same to say of them.
         if os.environ.get("LOCAL_RANK", "0") == "0":

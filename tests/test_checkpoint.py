@@ -178,6 +178,7 @@ def test_another_number_of_stages_goes_on_from_the_weights(files: Path, tmp_path
 def test_machines_must_share_the_directory(files: Path, tmp_path: Path) -> None:
     """Two ranks with a directory each, as on two machines."""
     given = f"--model_name_or_path {files / 'model'} --train_file {files / 'rows.jsonl'} --max_steps 4 {BATCH}"
+    given += " --save_steps 2"
     arguments = [[*given.split(), "--output_dir", str(tmp_path / f"machine-{rank}" / "out")] for rank in (0, 1)]
     with ranks(tmp_path, *arguments) as started:
         assert [rank.status(60) for rank in started] == [1, 1]
