@@ -224,6 +224,8 @@ def check_shared(world: World, directory: Path, why: str) -> None:
         LoptError: some process does not see what rank 0 puts there.
     """
     mark = directory / ".seen-by-all"
+    # The mark is made when all have come this far, so that a process which fails before leaves none behind.
+    world.first_complaint("here", "")
     if world.rank == 0:
         mark.touch()
         world.store.set("mark", "")

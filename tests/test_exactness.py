@@ -180,4 +180,5 @@ def test_one_activation_crosses_per_microbatch_and_nothing_comes_back(tmp_path: 
         assert payload <= second["received"] <= payload + framing
         assert first["received"] <= framing
         backward.append(first["received"])
-    assert abs(backward[0] - backward[1]) <= 200, "what comes back grows with the hidden size"
+    # Gloo tells a sender that a receive is posted, unless the sender was first: some tens of bytes for some messages.
+    assert abs(backward[0] - backward[1]) <= 64 * (len(shapes) + 2), "what comes back grows with the hidden size"
