@@ -26,15 +26,30 @@ def store(request: pytest.FixtureRequest) -> dist.Store:
 
 def record_of(stage: int, step: int) -> dict[str, Any]:
     """Stage 0 computes for 6 of 10 seconds and waits for 1 to send; stage 1 for 3, and for 5 to receive."""
-    seconds = {"forward": 1.0, "backward": 2.0, "optimizer": 3.0, "wait_receive": 0.0, "wait_send": 1.0}
+    seconds = {
+        "forward": 1.0,
+        "backward": 2.0,
+        "optimizer": 3.0,
+        "wait_receive": 0.0,
+        "wait_send": 1.0,
+        "schedule": 0.0,
+    }
     if stage == 1:
-        seconds = {"forward": 1.0, "backward": 1.0, "optimizer": 1.0, "wait_receive": 5.0, "wait_send": 0.0}
+        seconds = {
+            "forward": 1.0,
+            "backward": 1.0,
+            "optimizer": 1.0,
+            "wait_receive": 5.0,
+            "wait_send": 0.0,
+            "schedule": 0.0,
+        }
     return {
         "step": step,
         "stage": stage,
         LOSS_NAMES[stage]: step + stage / 8,
         "num_tokens": 100 * step,
         "step_seconds": 10.0,
+        "tokens_per_second": 10.0 * step,
         **{f"{phase}_seconds": seconds[phase] for phase in PHASES},
     }
 
