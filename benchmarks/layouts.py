@@ -66,7 +66,7 @@ class Case:
     @property
     def steps(self) -> int:
         """What it takes to fill the queues, whose buffers are resident once they have been written to."""
-        messages = self.queue_depth + 2 if self.has_queues else 1
+        messages = self.queue_depth + 1 if self.has_queues else 1
         return -(-messages // self.microbatches)
 
     @property

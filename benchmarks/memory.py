@@ -16,8 +16,8 @@ Linux and glibc, and of what PyTorch has allocated on GPUs. Columns, in MiB:
                has at work at once, and the queue. Every microbatch adds its gradients to those that are there. With
                M = 1 training has none there when a microbatch begins, and its peak is lower than the sum.
   queue        of that, messages that wait at the process's boundaries when these are full, by count.
-  saved        the most bytes that autograd keeps for backward, parameters aside: exact, by hooks. What the operators
-               need for a moment is not in it.
+  saved        the most bytes that autograd keeps for backward, parameters aside: exact, by hooks. Not in it are what
+               operators need for a moment, and the output head's gradient, which its chunked loss makes in forward.
 
 A stage never holds the activations of more than one microbatch: without the queue they are to be the same with any
 number of microbatches per step and any queue depth, and no more with more stages. Resident memory may differ by
@@ -54,23 +54,29 @@ from lopt_pp.split import Anatomy
 DTYPES = ["float32", "bfloat16", "pure_bfloat16"]
 
 
-def comparison(model: str, microbatches: Iterable[int]) -> Iterator[Case]:
-    """Every layout with every number of microbatches."""
+def comparison(model: str, microbatches: Sequence[int]) -> Iterator[Case]:
+    """Every layout with every number of microbatches; in one process, which takes longest, with the ends of them."""
     for number in microbatches:
         yield Case(model, "LoPT-PP", 2, 2, number)
         yield Case(model, "1F1B", 2, 2, number)
         yield Case(model, "GPipe", 2, 2, number)
-        for stages in (1, 2, 4):
-            yield Case(model, "LoPT-PP", stages, 1, number)
+        if number in ends_of(microbatches):
+            for stages in (1, 2, 4):
+                yield Case(model, "LoPT-PP", stages, 1, number)
 
 
-def growth(model: str, stages: Iterable[int], microbatches: Iterable[int], depths: Iterable[int]) -> Iterator[Case]:
+def growth(model: str, stages: Iterable[int], microbatches: Sequence[int], depths: Iterable[int]) -> Iterator[Case]:
     """This project's with more of everything."""
     for k in stages:
-        for number in microbatches:
+        for number in ends_of(microbatches):
             yield Case(model, "LoPT-PP", k, 1, number)
             for depth in depths:
                 yield Case(model, "LoPT-PP", k, k, number, depth)
+
+
+def ends_of(numbers: Sequence[int]) -> list[int]:
+    """The least and the most."""
+    return sorted({min(numbers), max(numbers)})
 
 
 def savings(model: str, dtypes: Iterable[str]) -> Iterator[Case]:
@@ -174,14 +180,14 @@ def main() -> int:
     left_out: dict[Case, str] = {}
     begun = time.perf_counter()
     # In the order of M, so that what one microbatch takes is known before there are many.
-    for batch in rounds(sorted(cases, key=lambda case: case.microbatches), side_by_side=PROCESSES):
-        needed = expected(batch, results)
+    for together in rounds(sorted(cases, key=lambda case: case.microbatches), side_by_side=PROCESSES):
+        needed = expected(together, results)
         if flags.device == "cpu" and needed > 0.8 * to_spare():
-            for case in batch:
+            for case in together:
                 left_out[case] = f"it takes about {needed / MIB:.0f} MiB, of which the machine has too little left"
             continue
-        results |= run(batch, anatomy, flags.device)
-        for case in batch:
+        results |= run(together, anatomy, flags.device)
+        for case in together:
             seconds = time.perf_counter() - begun
             print(f"{seconds:4.0f} s: {case.model}, {case.layout}, M={case.microbatches}", file=sys.stderr, flush=True)
 
@@ -199,12 +205,15 @@ def main() -> int:
     for case, reason in left_out.items():
         print(f"left out: {case.model}, {case.layout}, M={case.microbatches}: {reason}")
     facts |= {"device": flags.device, "seconds": round(time.perf_counter() - begun)}
+    if flags.device == "cuda":  # Asked only now: processes cannot be forked from one that has used a GPU.
+        facts["gpu"] = torch.cuda.get_device_name()
     print(one_line(facts))
 
     result = {
         "benchmark": "memory",
         "command": " ".join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
         "machine": facts,
+        "settings": {**vars(flags), "output": str(flags.output)},
         "shapes": {model: asdict(SHAPES[model]) for model in anatomy},
         "cases": [
             asdict(case)
