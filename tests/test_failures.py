@@ -329,9 +329,12 @@ def test_a_signal_ends_the_run(number: signal.Signals, inputs: Path, tmp_path: P
         until(lambda: steps_of(tmp_path / "out") > 2, SETUP_SECONDS)
         for rank in started:
             rank.kill(number)
-        assert [rank.status(5) for rank in started] == [128 + number] * 2
+        statuses = [rank.status(5) for rank in started]
+        # One may see that the other has ended before it has looked at its own signal.
+        assert 128 + number in statuses and set(statuses) <= {1, 128 + number}
         for stage, rank in enumerate(started):
-            assert f"stage {stage} (rank {stage}) was stopped by {number.name}" in error_of(rank.text)
+            said = f"stage {stage} (rank {stage}) was stopped by {number.name}" in error_of(rank.text)
+            assert said == (statuses[stage] == 128 + number)
     assert files(tmp_path / "out") == {"metrics.jsonl"}
 
 
