@@ -6,7 +6,7 @@
 #
 # Everything goes to .quickstart/ in the repository: a virtual environment, the model, the data, the trained model. What
 # is there is used again; delete the folder to start over. Needs a package registry, no account and no model hub.
-# Two GPUs are used where there are two; without, it takes about ten minutes on two CPU cores after the installs.
+# Two GPUs are used where there are two; without, it takes about four minutes on two CPU cores after the installs.
 #
 # Environment:
 #   STEPS                optimizer steps (default 60)
