@@ -6,9 +6,7 @@ they are padded alike.
 """
 
 import dataclasses
-import math
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +16,11 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
 
-from lopt_pp.data import IGNORE_INDEX, DataOrder, Microbatch
-from lopt_pp.metrics import Record, StageClock, peak_memory
+from lopt_pp.data import IGNORE_INDEX, Microbatch
 from lopt_pp.objectives import NextToken
-from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.replicas import Replicas
 from lopt_pp.split import BlockModel
-from lopt_pp.stage import NotFiniteError, StageConfig, check_norm, derive_seed, prepare_block
-from lopt_pp.state import read_state, write_state
+from lopt_pp.stage import StageConfig, derive_seed, prepare_block
 
 
 class EndToEndPipeline:
@@ -240,110 +235,3 @@ def clip_grad_norm(
     if max_norm > 0:
         nn.utils.clip_grads_with_norm_(own, max_norm, norm)
     return norm
-
-
-class EndToEndStage:
-    """One process's block of a model that is trained end to end across processes (1F1B), with its optimizer.
-
-    Args:
-        block: the block, with its weights.
-        optim: learning rate and AdamW; all blocks have the last one's rate.
-        num_steps: of the whole run, for the schedule of the rate.
-        group: the pipeline's processes.
-        config: how the block computes.
-        seed: of the run.
-        device: where the block lives.
-        replicas: of the pipeline; None if there is only this one.
-    """
-
-    is_sharded = False
-
-    def __init__(
-        self,
-        block: BlockModel,
-        optim: OptimConfig,
-        num_steps: int,
-        group: dist.ProcessGroup,
-        *,
-        config: StageConfig,
-        seed: int,
-        device: torch.device,
-        replicas: Replicas | None,
-    ) -> None:
-        self.block = block
-        self.index = block.span.stage
-        self.device = device
-        self.steps_done = 0
-        self.updating = threading.Lock()
-        self._group = group
-        self._pipeline = EndToEndPipeline([block], group, device, config=config, seed=seed, replicas=replicas)
-        self._max_grad_norm = optim.max_grad_norm
-        self._optimizer = Optimizer(block.parameters(), optim, optim.learning_rate, num_steps)
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """Copies, on the CPU, of all that the next step depends on."""
-        return read_state({"block": self.block.model}, self._optimizer)
-
-    def resume(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
-        """Goes on from what `state` gave after `steps_done` steps.
-
-        Raises:
-            LoptError: it is another stage's.
-        """
-        write_state(state, {"block": self.block.model}, self._optimizer, steps_done)
-        self.steps_done = steps_done
-
-    def resume_weights(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
-        """Goes on from the weights among other stages' `state`, with an optimizer that starts anew.
-
-        Raises:
-            LoptError: a tensor of this stage is missing or of another shape.
-        """
-        write_state(state, {"block": self.block.model}, None, steps_done)
-        self._optimizer.resume({}, steps_done)
-        self.steps_done = steps_done
-
-    def train(
-        self,
-        order: DataOrder,
-        steps: range,
-        report: Callable[[Record], None],
-        after_step: Callable[[int], None] = lambda steps_done: None,
-    ) -> None:
-        """Trains for some optimizer steps, together with the other processes.
-
-        Args:
-            order: of the data, the same in every process of the pipeline.
-            steps: of the run, to make.
-            report: called with one record per step, see `docs/metrics.md`.
-            after_step: called with the number of steps done.
-
-        Raises:
-            NotFiniteError: the loss or the gradient is not finite; the weights are those of the last good step.
-        """
-        clock = StageClock(self.device)
-        for step in steps:
-            batches = order.microbatches(step)
-            with clock("schedule"):
-                loss = self._pipeline.step(batches, order.counts(step).num_targets)
-            with clock("optimizer"):
-                record = self._step(step, loss)
-            tokens = sum(batch.num_tokens for batch in batches)
-            record |= clock.read()
-            record |= {"step": step + 1, "stage": self.index, "epoch": order.epoch(step), "num_tokens": tokens}
-            record["peak_memory_bytes"] = peak_memory(self.device)
-            report(record)
-            after_step(step + 1)
-
-    def _step(self, step: int, loss: torch.Tensor | None) -> Record:
-        norm = clip_grad_norm(self._optimizer.parameters, self._max_grad_norm, self._group).item()
-        record: Record = {"grad_norm": norm, "learning_rate": self._optimizer.learning_rate}
-        if loss is not None:
-            record["loss"] = loss.item()
-            if not math.isfinite(record["loss"]):
-                raise NotFiniteError(f"the loss of step {step + 1} is {record['loss']}; lower the learning rate")
-        check_norm(norm, self.index, step)
-        with self.updating:
-            self._optimizer.step()
-            self.steps_done += 1
-        return record

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch.distributed import Store
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from lopt_pp.end_to_end import EndToEndStage
+from lopt_pp.end_to_end_stage import EndToEndStage
 from lopt_pp.errors import LoptError
 from lopt_pp.stage import Stage
 from lopt_pp.weights import shard_name, write_index, write_shard

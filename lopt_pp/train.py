@@ -26,7 +26,7 @@ from lopt_pp.checkpoint import (
 from lopt_pp.config import Config, parse_config
 from lopt_pp.data import DataOrder, TokenizedRows, load_rows
 from lopt_pp.distributed import Failure, World, boundaries, check_shared, connect, mesh_of_processes, rank_and_size
-from lopt_pp.end_to_end import EndToEndStage
+from lopt_pp.end_to_end_stage import EndToEndStage
 from lopt_pp.errors import LoptError
 from lopt_pp.guard import Guard, complain
 from lopt_pp.metrics import Record
