@@ -65,8 +65,11 @@ def _stop(store: Store, is_prepared: threading.Event, number: signal.Signals) ->
     """Has the run end after the step at hand; whoever presses Ctrl-C before the first one does not want to wait."""
     if number == signal.SIGINT and not is_prepared.is_set():
         return False
+    try:
+        ask_to_stop(store, number.name)
+    except RuntimeError:
+        return False  # The store is gone, and with it whoever could be asked.
     logger.info("%s: the run stops when the step at hand is done", number.name)
-    ask_to_stop(store, number.name)
     return True
 
 
