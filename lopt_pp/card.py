@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from lopt_pp.best import Measured
 from lopt_pp.config import Config
 from lopt_pp.data import TokenizedRows
+from lopt_pp.metrics import perplexity
 
 _CARD = """\
 ---
@@ -34,7 +36,7 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 
 Data: {data}
 
-Optimizer steps: {steps}
+Optimizer steps: {steps}{measured}
 
 | flag | value |
 |---|---|
@@ -42,7 +44,14 @@ Optimizer steps: {steps}
 """
 
 
-def model_card(config: Config, rows: TokenizedRows, steps_done: Sequence[int], num_steps: int) -> str:
+def model_card(
+    config: Config,
+    rows: TokenizedRows,
+    steps_done: Sequence[int],
+    num_steps: int,
+    held_out: TokenizedRows | None = None,
+    measured: Measured | None = None,
+) -> str:
     """The card's text.
 
     Args:
@@ -50,10 +59,14 @@ def model_card(config: Config, rows: TokenizedRows, steps_done: Sequence[int], n
         rows: trained on.
         steps_done: optimizer steps of each stage; fewer than `num_steps` where a run ended early.
         num_steps: of the run.
+        held_out: not trained on; None where there are none.
+        measured: which model this is, and its loss on the held-out rows; None where it was not measured.
     """
     model = config.model.model_name_or_path
     steps = str(num_steps)
-    if set(steps_done) != {num_steps}:
+    if measured is not None and measured.step < num_steps:
+        steps = f"{num_steps}; these are the weights after {measured.step}, whose loss on held-out rows was the lowest"
+    elif set(steps_done) != {num_steps}:
         done = ", ".join(f"stage {stage} has done {done}" for stage, done in enumerate(steps_done))
         steps = f"{num_steps} planned; the run ended early: {done}"
     return _CARD.format(
@@ -64,5 +77,11 @@ def model_card(config: Config, rows: TokenizedRows, steps_done: Sequence[int], n
         num_stages=config.pipeline.num_stages,
         data=rows.summary(),
         steps=steps,
+        measured=f"\n\n{_measured(held_out, measured)}" if held_out is not None and measured is not None else "",
         flags="\n".join(f"| `--{name}` | {value} |" for name, value in config.flags().items() if value is not None),
     )
+
+
+def _measured(rows: TokenizedRows, measured: Measured) -> str:
+    exponential = f"perplexity {perplexity(measured.loss):.4g}"
+    return f"Loss on {len(rows)} held-out rows of {rows.source}: {measured.loss:.4g} ({exponential})"

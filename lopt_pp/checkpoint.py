@@ -16,6 +16,7 @@ Nothing is pickled. Random state needs no saving: dropout and data order are fun
 import hashlib
 import json
 import logging
+import math
 import os
 import queue
 import re
@@ -57,7 +58,11 @@ class CheckpointConfig:
         },
     )
     save_total_limit: int | None = field(
-        default=None, metadata={"help": "Number of checkpoints to keep; older ones are removed. By default all."}
+        default=None,
+        metadata={
+            "help": "Number of checkpoints to keep; older ones are removed, but never the best with "
+            "--load_best_model_at_end. By default all."
+        },
     )
     resume_from_checkpoint: str | None = field(
         default=None,
@@ -98,6 +103,7 @@ class Manifest:
         spans: of the stages.
         run: what the run's result depends on, by name.
         parts: of the stages, in order.
+        eval_loss: of the model on the run's held-out rows; None where it was not measured.
     """
 
     directory: Path
@@ -105,6 +111,7 @@ class Manifest:
     spans: tuple[Span, ...]
     run: dict[str, Any]
     parts: tuple[Part, ...]
+    eval_loss: float | None = None
 
     def path(self, stage: int) -> Path:
         return self.directory / part_name(stage, len(self.spans))
@@ -125,15 +132,16 @@ class Manifest:
         except OSError as error:
             raise LoptError(f"{path} cannot be read: {error.strerror}") from error
 
-    def read_part(self, stage: int) -> dict[str, torch.Tensor]:
-        """A stage's tensors, on the CPU.
+    def read_part(self, stage: int, prefix: str = "") -> dict[str, torch.Tensor]:
+        """A stage's tensors, on the CPU: those whose names begin with `prefix`.
 
         Raises:
             LoptError: the file is no safetensors file.
         """
         try:
             with safe_open(self.path(stage), framework="pt") as file:
-                return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+                return {name: file.get_tensor(name).clone() for name in names}
         except (SafetensorError, OSError) as error:
             raise LoptError(f"{self.path(stage)} is no whole safetensors file: {first_line(error)}") from error
 
@@ -166,13 +174,19 @@ def read_manifest(directory: Path) -> Manifest:
             raise ValueError("run")
         starts = [0, *edges[:-1]]
         spans = tuple(Span(i, len(edges), *ends) for i, ends in enumerate(zip(starts, edges, strict=True)))
-        return Manifest(directory, _natural(step), spans, run, parts)
+        return Manifest(directory, _natural(step), spans, run, parts, _loss(content.get("eval_loss")))
     except (KeyError, TypeError, ValueError) as error:
         raise LoptError(f"{path} is no manifest of a checkpoint (wrong or missing: {error})") from error
 
 
 def _natural(value: object) -> int:
     if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r}")
+    return value
+
+
+def _loss(value: object) -> float | None:
+    if value is not None and (type(value) is not float or not math.isfinite(value)):
         raise ValueError(f"{value!r}")
     return value
 
@@ -296,6 +310,8 @@ class Committer:
         run: what the run's result depends on, by name; plain data.
         describe: puts the model's config and tokenizer into a directory.
         limit: number of checkpoints to keep; None is all.
+        eval_loss: of the model after a step, on held-out rows; None where it is not measured. May wait for it.
+        best: the checkpoint to keep whatever the limit; None where there is none.
     """
 
     def __init__(
@@ -306,6 +322,8 @@ class Committer:
         run: Mapping[str, Any],
         describe: Callable[[Path], None],
         limit: int | None,
+        eval_loss: Callable[[int], float | None] = lambda step: None,
+        best: Callable[[], Path | None] = lambda: None,
     ) -> None:
         self._output_dir = output_dir
         self._store = store
@@ -313,6 +331,8 @@ class Committer:
         self._run = run
         self._describe = describe
         self._limit = limit
+        self._eval_loss = eval_loss
+        self._best = best
         self.committed: int | None = None
         self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._commit_all, daemon=True)
@@ -353,6 +373,7 @@ class Committer:
             "edges": [span.stop for span in self._spans],
             "run": self._run,
             "parts": parts,
+            "eval_loss": self._eval_loss(step),
         }
         with (unfinished / _MANIFEST).open("w", encoding="utf-8") as file:
             file.write(json.dumps(manifest, indent=2) + "\n")
@@ -363,5 +384,13 @@ class Committer:
             shutil.rmtree(complete)
         os.replace(unfinished, complete)
         logger.info("checkpoint at step %d: %s", step, complete)
-        for old in complete_checkpoints(self._output_dir)[self._limit or None :] if self._limit else ():
+        for old in self._superfluous() if self._limit is not None else ():
             shutil.rmtree(old, ignore_errors=True)
+
+    def _superfluous(self) -> list[Path]:
+        """The checkpoints that the limit has no place for; the newest and the best one always have one."""
+        assert self._limit is not None
+        newest, *older = complete_checkpoints(self._output_dir)
+        best = self._best() or newest
+        ranked = list(dict.fromkeys([newest, best, *older]))
+        return ranked[max(self._limit, len({newest, best})) :]

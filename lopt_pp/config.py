@@ -16,6 +16,7 @@ from trl import TrlParser
 from lopt_pp.checkpoint import CheckpointConfig
 from lopt_pp.data import DataConfig
 from lopt_pp.errors import LoptError
+from lopt_pp.evaluation import EvaluationConfig
 from lopt_pp.flags import check_types
 from lopt_pp.model import ModelConfig
 from lopt_pp.objectives import ObjectiveConfig
@@ -84,7 +85,11 @@ class Config:
     optim: OptimConfig
     stage: StageConfig
     checkpoint: CheckpointConfig
+    evaluation: EvaluationConfig
     run: RunConfig
+
+    def __post_init__(self) -> None:
+        self.evaluation.check_checkpoints(self.checkpoint.save_steps)
 
     def topology(self, world_size: int) -> Topology:
         """Lays the run over the processes that there are.

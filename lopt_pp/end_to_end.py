@@ -6,6 +6,7 @@ they are padded alike.
 """
 
 import dataclasses
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,9 @@ from lopt_pp.objectives import NextToken
 from lopt_pp.replicas import Replicas
 from lopt_pp.split import BlockModel
 from lopt_pp.stage import StageConfig, derive_seed, prepare_block
+
+_RUNS_AHEAD = 2
+"""Microbatches of an evaluation that may wait between two blocks."""
 
 
 class EndToEndPipeline:
@@ -93,6 +97,44 @@ class EndToEndPipeline:
         else:
             losses = self._run_schedule([batch.to(self._device) for batch in pad_alike(batches)], num_targets)
         return torch.stack(losses).sum() if losses else None
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[Microbatch]) -> list[torch.Tensor]:
+        """Runs microbatches forward, without dropout, one after another; each block may run ahead of the next.
+
+        Schedules want one shape and keep what backward needs; here each microbatch has its own, and nothing is kept.
+
+        Args:
+            batches: on the CPU, the same in every process. Each process has one block.
+
+        Returns:
+            The loss of each, summed over its target tokens, in the process that holds the last block.
+        """
+        (module,), losses = self._modules, []
+        span, hidden_size = module.block.span, module.block.model.config.hidden_size
+        on_their_way: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        module.eval()
+        for batch in batches:
+            module.begin([batch.to(self._device)], 1)
+            hidden_states = None
+            if not span.is_first:
+                shape = *batch.input_ids.shape, hidden_size
+                hidden_states = torch.empty(shape, dtype=self._dtype, device=self._device)
+                dist.recv(hidden_states, group=self._group, group_src=span.stage - 1)
+            output = module(hidden_states, index=torch.tensor([0]))
+            if span.is_last:
+                losses.append(output)
+                continue
+            work = dist.isend(output, group=self._group, group_dst=span.stage + 1)
+            assert work is not None
+            on_their_way.append((work, output))
+            if len(on_their_way) > _RUNS_AHEAD:
+                on_their_way.popleft()[0].wait()
+        for work, _ in on_their_way:
+            work.wait()
+        module.begin((), 0)
+        module.train()
+        return losses
 
     def _run_schedule(self, batches: Sequence[Microbatch], num_targets: int) -> list[torch.Tensor]:
         """Runs the microbatches through the schedule; returns their losses in the process that has the last block."""

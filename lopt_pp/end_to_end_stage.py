@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from lopt_pp.data import DataOrder
 from lopt_pp.end_to_end import EndToEndPipeline, clip_grad_norm
+from lopt_pp.evaluation import Evaluation, mean_loss
 from lopt_pp.metrics import Record, StageClock, peak_memory
 from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.replicas import Replicas
@@ -84,6 +85,7 @@ class EndToEndStage:
         steps: Iterable[int],
         report: Callable[[Record], None],
         after_step: Callable[[int], None] = lambda steps_done: None,
+        evaluation: Evaluation | None = None,
     ) -> None:
         """Trains for some optimizer steps, together with the other processes.
 
@@ -92,6 +94,7 @@ class EndToEndStage:
             steps: of the run, to make, the same in all processes; may end early.
             report: called with one record per step, see `docs/metrics.md`.
             after_step: called with the number of steps done.
+            evaluation: rows to measure the model on between steps; the same in every process of the pipeline.
 
         Raises:
             NotFiniteError: the loss or the gradient is not finite; the weights are those of the last good step.
@@ -103,6 +106,11 @@ class EndToEndStage:
                 loss = self._pipeline.step(batches, order.counts(step).num_targets)
             with clock("optimizer"):
                 record = self._step(step, loss)
+            if evaluation is not None and evaluation.is_due(step + 1):
+                with clock("eval"):
+                    losses = self._pipeline.evaluate(evaluation.microbatches())
+                if losses:
+                    record["eval_loss"] = mean_loss(losses, evaluation.counts.num_targets)
             tokens = sum(batch.num_tokens for batch in batches)
             record |= clock.read()
             record |= {"step": step + 1, "stage": self.index, "epoch": order.epoch(step), "num_tokens": tokens}

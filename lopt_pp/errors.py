@@ -1,5 +1,8 @@
 """The errors that a user is meant to read."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class LoptError(Exception):
     """A mistake in what the user gave, or a run that cannot go on; its text says what is at fault and what to do.
@@ -11,3 +14,12 @@ class LoptError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none: for quoting it in a `LoptError`."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def flag_renamed(inner: str, given: str) -> Iterator[None]:
+    """Lets errors that name the flag `inner` name `given`, by which the user has given the value at fault."""
+    try:
+        yield
+    except LoptError as error:
+        raise LoptError(str(error).replace(inner, given)) from error

@@ -4,19 +4,23 @@ import torch
 import transformers
 from transformers import PreTrainedConfig
 
+from lopt_pp.best import EVALUATION_ROWS
 from lopt_pp.config import Config
 from lopt_pp.data import TokenizedRows
 
-_MAY_DIFFER = ("model_name_or_path", "train_file", "output_dir", "overwrite_output_dir", "logging_steps")
+_MAY_DIFFER = ("model_name_or_path", "train_file", "eval_file", "output_dir", "overwrite_output_dir", "logging_steps")
 """Between processes: paths of machines, of which what they hold is compared, and what changes no result."""
 
 
-def facts(config: Config, model_config: PreTrainedConfig, rows: TokenizedRows) -> dict[str, object]:
+def facts(
+    config: Config, model_config: PreTrainedConfig, rows: TokenizedRows, held_out: TokenizedRows | None
+) -> dict[str, object]:
     """What all processes must have in common for the result to mean anything, by name."""
     flags = {f"--{name}": value for name, value in config.flags().items() if name not in _MAY_DIFFER}
     return {
         **flags,
         **_inputs(model_config, rows),
+        **_held_out(held_out),
         "the version of torch": torch.__version__,
         "the version of transformers": transformers.__version__,
     }
@@ -28,6 +32,7 @@ def essentials(
     """What a run must have in common with the one whose checkpoint it goes on from, by name."""
     run = config.run
     return {
+        "--eval_split_size": config.evaluation.eval_split_size,
         **_inputs(model_config, rows),
         "the rows of a step": run.per_device_train_batch_size * run.gradient_accumulation_steps * num_replicas,
         "--shuffle_dataset": config.data.shuffle_dataset,
@@ -37,9 +42,13 @@ def essentials(
     }
 
 
-def settings(config: Config, num_steps: int) -> dict[str, object]:
+def settings(config: Config, num_steps: int, held_out: TokenizedRows | None) -> dict[str, object]:
     """What changes the result of a run, and may change on the way, by name."""
-    return {"the number of steps": num_steps, **config.settings()}
+    return {"the number of steps": num_steps, **config.settings(), **_held_out(held_out)}
+
+
+def _held_out(rows: TokenizedRows | None) -> dict[str, object]:
+    return {EVALUATION_ROWS: rows.digest} if rows is not None else {}
 
 
 def _inputs(model_config: PreTrainedConfig, rows: TokenizedRows) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Where a stage's time goes, step by step, and how much memory its process needs."""
 
+import math
 import resource
 import sys
 import time
@@ -9,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-PHASES = ("wait_receive", "forward", "backward", "optimizer", "wait_send", "schedule")
+PHASES = ("wait_receive", "forward", "backward", "optimizer", "wait_send", "schedule", "eval")
 """What a stage does in a step: waits for hidden states, runs its block and its loss forward, runs backward, steps its
 optimizer, waits until it may send. End to end across processes, PyTorch's schedule does all but the optimizer, waits
-included. What is left of a step's wall time goes to data and bookkeeping."""
+included. At some steps it runs held-out rows. What is left of a step's wall time goes to data and bookkeeping."""
 
 COMPUTE_PHASES = ("forward", "backward", "optimizer")
 
@@ -58,6 +59,11 @@ class StageClock:
         record["step_seconds"] = now - self._begun
         self._seconds, self._events, self._begun = dict.fromkeys(PHASES, 0.0), [], now
         return record
+
+
+def perplexity(loss: float) -> float:
+    """Of a mean cross-entropy in nats; infinite where float64 ends."""
+    return math.exp(loss) if loss < math.log(sys.float_info.max) else loss * math.inf
 
 
 def peak_memory(device: torch.device) -> int:

@@ -65,8 +65,8 @@ class OptimConfig:
         check_types(self)
         if self.lr_scheduler_type.value in _FOLLOW_A_METRIC:
             raise LoptError(
-                f"--lr_scheduler_type {self.lr_scheduler_type.value} follows an evaluation, which a run has none of; "
-                f"take another"
+                f"--lr_scheduler_type {self.lr_scheduler_type.value} follows an evaluation, of which only the last "
+                f"stage would know; take another"
             )
         for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"):
             if getattr(self, name) < 0:

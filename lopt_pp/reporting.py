@@ -7,6 +7,7 @@ is on the training path.
 import errno
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 from torch.distributed import Store
 from tqdm import tqdm
 
-from lopt_pp.metrics import COMPUTE_PHASES
+from lopt_pp.metrics import COMPUTE_PHASES, perplexity
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,11 @@ class Collector:
         self._logging_steps = logging_steps
         self._num_replicas = num_replicas
         self._steps_done = steps_done
+        self._collected = threading.Condition()
+        self._step = steps_done
+        """The last step whose records are all there."""
+        self._eval_losses: dict[int, float] = {}
+        """By the number of steps done."""
         self._begun = time.perf_counter()
         self._seconds: list[Counter[str]] = [Counter() for _ in loss_names]
         """By stage, the seconds of the whole run in each of the record's `*_seconds`."""
@@ -94,6 +100,28 @@ class Collector:
                 if step % self._logging_steps == 0 or step == self._num_steps:
                     with tqdm.external_write_mode():
                         logger.info("step %d/%d: %s", step, self._num_steps, self._status(records))
+                self._keep(step, records[-1])
+
+    def _keep(self, step: int, record: dict[str, Any]) -> None:
+        """Keeps the last stage's evaluation of a step, where there was one, and says that the step is collected."""
+        with self._collected:
+            self._step = step
+            if math.isfinite(record.get("eval_loss", math.nan)):
+                self._eval_losses[step] = record["eval_loss"]
+            self._collected.notify_all()
+        if "eval_loss" in record:
+            with tqdm.external_write_mode():
+                loss, exponential = record["eval_loss"], record["eval_perplexity"]
+                logger.info("step %d/%d: eval loss %.4g, perplexity %.4g", step, self._num_steps, loss, exponential)
+
+    def eval_loss(self, step: int) -> float | None:
+        """The mean loss on the held-out rows after a step; None where it was not measured, or is not finite.
+
+        Waits for the records of the step, which all stages must make. May be called from any thread.
+        """
+        with self._collected:
+            self._collected.wait_for(lambda: self._step >= step)
+            return self._eval_losses.get(step)
 
     def _take(self, stage: int, step: int) -> dict[str, Any] | None:
         """A stage's record of a step; None where the run has ended before it."""
@@ -134,17 +162,16 @@ class Collector:
         for seconds in self._seconds:
             wall = seconds["step_seconds"]
             if schedule := seconds["schedule_seconds"]:
-                shares.append(
-                    {"in the 1F1B schedule": schedule / wall, "optimizer": seconds["optimizer_seconds"] / wall}
-                )
-                continue
-            shares.append(
-                {
+                own = {"in the 1F1B schedule": schedule / wall, "optimizer": seconds["optimizer_seconds"] / wall}
+            else:
+                own = {
                     "computing": sum(seconds[f"{phase}_seconds"] for phase in COMPUTE_PHASES) / wall,
                     "waiting to receive": seconds["wait_receive_seconds"] / wall,
                     "waiting to send": seconds["wait_send_seconds"] / wall,
                 }
-            )
+            if evaluating := seconds["eval_seconds"]:
+                own["evaluating"] = evaluating / wall
+            shares.append(own)
         return shares
 
     @property
@@ -222,4 +249,6 @@ def join_replicas(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             joined[name] = sum(values) / len(values)
         elif name == "peak_memory_bytes":
             joined[name] = max(values)
+    if "eval_loss" in joined:
+        joined["eval_perplexity"] = perplexity(joined["eval_loss"])
     return joined | {"tokens_per_second": joined["num_tokens"] / joined["step_seconds"]}

@@ -114,11 +114,16 @@ def _check(
         raise LoptError(f"{manifest.directory} has done {manifest.step} steps, and the run has {num_steps}")
     if manifest.spans[-1].stop != spans[-1].stop:
         raise LoptError(f"{manifest.directory} is of a model of {manifest.spans[-1].stop} layers")
-    held = [spans[stage.index] for stage in stages]
-    own = [part.stage for part in manifest.spans if any(s.start < part.stop and part.start < s.stop for s in held)]
+    own = parts_held(manifest, stages, spans)
     for part in own if checks_parts else ():
         manifest.check_part(part)
     return own
+
+
+def parts_held(manifest: Manifest, stages: Sequence[Resumable], spans: Sequence[Span]) -> list[int]:
+    """The parts of a checkpoint, however its model was cut, that have layers of these stages of `spans`."""
+    held = [spans[stage.index] for stage in stages]
+    return [part.stage for part in manifest.spans if any(s.start < part.stop and part.start < s.stop for s in held)]
 
 
 def _tell(manifest: Manifest, spans: Sequence[Span], settings: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from torch.distributed import Store
 from transformers import PreTrainedTokenizerBase
 
 from lopt_pp.balance import find_cuts
+from lopt_pp.best import Measured, best_checkpoint, load_best, rank_models
 from lopt_pp.card import model_card
 from lopt_pp.checkpoint import (
     Committer,
@@ -28,6 +29,7 @@ from lopt_pp.data import DataOrder, TokenizedRows, load_rows
 from lopt_pp.distributed import Failure, World, boundaries, check_shared, mesh_of_processes
 from lopt_pp.end_to_end_stage import EndToEndStage
 from lopt_pp.errors import LoptError
+from lopt_pp.evaluation import Evaluation, hold_out
 from lopt_pp.guard import complain
 from lopt_pp.identity import essentials, facts, settings
 from lopt_pp.metrics import Record
@@ -82,12 +84,17 @@ class Run:
         checkpoint = Checkpoint(config.model.model_name_or_path, config.model.model_revision)
         anatomy = check_split(model_class, self.model_config, spans)
         self.tokenizer = load_tokenizer(config.model)
-        self.rows = load_rows(config.data, self.tokenizer)
+        rows = load_rows(config.data, self.tokenizer)
+        self.rows, self.held_out = hold_out(config.evaluation, config.data, rows, self.tokenizer, config.run.seed)
         self.order = _data_order(config, self.rows, self.tokenizer, self.replica, self.topology.num_replicas)
         self.num_steps = _num_steps(config, self.order)
-        world.agree(facts(config, self.model_config, self.rows))
+        self.evaluation = _evaluation(
+            config, self.held_out, self.tokenizer, self.num_steps, self.replica, self.topology.num_replicas
+        )
+        self._measured: Measured | None = None
+        world.agree(facts(config, self.model_config, self.rows, self.held_out))
         self._essentials = essentials(config, self.model_config, self.rows, self.topology.num_replicas)
-        self._settings = settings(config, self.num_steps)
+        self._settings = settings(config, self.num_steps, self.held_out)
         if config.pipeline.split == "auto" and self.topology.num_stages > 1:
             if world.rank == 0:  # It tells the others: timings differ.
                 found = find_cuts(
@@ -101,6 +108,8 @@ class Run:
             remove_unfinished(self.output_dir)
             (self.output_dir / STOPPED).unlink(missing_ok=True)
             logger.info("%s", self.rows.summary())
+            if self.held_out is not None:
+                logger.info("evaluated on %s", self.held_out.summary())
             logger.info("%s, cut into %s; %d steps", model_class.__name__, "; ".join(map(str, spans)), self.num_steps)
         self._make_stages(lambda span: load_block(checkpoint, model_class, self.model_config, anatomy, span))
         if config.checkpoint.save_steps > 0 or goes_on:
@@ -163,7 +172,7 @@ class Run:
         """What this process trains."""
         return [self.end_to_end] if self.end_to_end is not None else self.stages
 
-    def _checkpoints(self) -> tuple[PartWriter, Committer | None]:
+    def _checkpoints(self, collector: Collector | None) -> tuple[PartWriter, Committer | None]:
         """Writes this process's parts, and on rank 0 makes checkpoints of all."""
         writer = PartWriter(
             self.output_dir,
@@ -171,8 +180,10 @@ class Run:
             self.topology.num_stages,
             is_writer=self.replica == 0,
         )
-        if self.world.rank != 0:
+        if collector is None:
             return writer, None
+        keeps_best = self.config.evaluation.load_best_model_at_end
+        best_of = self.held_out.digest if self.held_out is not None and keeps_best else None
         remove_unfinished_checkpoints(self.output_dir)
         committer = Committer(
             self.output_dir,
@@ -181,6 +192,8 @@ class Run:
             self._essentials | self._settings,
             self._describe,
             self.config.checkpoint.save_total_limit,
+            collector.eval_loss if self.held_out is not None else lambda step: None,
+            functools.partial(best_checkpoint, self.output_dir, best_of) if best_of else lambda: None,
         )
         return writer, committer
 
@@ -197,7 +210,7 @@ class Run:
         """
         collector = self._collector() if self.world.rank == 0 else None
         report = functools.partial(post, self.world.store, self.replica)
-        writer, committer = self._checkpoints()
+        writer, committer = self._checkpoints(collector)
 
         def checkpoint(steps_done: int) -> None:
             if committer is not None:
@@ -213,7 +226,7 @@ class Run:
                 if self.end_to_end is not None:
                     assert course is not None
                     steps = itertools.takewhile(course.goes_on, self._steps)
-                    self.end_to_end.train(self.order, steps, report, after_step)
+                    self.end_to_end.train(self.order, steps, report, after_step, self.evaluation)
                 else:
                     self._train_stages(course, report, after_step)
             steps_done = self._trained[0].steps_done
@@ -228,6 +241,7 @@ class Run:
             if collector is not None and committer is not None:
                 self._say_where_it_stopped(steps_done, collector, committer)
             return False
+        self._choose(collector, committer)
         self._save(self.output_dir, self.world.store)
         if committer is not None:
             committer.join()
@@ -270,16 +284,30 @@ class Run:
         senders: dict[int, Sender] = {}
         for stage in self.stages:
             if stage.index - 1 in ends:
-                headers = stream_headers(self.order, self._steps, stage)
+                headers = stream_headers(self.order, self._steps, stage, self.evaluation)
                 receiver = StreamReceiver(ends[stage.index - 1], headers, pipeline.queue_depth)
                 course = receivers[stage.index] = receiver
             if stage.index in ends:
-                headers = stream_headers(self.order, self._steps, stage)
+                headers = stream_headers(self.order, self._steps, stage, self.evaluation)
                 senders[stage.index] = StreamSender(ends[stage.index], headers, pipeline.queue_depth, course)
             elif stage.index + 1 in self.own_stages:
                 senders[stage.index] = receivers[stage.index + 1] = LocalStream()
         steps = itertools.takewhile(course.goes_on, self._steps)
-        train(self.stages, receivers, senders, self.order, steps, report, after_step)
+        train(self.stages, receivers, senders, self.order, steps, report, after_step, self.evaluation)
+
+    def _choose(self, collector: Collector | None, committer: Committer | None) -> None:
+        """Leaves the stages with the model that is to be saved: the last one, or the best. All must call this."""
+        if self.held_out is None:
+            return
+        models: list[Measured] = []
+        if collector is not None and committer is not None:
+            committer.join()
+            loss = collector.eval_loss(self.num_steps)
+            self._measured = Measured(math.inf if loss is None else loss, self.num_steps)
+            models = rank_models(self.output_dir, self.held_out.digest, self._measured)
+        if self.config.evaluation.load_best_model_at_end:
+            is_writer = self.replica == 0
+            self._measured = load_best(self.world, models, self.output_dir, self._trained, self.spans, is_writer)
 
     def _say_where_it_stopped(self, steps_done: int, collector: Collector, committer: Committer) -> None:
         """For rank 0: brings log and checkpoint to their end, and leaves word for whoever starts the run again."""
@@ -345,7 +373,7 @@ class Run:
             store,
             self.topology.num_stages,
             self._describe,
-            lambda steps: model_card(self.config, self.rows, steps, self.num_steps),
+            lambda steps: model_card(self.config, self.rows, steps, self.num_steps, self.held_out, self._measured),
         )
 
     def _describe(self, directory: Path) -> None:
@@ -357,17 +385,42 @@ class Run:
 def _data_order(
     config: Config, rows: TokenizedRows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
 ) -> DataOrder:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return DataOrder(
         rows,
         per_device_train_batch_size=config.run.per_device_train_batch_size,
         gradient_accumulation_steps=config.run.gradient_accumulation_steps,
         shuffle=config.data.shuffle_dataset,
         seed=config.run.seed,
-        pad_token_id=pad if pad is not None else 0,
+        pad_token_id=_pad_token_id(tokenizer),
         replica=replica,
         num_replicas=num_replicas,
     )
+
+
+def _evaluation(
+    config: Config,
+    rows: TokenizedRows | None,
+    tokenizer: PreTrainedTokenizerBase,
+    num_steps: int,
+    replica: int,
+    num_replicas: int,
+) -> Evaluation | None:
+    if rows is None:
+        return None
+    return Evaluation(
+        rows,
+        eval_steps=config.evaluation.eval_steps,
+        num_steps=num_steps,
+        per_device_eval_batch_size=config.evaluation.per_device_eval_batch_size,
+        pad_token_id=_pad_token_id(tokenizer),
+        replica=replica,
+        num_replicas=num_replicas,
+    )
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return pad if pad is not None else 0
 
 
 def _num_steps(config: Config, order: DataOrder) -> int:

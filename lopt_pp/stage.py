@@ -4,11 +4,12 @@ import contextlib
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
@@ -160,12 +161,14 @@ class Stage:
         """
         torch.manual_seed(derive_seed(self._seed, self.index, batch.step, batch.index))
         wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True}
-        with self._autocast(), torch.set_grad_enabled(self.learns):
+        # Measured, it runs without what wraps it for training: nothing is to be heard of a gradient.
+        run = self._run if self.block.training else self.block
+        with self._autocast(), torch.set_grad_enabled(self.block.training):
             if self.block.span.is_first:
-                return self._run(input_ids=batch.input_ids, **wanted)
+                return run(input_ids=batch.input_ids, **wanted)
             # With weights in float32 so is everything that the blocks add to; only the crossing itself is rounded.
             assert hidden_states is not None
-            return self._run(hidden_states=hidden_states.to(self._parameter_dtype), **wanted)
+            return run(hidden_states=hidden_states.to(self._parameter_dtype), **wanted)
 
     def outgoing(self, output: BlockOutput) -> torch.Tensor:
         """What the next stage gets: the hidden states, detached, contiguous and in the compute dtype."""
@@ -180,11 +183,31 @@ class Stage:
             step_count: the number of counted tokens in the whole optimizer step, over all replicas.
         """
         assert self.objective is not None
-        with self._autocast():
-            loss = self.objective(output, batch) / max(step_count, 1)
+        loss = self.summed_loss(output, batch) / max(step_count, 1)
         self._losses.append(loss.detach())
         # The replicas' gradients are averaged, and are to be summed.
         return loss * (self.objective.weight * self.num_replicas)
+
+    def summed_loss(self, output: BlockOutput, batch: Microbatch) -> torch.Tensor:
+        """The loss summed over the microbatch's tokens that count, unweighted: a float32 scalar."""
+        assert self.objective is not None
+        with self._autocast():
+            return self.objective(output, batch)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """While it lasts, `forward` and `summed_loss` measure: no dropout, no gradient, and all ends as it was.
+
+        Replicas that hold a share each must all run the same number of microbatches meanwhile.
+        """
+        was_training = self.block.training
+        self.block.eval()
+        with torch.no_grad():
+            yield
+        self.block.train(was_training)
+        for module in (self.block, self.objective):
+            if isinstance(module, FSDPModule):
+                module.reshard()  # Which else a backward does.
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""

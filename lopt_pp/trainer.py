@@ -7,6 +7,7 @@ the next hidden states) and, when the queue is full, the neighbour after it.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lopt_pp.data import DataOrder
+from lopt_pp.evaluation import Evaluation, evaluate
 from lopt_pp.metrics import Record, StageClock, peak_memory
 from lopt_pp.stage import Stage
 from lopt_pp.stream import Header, Receiver, Sender, dtype_code
@@ -20,6 +21,7 @@ def train(
     steps: Iterable[int],
     report: Callable[[Record], None],
     after_step: Callable[[int], None] = lambda steps_done: None,
+    evaluation: Evaluation | None = None,
 ) -> None:
     """Trains the stages of this process for some optimizer steps.
 
@@ -31,6 +33,7 @@ def train(
         steps: of the run, to make; may end early.
         report: called with one record per step and stage, see `docs/metrics.md`.
         after_step: called with the number of steps done, when all stages of this process have made the step.
+        evaluation: rows to measure the stages on between steps; the same in every process.
 
     Raises:
         NotFiniteError: a stage's loss or gradient is not finite; its weights are those of the last good step.
@@ -57,11 +60,16 @@ def train(
                             loss.backward()
                         del loss
                 del output, hidden_states
+        records: dict[int, Record] = {}
         for stage in stages:
             with clocks[stage.index]("optimizer"):
-                record = stage.step(step)
-            tokens = sum(batch.num_tokens for batch in batches)
-            record |= clocks[stage.index].read()
+                records[stage.index] = stage.step(step)
+        if evaluation is not None and evaluation.is_due(step + 1):
+            for index, losses in evaluate(stages, receivers, senders, clocks, evaluation).items():
+                records[index] |= losses
+        tokens = sum(batch.num_tokens for batch in batches)
+        for stage in stages:
+            record = records[stage.index] | clocks[stage.index].read()
             record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step), "num_tokens": tokens}
             record["peak_memory_bytes"] = peak_memory(stage.device)
             report(record)
@@ -72,9 +80,17 @@ def train(
         receiver.close()
 
 
-def stream_headers(order: DataOrder, steps: range, stage: Stage) -> Iterator[Header]:
-    """What crosses a boundary in some steps, message by message, as either end derives it from its own data order."""
+def stream_headers(
+    order: DataOrder, steps: range, stage: Stage, evaluation: Evaluation | None = None
+) -> Iterator[Header]:
+    """What crosses a boundary in some steps, message by message, as either end derives it from its own data order.
+
+    A step's held-out microbatches follow those that it trains on, and are numbered on.
+    """
     hidden_size = stage.block.model.config.hidden_size
     for step in steps:
-        for microbatch, (rows, tokens) in enumerate(order.shapes(step)):
+        shapes = order.shapes(step)
+        if evaluation is not None and evaluation.is_due(step + 1):
+            shapes = [*shapes, *evaluation.shapes]
+        for microbatch, (rows, tokens) in enumerate(shapes):
             yield Header(step, microbatch, rows, tokens, hidden_size, dtype_code(stage.dtype))

@@ -58,6 +58,16 @@ class TokenizedRows:
         row = self._dataset[index]
         return EncodedRow(row["input_ids"], row["labels"])
 
+    def select(self, numbers: np.ndarray, others: str) -> "TokenizedRows":
+        """Some of the rows, in the order given; the rest counts as left out.
+
+        Args:
+            numbers: of the rows.
+            others: why the rest is left out, for `dropped`.
+        """
+        dropped = self.dropped | {others: len(self) - len(numbers)}
+        return TokenizedRows(self._dataset.select(numbers), self.source, dropped)
+
     @cached_property
     def digest(self) -> str:
         """The SHA-256, in hex, of all token ids and labels in order: processes with other data have another one."""
