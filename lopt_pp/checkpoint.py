@@ -202,6 +202,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory is a checkpoint, and not an ordinary model."""
+    return (directory / _MANIFEST).exists()
+
+
 def complete_checkpoints(output_dir: Path) -> list[Path]:
     """The directories of complete checkpoints, the newest first."""
     found = [(int(match[1]), path) for path in output_dir.glob("*") if (match := _NAME.fullmatch(path.name))]

@@ -13,6 +13,8 @@ commands:
   train    post-train a model; under torchrun, one process per stage:
            torchrun --nproc-per-node 2 --no-python lopt-pp train FLAGS   (lopt-pp train --help lists them)
   export   make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
+  generate see what a model or a checkpoint answers: lopt-pp generate MODEL --prompt "What is 1 + 2?"
+  evaluate compare models on rows and benchmarks, before and after: lopt-pp evaluate MODEL --before BASE --tasks gsm8k
 """
 
 
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage="lopt-pp COMMAND FLAGS",
     )
     parser.add_argument("--version", action="version", version=version("lopt-pp"))
-    parser.add_argument("command", choices=["train", "export"], help=argparse.SUPPRESS)
+    parser.add_argument("command", choices=["train", "export", "generate", "evaluate"], help=argparse.SUPPRESS)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = parser.parse_args(arguments[:1]).command
     # Late, so that --help does not wait for torch.

@@ -17,8 +17,8 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def flag_renamed(inner: str, given: str) -> Iterator[None]:
-    """Lets errors that name the flag `inner` name `given`, by which the user has given the value at fault."""
+def renamed_in_errors(inner: str, given: str) -> Iterator[None]:
+    """Lets errors that name a flag or a path `inner` name what the user has `given` instead."""
     try:
         yield
     except LoptError as error:

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lopt_pp.data import DataConfig, DataOrder, Microbatch, TokenCounts, TokenizedRows, load_rows
-from lopt_pp.errors import LoptError, flag_renamed
+from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.flags import check_types
 from lopt_pp.metrics import Record, StageClock
 from lopt_pp.stage import Stage, derive_seed
@@ -110,12 +110,12 @@ def hold_out(
     """
     if config.eval_file is not None:
         source = dataclasses.replace(data, train_file=config.eval_file, dataset_name=None, dataset_config=None)
-        with flag_renamed("--train_file", "--eval_file"):
+        with renamed_in_errors("--train_file", "--eval_file"):
             return rows, load_rows(source, tokenizer)
     if config.dataset_test_split is not None:
         if data.dataset_name is None:
             raise LoptError(f"--dataset_test_split {config.dataset_test_split} is a split of --dataset_name; give that")
-        with flag_renamed("--dataset_split", "--dataset_test_split"):
+        with renamed_in_errors("--dataset_split", "--dataset_test_split"):
             return rows, load_rows(dataclasses.replace(data, dataset_split=config.dataset_test_split), tokenizer)
     if (size := config.eval_split_size) is None:
         return rows, None

@@ -5,13 +5,14 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
 
-from lopt_pp.checkpoint import read_manifest
+from lopt_pp.checkpoint import complete_checkpoints, is_checkpoint, read_manifest
 from lopt_pp.errors import LoptError
 from lopt_pp.guard import complain
 from lopt_pp.model import ModelConfig, load_model_config
@@ -58,6 +59,30 @@ def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> N
             os.replace(whole, output)
     except OSError as error:
         raise LoptError(f"{output} cannot be written: {error}") from error
+
+
+@contextmanager
+def ordinary_model(name: str, trust_remote_code: bool = False) -> Iterator[str]:
+    """A path or hub id for `from_pretrained`: of a checkpoint, the ordinary model is made for as long as this lasts.
+
+    Args:
+        name: directory or hub id of a model, or directory of a checkpoint.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        LoptError: the checkpoint is not whole, or there are only checkpoints.
+    """
+    directory = Path(name)
+    if is_checkpoint(directory):
+        with tempfile.TemporaryDirectory(prefix="lopt-pp-") as scratch:
+            export(directory, Path(scratch) / "model", trust_remote_code)
+            yield str(Path(scratch) / "model")
+        return
+    if directory.is_dir() and not (directory / "config.json").exists():
+        checkpoints = complete_checkpoints(directory)
+        newest = f"; it has a checkpoint, {checkpoints[0]}" if checkpoints else ""
+        raise LoptError(f"{name} has no model{newest}")
+    yield name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

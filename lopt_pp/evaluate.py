@@ -1,0 +1,169 @@
+"""`lopt-pp evaluate MODEL --before BASE ...`: what was learned and what was kept, before and after, in one table.
+
+Rows of a file are measured by their loss and perplexity. Benchmarks are run by lm-evaluation-harness, where it is
+installed.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from lopt_pp.data import DataConfig, DataOrder, TokenizedRows, load_rows
+from lopt_pp.errors import LoptError, renamed_in_errors
+from lopt_pp.export import ordinary_model
+from lopt_pp.generate import add_common, be_quiet, dtype_of
+from lopt_pp.guard import complain
+from lopt_pp.harness import Benchmarks, check_installed, run_benchmarks
+from lopt_pp.metrics import perplexity
+from lopt_pp.model import ModelConfig, load_model_config, load_tokenizer
+from lopt_pp.objectives import NextToken
+from lopt_pp.retention import Measure, Score, Scores, as_data, table
+from lopt_pp.split import BlockModel, split_evenly
+from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.weights import Checkpoint, load_block
+
+Kind = Literal["task", "general"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    benchmarks = Benchmarks(
+        _names(given.tasks),
+        _names(given.general_tasks),
+        given.limit,
+        given.num_fewshot,
+        given.batch_size,
+        given.apply_chat_template,
+        given.include_path,
+    )
+    files: list[tuple[Kind, str, str]] = []
+    if given.eval_file is not None:
+        files.append(("task", "--eval_file", given.eval_file))
+    if given.general_eval_file is not None:
+        files.append(("general", "--general_eval_file", given.general_eval_file))
+    has_benchmarks = bool(benchmarks.tasks or benchmarks.general_tasks)
+    if not files and not has_benchmarks:
+        parser.error("nothing to measure: give --eval_file, --general_eval_file, --tasks or --general_tasks")
+    if given.limit is not None and given.limit <= 0:
+        parser.error("--limit: a number of items, or a share of them below 1")
+    be_quiet()
+    try:
+        if has_benchmarks:
+            check_installed()
+        measured: list[tuple[str, Scores]] = []
+        for name in [given.before, *given.models] if given.before is not None else given.models:
+            scores: dict[Measure, Score] = {}
+            with ordinary_model(name, given.trust_remote_code) as path:
+                if files:
+                    scores |= _measure_files(path, name, files, given)
+                if has_benchmarks:
+                    with renamed_in_errors(path, name):
+                        dtype = dtype_of(given.dtype, given.device)
+                        scores |= run_benchmarks(path, benchmarks, given.device, dtype, given.trust_remote_code)
+            measured.append((name, scores))
+        before = measured.pop(0) if given.before is not None else None
+        if given.output_path is not None:
+            content = {"limit": given.limit, "measures": as_data(measured, before)}
+            try:
+                given.output_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            except OSError as error:
+                raise LoptError(f"--output_path {given.output_path} cannot be written: {error.strerror}") from error
+    except LoptError as error:
+        complain(str(error))
+        return 1
+    print(table(measured, before))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("lopt-pp evaluate", description=__doc__)
+    parser.add_argument("models", nargs="+", metavar="MODEL", help="directory or hub id of a model, or a checkpoint")
+    parser.add_argument("--before", metavar="BASE", help="the pretrained model, to compare with")
+    parser.add_argument("--eval_file", metavar="FILE", help="rows of the task, of the same kinds as --train_file's")
+    parser.add_argument("--general_eval_file", metavar="FILE", help="rows of what is to be kept, such as plain text")
+    parser.add_argument("--tasks", default="", metavar="NAMES", help="benchmarks of the task, such as gsm8k,math")
+    parser.add_argument("--general_tasks", default="", metavar="NAMES", help="benchmarks of what is to be kept")
+    parser.add_argument("--limit", type=float, help="items of each benchmark and file, or a share of them below 1")
+    parser.add_argument("--num_fewshot", type=int, help="examples before each item of a benchmark")
+    parser.add_argument("--batch_size", default="8", help="sequences at once in benchmarks, or auto (default: 8)")
+    parser.add_argument("--apply_chat_template", action="store_true", help="give the items of benchmarks as a chat")
+    parser.add_argument("--include_path", metavar="DIR", help="directory with benchmarks of your own, for lm_eval")
+    parser.add_argument("--max_length", type=int, default=1024, help="longest row of a file in tokens (default: 1024)")
+    parser.add_argument("--output_path", type=Path, metavar="FILE", help="JSON file for the numbers")
+    add_common(parser)
+    return parser
+
+
+def _names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def _measure_files(
+    path: str, name: str, files: Sequence[tuple[Kind, str, str]], given: argparse.Namespace
+) -> dict[Measure, Score]:
+    """The loss and the perplexity of a model on files, each (kind, flag, path)."""
+    scores: dict[Measure, Score] = {}
+    with renamed_in_errors("--model_name_or_path ", ""), renamed_in_errors(path, name):
+        config = ModelConfig(path, trust_remote_code=given.trust_remote_code)
+        block = load_whole(config).to(given.device, dtype_of(given.dtype, given.device))
+        tokenizer = load_tokenizer(config)
+    for kind, flag, file in files:
+        with renamed_in_errors("--train_file", flag):
+            rows = load_rows(DataConfig(train_file=file, max_length=given.max_length), tokenizer)
+        if given.limit is not None:
+            number = int(given.limit) if given.limit >= 1 else max(1, round(given.limit * len(rows)))
+            rows = rows.select(np.arange(min(number, len(rows))), "beyond --limit")
+        score = loss_on(block, rows, given.device, f"{name} on {file}")
+        scores[Measure(kind, file, "loss", False)] = score
+        scores[Measure(kind, file, "perplexity", False)] = Score(perplexity(score.value))
+    return scores
+
+
+def load_whole(config: ModelConfig) -> BlockModel:
+    """A model as one block, in float32, which never makes all the logits at once where its output head is plain.
+
+    Raises:
+        LoptError: the model cannot be read, or is of a class that is not trained here.
+    """
+    model_config = load_model_config(config)
+    model_class = model_class_of(model_config, config.trust_remote_code)
+    spans = split_evenly(model_config.num_hidden_layers, 1)
+    anatomy = check_split(model_class, model_config, spans)
+    checkpoint = Checkpoint(config.model_name_or_path, config.model_revision)
+    return load_block(checkpoint, model_class, model_config, anatomy, spans[0]).eval()
+
+
+@torch.no_grad()
+def loss_on(block: BlockModel, rows: TokenizedRows, device: torch.device, what: str) -> Score:
+    """The mean cross-entropy of a whole model over the target tokens of rows, in nats; a row is an item.
+
+    Args:
+        block: the model, on `device`.
+        rows: to measure.
+        device: to measure on.
+        what: for the progress bar.
+    """
+    # A row at a time: nothing is padded, and each row's own loss tells how sure the mean is.
+    order = DataOrder(
+        rows, per_device_train_batch_size=1, gradient_accumulation_steps=1, shuffle=False, seed=0, pad_token_id=0
+    )
+    objective, sums, counts = NextToken(), [], []
+    for number in tqdm(range(len(rows)), desc=what, disable=None, leave=False):
+        (batch,) = (batch.to(device) for batch in order.microbatches(number))
+        output = block(input_ids=batch.input_ids, logits_to_keep=batch.target_positions, leave_logits=True)
+        sums.append(objective(output, batch))
+        counts.append(batch.num_targets)
+    return Score.of_items(torch.stack(sums).double().cpu().numpy(), np.array(counts, dtype=np.float64))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
