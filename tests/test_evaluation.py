@@ -48,8 +48,9 @@ BEST_LAYOUTS = ("one process", "three stages on two", "sharded", "end to end")
 
 
 def write_odd_rows(path: Path) -> Path:
-    """Questions like those that are trained on, with answers like none of them: the more is learned, the worse."""
-    rows = [{"question": f"what is {number}?", "answer": "zzz"} for number in range(10)]
+    """Rows whose only target is a token that is never one in training: the more is learned, the worse."""
+    z = 29
+    rows = [{"input_ids": [1, 5, 6 + number, z], "labels": [-100, -100, -100, z]} for number in range(10)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
