@@ -217,7 +217,8 @@ class Run:
                 else:
                     self._train_stages(course, report, after_step)
             steps_done = self._trained[0].steps_done
-            if self.steps_done < steps_done < self.num_steps and not self.config.checkpoint.saves_after(steps_done):
+            saves = self.config.checkpoint.save_steps > 0 and not self.config.checkpoint.saves_after(steps_done)
+            if saves and self.steps_done < steps_done < self.num_steps:
                 checkpoint(steps_done)
             writer.finish()
         except NotFiniteError as error:
