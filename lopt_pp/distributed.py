@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
 from lopt_pp.errors import LoptError
+from lopt_pp.store import has_agent_store, join
 from lopt_pp.stream import Boundary
 from lopt_pp.topology import PipelineConfig, Topology
 
@@ -197,17 +198,18 @@ def connect(config: PipelineConfig) -> Iterator[World]:
         own = dist.HashStore()
         yield World(rank, size, device, backend, own, own)
         return
-    if local_size == size and sys.platform == "linux":
+    is_one_machine = local_size == size
+    if is_one_machine and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    store, rank, size = next(iter(rendezvous("env://")))
+    store: dist.Store = join(rank, size) if is_one_machine else next(iter(rendezvous("env://")))[0]
     store.set_timeout(timedelta(minutes=30))
     # Gloo carries headers and what is told between processes; NCCL what lives on GPUs.
     groups = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
     dist.init_process_group(
         groups, store=dist.PrefixStore("groups", store), rank=rank, world_size=size, timeout=timedelta(minutes=5)
     )
-    store_rank = None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+    store_rank = None if has_agent_store() else 0
     run = dist.PrefixStore("run", store)
     world = World(rank, size, device, backend, run, run.clone(), store_rank)  # type: ignore[attr-defined]
     try:
