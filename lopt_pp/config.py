@@ -29,7 +29,8 @@ Post-trains a causal language model by local learning (LoPT), as a pipeline of s
 model's layers, sends detached hidden states forward, and runs its own backward. Start it with torchrun, one process per
 stage:
 
-  torchrun --nproc-per-node 2 -m lopt_pp.train --model_name_or_path MODEL --train_file data.jsonl --output_dir out
+  torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train \\
+      --model_name_or_path MODEL --train_file data.jsonl --output_dir out
 
 Any flag may also stand in a YAML file given by --config FILE, under its own name without the dashes; flags on the
 command line win over the file.
@@ -161,7 +162,7 @@ def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Confi
     parser = _Parser(
         components,
         prog=prog,
-        usage="torchrun --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS",
+        usage="torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS",
         description=_DESCRIPTION,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,

@@ -4,19 +4,19 @@
     torchrun --rdzv-backend lopt-pp --rdzv-endpoint 10.0.0.1:29500 --nnodes 2 ...        the same on two machines
 
 torchrun's own (`c10d`, which `--standalone` stands for) opens ports on all interfaces and unpickles what it finds in
-the store behind them: whoever reaches such a port can run code in the launcher. Here launchers tell each other strings
-and JSON, and the store listens at the endpoint's address alone.
-
-A run has a fixed number of machines; one that fails ends it, since checkpoints are what brings a run back.
+the store behind one: whoever reaches that port can run code in the launcher. Here launchers tell each other strings,
+numbers and JSON, and the stores listen at the endpoint's address alone.
 """
 
 import errno
 import ipaddress
 import socket
+from contextlib import suppress
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous.api import (
+    RendezvousClosedError,
     RendezvousConnectionError,
     RendezvousHandler,
     RendezvousInfo,
@@ -29,10 +29,11 @@ from lopt_pp.store import LOOPBACK, serve
 
 
 class Rendezvous(RendezvousHandler):
-    """The launchers of a run, as torchrun asks for them.
+    """The launchers of a run, a fixed number, as torchrun asks for them.
 
     The machine that the endpoint's address belongs to holds the store and is the first; the others are numbered as they
-    come.
+    come. They meet once for each start of the run (`--max-restarts`), and each time the first opens a store for the
+    processes that train, at a port that the system picks: nothing of an earlier start is in it.
 
     Args:
         host: where the store is.
@@ -48,37 +49,61 @@ class Rendezvous(RendezvousHandler):
         self._num_nodes = num_nodes
         self._run_id = run_id
         self._timeout = timeout
-        self._store: TCPStore | None = None
+        self._rank = 0
+        self._round = 0
+        self._server: TCPStore | None = None
+        self._state: Store | None = None
+        self._run_server: TCPStore | None = None
 
     def get_backend(self) -> str:
         return "lopt-pp"
 
     @property
     def use_agent_store(self) -> bool:
-        """The processes that train meet in the same store."""
+        """The launcher holds the store of the processes that train."""
         return True
 
     def next_rendezvous(self) -> RendezvousInfo:
-        if self._store is not None and self._num_nodes > 1:
-            raise RendezvousConnectionError("a run on several machines is not restarted: give --max-restarts 0")
-        is_first, self._store = self._open()
-        store = PrefixStore(f"rendezvous/{self._run_id}", self._store)
-        rank = 0 if is_first else store.add("come", 1)
-        if rank >= self._num_nodes:
-            raise RendezvousConnectionError(f"all {self._num_nodes} machines of {self._run_id} are there already")
-        return RendezvousInfo(store, rank, self._num_nodes, RendezvousStoreInfo(self._store.host, self._store.port))
+        state = self._state or self._join()
+        self._round += 1
+        try:
+            if state.add(f"come/{self._round}", 1) == self._num_nodes:
+                state.compare_set(f"outcome/{self._round}", "", "complete")
+            state.wait([f"outcome/{self._round}"], self._timeout)
+            if state.get(f"outcome/{self._round}") != b"complete":
+                raise RendezvousClosedError(f"another machine has left the run {self._run_id}")
+            meeting = PrefixStore(f"meeting/{self._round}", state)
+            if self._rank == 0:
+                self._run_server = serve(self._host, 0, timeout=self._timeout)
+                meeting.set("port", str(self._run_server.port))
+            port = int(meeting.get("port"))
+        except RuntimeError as error:
+            raise RendezvousConnectionError(
+                f"the {self._num_nodes} machines of the run {self._run_id} did not come together: {error}"
+            ) from error
+        return RendezvousInfo(meeting, self._rank, self._num_nodes, RendezvousStoreInfo(self._host, port))
 
-    def _open(self) -> tuple[bool, TCPStore]:
-        """Whether this machine holds the store, and the store."""
+    def _join(self) -> Store:
+        """Opens the store, or connects to it, and takes a number."""
+        store = self._open()
+        self._state = PrefixStore(f"rendezvous/{self._run_id}", store)
+        if self._server is None:
+            self._rank = self._state.add("machines", 1)
+        if self._rank >= self._num_nodes:
+            raise RendezvousConnectionError(f"all {self._num_nodes} machines of the run {self._run_id} are there")
+        return self._state
+
+    def _open(self) -> TCPStore:
         place = f"{self._host}:{self._port}"
         try:
-            return True, serve(self._host, self._port, timeout=self._timeout)
+            self._server = serve(self._host, self._port, timeout=self._timeout)
+            return self._server
         except OSError as error:
             # EADDRINUSE: by another launcher on this machine.
             if self._num_nodes == 1 or error.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
                 raise RendezvousConnectionError(f"cannot listen at {place}: {error}") from error
         try:
-            return False, TCPStore(self._host, self._port, is_master=False, timeout=self._timeout)
+            return TCPStore(self._host, self._port, is_master=False, timeout=self._timeout)
         except RuntimeError as error:
             raise RendezvousConnectionError(f"no launcher of this run answers at {place}: {error}") from error
 
@@ -86,15 +111,22 @@ class Rendezvous(RendezvousHandler):
         return False
 
     def set_closed(self) -> None:
-        """Nothing to do: who comes late is refused anyway."""
+        """Lets those go that wait for this machine, or will."""
+        if self._state is None:
+            return
+        with suppress(RuntimeError):  # The store may be gone with its launcher.
+            # Nobody is further ahead, since each meeting takes all machines.
+            self._state.compare_set(f"outcome/{self._round + 1}", "", "closed")
 
     def num_nodes_waiting(self) -> int:
-        return 0
+        """How many machines wait for this one to start the run again with them."""
+        return 0 if self._state is None else self._state.add(f"come/{self._round + 1}", 0)
 
     def get_run_id(self) -> str:
         return self._run_id
 
     def shutdown(self) -> bool:
+        self.set_closed()
         return True
 
 

@@ -103,9 +103,9 @@ def test_two_machines(inputs: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = watched(inputs) | {"HEAD_ADDR": "127.0.0.1", "PORT": str(port), "IFACE": "lo"}
+    own = watched(inputs) | {"HEAD_HOST": "127.0.0.1", "PORT": str(port), "IFACE": "lo"}
     own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
-    command = ["bash", str(TESTS.parent / "launch" / "torchrun" / "two_machines.sh"), *flags(inputs, out)]
+    command = ["bash", str(TESTS.parent / "launch" / "torchrun" / "several_machines.sh"), *flags(inputs, out)]
     machines = [
         subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL)
         for _ in range(2)

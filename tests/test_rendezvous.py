@@ -1,11 +1,14 @@
 """How launchers meet, and what they say when they cannot."""
 
 import socket
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from torch.distributed.elastic.rendezvous import RendezvousParameters, rendezvous_handler_registry
-from torch.distributed.elastic.rendezvous.api import RendezvousConnectionError
+from ranks import until
+from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters, rendezvous_handler_registry
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError
 
 from lopt_pp.rendezvous import Rendezvous, create_rendezvous
 from lopt_pp.store import serve
@@ -36,16 +39,50 @@ def test_one_machine_meets_itself_at_a_free_port_of_the_loopback_interface() -> 
     assert len({place.master_port for place in places if place}) == 2
 
 
+def meet(nodes: Sequence[Rendezvous]) -> list[RendezvousInfo]:
+    """Where the launchers of several machines come to, which wait for each other."""
+    with ThreadPoolExecutor(len(nodes)) as threads:
+        return list(threads.map(Rendezvous.next_rendezvous, nodes))
+
+
+def machines(number: int, port: int) -> list[Rendezvous]:
+    return [create_rendezvous(parameters(f"127.0.0.1:{port}", (number, number), timeout="20")) for _ in range(number)]
+
+
 def test_machines_are_numbered_as_they_come(port: int) -> None:
-    nodes = [create_rendezvous(parameters(f"127.0.0.1:{port}", (3, 3))) for _ in range(4)]
-    met = [node.next_rendezvous() for node in nodes[:3]]
-    assert [(info.rank, info.world_size) for info in met] == [(0, 3), (1, 3), (2, 3)]
+    met = meet(machines(3, port))
+    assert sorted(info.rank for info in met) == [0, 1, 2] and {info.world_size for info in met} == {3}
+    assert len({place.master_port for info in met if (place := info.bootstrap_store_info)}) == 1
     met[2].store.set("key", "value")
     assert met[0].store.get("key") == b"value"
-    with pytest.raises(RendezvousConnectionError, match="all 3 machines of a-run are there already"):
-        nodes[3].next_rendezvous()
-    with pytest.raises(RendezvousConnectionError, match="not restarted"):
+    with pytest.raises(RendezvousConnectionError, match="all 3 machines of the run a-run are there"):
+        machines(3, port)[0].next_rendezvous()
+
+
+def test_a_run_that_is_started_again(port: int) -> None:
+    """One machine calls for it, the other hears; what trains gets a store in which nothing has been said yet."""
+    first, second = nodes = machines(2, port)
+    before = meet(nodes)
+    assert [node.num_nodes_waiting() for node in nodes] == [0, 0]
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(second.next_rendezvous)
+        until(lambda: first.num_nodes_waiting() == 1)
+        after = [first.next_rendezvous(), waiting.result()]
+    assert [info.rank for info in after] == [info.rank for info in before]
+    assert [node.num_nodes_waiting() for node in nodes] == [0, 0]
+    ports = [{place.master_port for info in met if (place := info.bootstrap_store_info)} for met in (before, after)]
+    assert [len(each) for each in ports] == [1, 1] and ports[0] != ports[1]
+    before[0].store.set("key", "old")
+    assert not after[0].store.check(["key"])
+
+
+def test_a_machine_that_has_left_is_not_waited_for(port: int) -> None:
+    nodes = machines(2, port)
+    meet(nodes)
+    assert nodes[1].shutdown()
+    with pytest.raises(RendezvousClosedError, match="another machine has left the run a-run"):
         nodes[0].next_rendezvous()
+
 
 
 @pytest.mark.parametrize(
