@@ -21,13 +21,14 @@ def shown(value: object) -> str:
     `repr` would not do: YAML's aliases make a few lines a value of terabytes, lists may lie deeper in each other than
     Python's stack is, and numbers of thousands of digits are refused.
     """
-    return _SHORT.repr(value)
+    text = _SHORT.repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 class _Short(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()
-        self.maxlevel = 3
+        self.maxlevel = 2
         self.maxstring = self.maxother = 80
 
     def repr_int(self, x: int, level: int) -> str:

@@ -46,13 +46,14 @@ def documents(draw: st.DrawFn, document: Any, values: st.SearchStrategy[Any] = J
         container, key = draw(st.sampled_from(places))
         change = draw(st.sampled_from(["replace", "remove", "add"]))
         if change == "replace":
-            container[key] = draw(values)
+            container[key] = copy.deepcopy(draw(values))
         elif change == "remove":
             del container[key]
         elif isinstance(container, list):
-            container.insert(key, draw(values))
+            container.insert(key, copy.deepcopy(draw(values)))
         else:
-            container[draw(st.text(max_size=8) | st.sampled_from([key, key + "x"]))] = draw(values)
+            name = draw(st.text(max_size=8) | st.sampled_from([key, key + "x"]))
+            container[name] = copy.deepcopy(draw(values))
         if not list(_places(document)):
             break
     return document

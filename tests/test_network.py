@@ -15,7 +15,8 @@ from tiny import write_model, write_rows
 from watched import WATCH
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-STEPS = 300
+STEPS = 100
+PATIENCE = 120
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +57,16 @@ def listening(pids: Iterable[int]) -> dict[int, set[str]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux' loopback interface is known by name")
-@pytest.mark.parametrize("method", ["--method lopt", "--method e2e", "--num_stages 1 --sharding full"])
+@pytest.mark.parametrize("method", ["--method e2e", "--num_stages 1 --sharding full"])
 def test_ranks_on_one_machine(method: str, inputs: Path, tmp_path: Path) -> None:
     """They listen on the loopback interface only, the store of rank 0 included, and load no pickle."""
     out = tmp_path / "out"
     given = flags(inputs, out, method)
     with ranks(tmp_path, given, given, module="watched") as started:
-        until(lambda: is_training(out) or any(rank.process.exitcode is not None for rank in started))
+        until(lambda: is_training(out) or any(rank.process.exitcode is not None for rank in started), PATIENCE)
         assert is_training(out), started[0].text + started[1].text
         addresses = listening([rank.process.pid or 0 for rank in started])
-        assert [rank.status(60) for rank in started] == [0, 0], started[0].text + started[1].text
+        assert [rank.status(PATIENCE) for rank in started] == [0, 0], started[0].text + started[1].text
     assert all(own and own <= LOOPBACK for own in addresses.values()), addresses
 
 
@@ -75,10 +76,10 @@ def test_torchrun_on_one_machine(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = torchrun(2, "-m", "lopt_pp.train", *flags(inputs, out))
     with subprocess.Popen(command, env=watched(inputs), stderr=subprocess.PIPE, text=True) as launcher:
-        until(lambda: is_training(out) or launcher.poll() is not None)
+        until(lambda: is_training(out) or launcher.poll() is not None, PATIENCE)
         children = psutil.Process(launcher.pid).children(recursive=True) if launcher.poll() is None else []
         addresses = listening([launcher.pid, *(child.pid for child in children)]) if children else {}
-        _, log = launcher.communicate(timeout=60)
+        _, log = launcher.communicate(timeout=PATIENCE)
     assert launcher.returncode == 0 and (out / "config.json").exists(), log
     assert len(addresses) >= 3 and all(own and own <= LOOPBACK for own in addresses.values()), addresses
 
@@ -91,7 +92,7 @@ def test_the_watch_sees_pickles(inputs: Path, tmp_path: Path) -> None:
         env=watched(inputs),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert result.returncode == 70
     assert "a pickle was loaded: ('torch.distributed.elastic.rendezvous" in result.stderr
@@ -111,14 +112,14 @@ def test_two_machines(inputs: Path, tmp_path: Path) -> None:
         for _ in range(2)
     ]
     try:
-        until(lambda: is_training(out) or any(machine.poll() is not None for machine in machines))
+        until(lambda: is_training(out) or any(machine.poll() is not None for machine in machines), PATIENCE)
         running = [machine.pid for machine in machines if machine.poll() is None]
         children = [child.pid for pid in running for child in psutil.Process(pid).children(recursive=True)]
         launchers, processes = listening(running), listening(children)
-        logs = [machine.communicate(timeout=60)[1] for machine in machines]
+        logs = [machine.communicate(timeout=PATIENCE)[1] for machine in machines]
     finally:
         for machine in machines:
-            machine.kill()
+            machine.terminate()  # It ends what it has started.
     assert [machine.returncode for machine in machines] == [0, 0], "\n".join(logs)
     assert sorted(map(sorted, launchers.values())) == [[], ["127.0.0.1"]], launchers
     assert len(processes) >= 2 and all(own and own <= LOOPBACK for own in processes.values()), processes

@@ -84,7 +84,6 @@ def test_a_machine_that_has_left_is_not_waited_for(port: int) -> None:
         nodes[0].next_rendezvous()
 
 
-
 @pytest.mark.parametrize(
     ("given", "message"),
     [

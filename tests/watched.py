@@ -1,7 +1,5 @@
 """The trainer, ended at once if anything in its process loads a pickle that could run code."""
 
-import os
-import sys
 from collections.abc import Sequence
 
 import lopt_pp.train

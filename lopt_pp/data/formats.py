@@ -113,7 +113,7 @@ class RowEncoder:
                 if not 0 <= token < self._vocab_size and not (column == "labels" and token == IGNORE_INDEX):
                     also = " (or -100 where no loss counts)" if column == "labels" else ""
                     raise LoptError(
-                        f"`{column}` holds {token}, but the tokenizer has the ids 0 to {self._vocab_size - 1}{also}; "
+                        f"`{column}` holds {shown(token)}, but the tokenizer has the ids 0 to {self._vocab_size - 1}{also}; "
                         "was it tokenized with another tokenizer?"
                     )
         if len(input_ids) != len(labels):
@@ -251,9 +251,7 @@ def _check_messages(row: Mapping[str, Any], column: str) -> Messages:
 
 
 def _refused(error: Exception) -> LoptError:
-    return LoptError(
-        f"the chat template refuses the conversation: {first_line(error)}; change the row or leave it out"
-    )
+    return LoptError(f"the chat template refuses the conversation: {first_line(error)}; change the row or leave it out")
 
 
 def _shown(value: Any) -> str:

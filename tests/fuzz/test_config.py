@@ -25,7 +25,17 @@ REQUIRED = {"model_name_or_path": "a-model", "train_file": "rows.jsonl", "output
 WORDS = [
     *["1", "0", "-1", "2", "1.5", "1e-4", "1e400", ".nan", "-.inf", "0x" + "f" * 5000, "9" * 5000, "0o17", "1_000"],
     *["true", "no", "null", "~", "", "''", '"\\0"', '"\\ud800"', "midpoint", "auto", "1,2", "cosine", "lopt", "x=y"],
-    *["2001-99-99", "2001-01-01", "0001-01-01T00:00:00+23:59", "12:30:45", "[1]", "{a: 1}", "&a [*a]", "*b", "!!set {a}"],
+    *[
+        "2001-99-99",
+        "2001-01-01",
+        "0001-01-01T00:00:00+23:59",
+        "12:30:45",
+        "[1]",
+        "{a: 1}",
+        "&a [*a]",
+        "*b",
+        "!!set {a}",
+    ],
     *["!!int x", "!!bool x", "!!float x", "!!timestamp x", "!!binary x", "!!null x", "!!pairs [a]", "!!omap {a: 1}"],
     *["!!python/object/apply:os.system ['exit']", "!x y", "? [a]", "<<: 1", "%", "@", "`", "|", ">", "- 1", "#"],
 ]
@@ -57,7 +67,9 @@ def flags(given: dict[str, str]) -> list[str]:
 
 @given(
     st.lists(
-        st.sampled_from(NAMES).map(lambda name: f"--{name}") | st.tuples(st.sampled_from(NAMES), WORD).map("--%s=%s".__mod__) | WORD,
+        st.sampled_from(NAMES).map(lambda name: f"--{name}")
+        | st.tuples(st.sampled_from(NAMES), WORD).map("--%s=%s".__mod__)
+        | WORD,
         max_size=6,
     )
 )

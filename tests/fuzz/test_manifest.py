@@ -20,7 +20,9 @@ DOCUMENT = {
     "parts": [{"size": 100 + stage, "sha256": f"{stage}" * 64} for stage in range(3)],
 }
 
-VALUES = JUNK | st.sampled_from([[0], [1, 1], [2, 3, 5], [3, 2], {"0": 1}, "../../x", "/etc/passwd", "A" * 64, "a" * 64])
+VALUES = JUNK | st.sampled_from(
+    [[0], [1, 1], [2, 3, 5], [3, 2], {"0": 1}, "../../x", "/etc/passwd", "A" * 64, "a" * 64]
+)
 
 
 @pytest.fixture(scope="module")

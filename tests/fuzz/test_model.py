@@ -8,10 +8,11 @@ import pytest
 from families import tiny_config
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mutations import DEEP, JUNK, json_files
+from mutations import DEEP, JUNK, contents, json_files, share
+from tiny import write_model
 
 from lopt_pp.errors import LoptError
-from lopt_pp.model import ModelConfig, load_model_config
+from lopt_pp.model import ModelConfig, load_model_config, load_tokenizer
 
 DOCUMENT: dict[str, Any] = json.loads(tiny_config("llama").to_json_string(use_diff=False))
 OWN = {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
@@ -25,7 +26,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@given(json_files(DOCUMENT, VALUES) | json_files(DOCUMENT | OWN, VALUES) | json_files({"model_type": "own"} | OWN, VALUES))
+@given(
+    json_files(DOCUMENT, VALUES) | json_files(DOCUMENT | OWN, VALUES) | json_files({"model_type": "own"} | OWN, VALUES)
+)
 @example(DEEP.encode())
 @example(b"[]")
 @example(b"null")
@@ -39,3 +42,21 @@ def test_configs_of_models(directory: Path, content: bytes) -> None:
     else:
         assert isinstance(config.model_type, str)
     assert not (directory / "has-run").exists(), "code that came with a model has run"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("whole"))
+
+
+@share(5)
+@given(st.sampled_from(["tokenizer.json", "tokenizer_config.json"]), st.data())
+def test_tokenizers(whole: Path, file: str, data: st.DataObject) -> None:
+    original = (whole / file).read_bytes()
+    (whole / file).write_bytes(data.draw(json_files(json.loads(original)) | contents(original)))
+    try:
+        load_tokenizer(ModelConfig(str(whole)))
+    except LoptError as error:
+        assert str(whole) in str(error)
+    finally:
+        (whole / file).write_bytes(original)

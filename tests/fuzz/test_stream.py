@@ -113,4 +113,3 @@ def test_six_numbers_are_a_header_that_can_be_shown(numbers: list[int]) -> None:
     assert header.pack().tolist() == numbers
     assert 0 < len(str(header)) < 200
     assert (header in map(Header.unpack, map(torch.tensor, RIGHT))) == (numbers in RIGHT)
-

@@ -11,7 +11,7 @@ import torch
 from families import tiny_config
 from hypothesis import example, given
 from hypothesis import strategies as st
-from mutations import DEEP, JUNK, contents, documents, json_files
+from mutations import DEEP, JUNK, contents, documents, json_files, share
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights")
     for place in ("secret.safetensors", "model/inner/secret.safetensors"):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict.fromkeys("abc", SECRET), folder / place)
+        save_file({name: SECRET.clone() for name in "abc"}, folder / place)
     for name, tensors in TENSORS.items():
         save_file(tensors, folder / "model" / name)
     return folder / "model"
@@ -132,9 +132,12 @@ def anatomy() -> tuple[LlamaConfig, Anatomy]:
     return config, check_split(LlamaForCausalLM, config, split_evenly(config.num_hidden_layers, 2))
 
 
-PARTS = st.sampled_from(["model", "layers", "0", "1", "-1", "x", "", "99999999999", "self_attn", "q_proj", "weight", "²"])
+PARTS = st.sampled_from(
+    ["model", "layers", "0", "1", "-1", "x", "", "99999999999", "self_attn", "q_proj", "weight", "²"]
+)
 
 
+@share(4)
 @given(st.lists(PARTS, max_size=6).map(".".join) | st.text(max_size=12))
 @example("model.layers.")
 @example("model.layers.x.weight")
