@@ -113,8 +113,8 @@ class RowEncoder:
                 if not 0 <= token < self._vocab_size and not (column == "labels" and token == IGNORE_INDEX):
                     also = " (or -100 where no loss counts)" if column == "labels" else ""
                     raise LoptError(
-                        f"`{column}` holds {shown(token)}, but the tokenizer has the ids 0 to {self._vocab_size - 1}{also}; "
-                        "was it tokenized with another tokenizer?"
+                        f"`{column}` holds {shown(token)}, but the tokenizer has the ids 0 to {self._vocab_size - 1}"
+                        f"{also}; was it tokenized with another tokenizer?"
                     )
         if len(input_ids) != len(labels):
             raise LoptError(

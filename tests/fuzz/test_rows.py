@@ -39,8 +39,8 @@ TEMPLATES = {
     "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}",
     # As careless of what a message holds as the templates of real models are.
     "careless": PLAIN + "{% for m in messages %}{% if m.tool_calls %}{{ m.tool_calls[0].function.name + '!' }}"
-    "{{ m.tool_calls | length }}{{ 1 // (m.tool_calls | length - 1) }}{{ m.tool_calls | tojson }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}",
+    "{{ m.tool_calls | length }}{{ 1 // (m.tool_calls | length - 1) }}{{ m.tool_calls | tojson }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}",
     "rewriting": "{{ messages | length }}" + PLAIN,
 }
 
