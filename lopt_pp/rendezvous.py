@@ -4,8 +4,8 @@
     torchrun --rdzv-backend lopt-pp --rdzv-endpoint 10.0.0.1:29500 --nnodes 2 ...        the same on two machines
 
 torchrun's own (`c10d`, which `--standalone` stands for) opens ports on all interfaces and unpickles what it finds in
-the store behind one: whoever reaches that port can run code in the launcher. Here launchers tell each other strings,
-numbers and JSON, and the stores listen at the endpoint's address alone.
+a store behind one: whoever reaches that port can run code in the launcher. Here launchers tell each other strings,
+numbers and JSON, and the store listens at the endpoint's address alone.
 """
 
 import errno
@@ -32,8 +32,8 @@ class Rendezvous(RendezvousHandler):
     """The launchers of a run, a fixed number, as torchrun asks for them.
 
     The machine that the endpoint's address belongs to holds the store and is the first; the others are numbered as they
-    come. They meet once for each start of the run (`--max-restarts`), and each time the first opens a store for the
-    processes that train, at a port that the system picks: nothing of an earlier start is in it.
+    come. They meet once for each start of the run (`--max-restarts`). The processes that train use the same store, for
+    all starts, as they do with torchrun's own; see `lopt_pp.attempt`.
 
     Args:
         host: where the store is.
@@ -53,7 +53,6 @@ class Rendezvous(RendezvousHandler):
         self._round = 0
         self._server: TCPStore | None = None
         self._state: Store | None = None
-        self._run_server: TCPStore | None = None
 
     def get_backend(self) -> str:
         return "lopt-pp"
@@ -72,15 +71,12 @@ class Rendezvous(RendezvousHandler):
             state.wait([f"outcome/{self._round}"], self._timeout)
             if state.get(f"outcome/{self._round}") != b"complete":
                 raise RendezvousClosedError(f"another machine has left the run {self._run_id}")
-            meeting = PrefixStore(f"meeting/{self._round}", state)
-            if self._rank == 0:
-                self._run_server = serve(self._host, 0, timeout=self._timeout)
-                meeting.set("port", str(self._run_server.port))
-            port = int(meeting.get("port"))
         except RuntimeError as error:
             raise RendezvousConnectionError(
                 f"the {self._num_nodes} machines of the run {self._run_id} did not come together: {error}"
             ) from error
+        port = self._port if self._server is None else self._server.port
+        meeting = PrefixStore(f"meeting/{self._round}", state)
         return RendezvousInfo(meeting, self._rank, self._num_nodes, RendezvousStoreInfo(self._host, port))
 
     def _join(self) -> Store:
