@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from lopt_pp.attempt import agree_on_attempt
 from lopt_pp.errors import LoptError
+from lopt_pp.store import has_agent_store, join
 from lopt_pp.stream import Boundary
 from lopt_pp.topology import PipelineConfig, Topology
 
@@ -205,12 +206,13 @@ def connect(config: PipelineConfig) -> Iterator[World]:
         own = dist.HashStore()
         yield World(rank, size, device, backend, own, own)
         return
-    if local_size == size and sys.platform == "linux":
+    is_one_machine = local_size == size
+    if is_one_machine and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    store, rank, size = next(iter(rendezvous("env://")))
+    store: dist.Store = join(rank, size) if is_one_machine else next(iter(rendezvous("env://")))[0]
     attempt = 1
-    if is_launchers := os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if is_launchers := has_agent_store():
         attempt = agree_on_attempt(store, rank, size, timedelta(minutes=30))
         store = dist.PrefixStore(f"attempt {attempt}", store)
     store.set_timeout(timedelta(minutes=30))
