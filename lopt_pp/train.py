@@ -24,7 +24,7 @@ from lopt_pp.checkpoint import (
     remove_unfinished_checkpoints,
 )
 from lopt_pp.config import Config, parse_config
-from lopt_pp.data import DataOrder, TokenizedRows, load_rows
+from lopt_pp.data import DataOrder, Rows, load_rows, with_chat_template
 from lopt_pp.distributed import Failure, World, boundaries, check_shared, connect, mesh_of_processes, rank_and_size
 from lopt_pp.end_to_end_stage import EndToEndStage
 from lopt_pp.errors import LoptError
@@ -41,6 +41,7 @@ from lopt_pp.stage import NotFiniteError, Stage, local_objective
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.trainer import stream_headers, train
 from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.verify_packing import check_packing
 from lopt_pp.weights import Checkpoint, load_block
 
 logger = logging.getLogger(__name__)
@@ -74,8 +75,11 @@ class Run:
         spans = split_at(cuts, depth) if cuts is not None else split_evenly(depth, self.topology.num_stages)
         checkpoint = Checkpoint(config.model.model_name_or_path, config.model.model_revision)
         anatomy = check_split(model_class, self.model_config, spans)
-        self.tokenizer = load_tokenizer(config.model)
-        self.rows = load_rows(config.data, self.tokenizer)
+        if config.data.packs_rows:
+            check_packing(model_class, self.model_config, spans, anatomy)
+        self.tokenizer = with_chat_template(load_tokenizer(config.model), config.data)
+        with world.one_process_first("rows"):
+            self.rows = load_rows(config.data, self.tokenizer)
         self.order = _data_order(config, self.rows, self.tokenizer, self.replica, self.topology.num_replicas)
         self.num_steps = _num_steps(config, self.order)
         world.agree(self._facts())
@@ -164,7 +168,7 @@ class Run:
             "the model's config": self.model_config.to_json_string(use_diff=False),
             "the training rows (sha256)": self.rows.digest,
             "the rows of a step": rows,
-            "--shuffle_dataset": self.config.data.shuffle_dataset,
+            **self.config.data.essentials(),
             "--seed": run.seed,
             "--method": self.config.objective.method,
             "the dtype of the weights": str(self.config.stage.parameter_dtype),
@@ -233,6 +237,8 @@ class Run:
             committer.join()
         if collector is not None:
             collector.join()
+            if self.config.data.streaming:  # Only now it is known.
+                logger.info("%s", self.rows.summary())
             _say_how_it_went(collector, self.output_dir)
 
     @property
@@ -318,7 +324,7 @@ class Run:
 
 
 def _data_order(
-    config: Config, rows: TokenizedRows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
+    config: Config, rows: Rows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
 ) -> DataOrder:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return DataOrder(
@@ -330,6 +336,11 @@ def _data_order(
         pad_token_id=pad if pad is not None else 0,
         replica=replica,
         num_replicas=num_replicas,
+        sampling=config.data.train_sampling_strategy,
+        keep_apart=config.data.packs_rows,
+        # Flash attention keeps rows apart only where all of them stand in one.
+        padding_free=config.data.padding_free
+        or (config.data.packing and "flash" in (config.model.attn_implementation or "")),
     )
 
 
