@@ -2,10 +2,10 @@
 
     python benchmarks/first_step.py [--rows 400000] [--output first_step.json]
 
-Runs the trainer as a user does, in two processes and for one step, on a model so small that next to nothing but the data
-takes time: with all rows tokenized before (once anew, once from the cache), with --packing, and with --streaming; and on
-a file of 1,000 rows, for what a start takes anyway. The rows are questions and answers of 20 to 200 words, rendered by a
-chat template. Per case: seconds of the whole program, and how many more than on 1,000 rows.
+Runs the trainer as a user does, in two processes and for one step, on a model so small that next to nothing but the
+data takes time: with all rows tokenized before (once anew, once from the cache), with --packing, and with --streaming;
+and on a file of 1,000 rows, for what a start takes anyway. The rows are questions and answers of 20 to 200 words,
+rendered by a chat template. Per case: seconds of the whole program, and how many more than on 1,000 rows.
 """
 
 import argparse
@@ -58,7 +58,9 @@ def write_model(folder: Path) -> Path:
     special = ["<|end|>", "<|user|>", "<|assistant|>"]
     trainer = trainers.BpeTrainer(vocab_size=4096, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(lines(2000), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=TEMPLATE).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=TEMPLATE).save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -87,7 +89,9 @@ def main() -> None:
         size = (folder / "many.jsonl").stat().st_size
         taken = {}
         for number, (case, (rows, more)) in enumerate(CASES.items()):
-            flags = f"--model_name_or_path {model} --train_file {folder / rows}.jsonl --output_dir {folder / str(number)}"
+            flags = (
+                f"--model_name_or_path {model} --train_file {folder / rows}.jsonl --output_dir {folder / str(number)}"
+            )
             flags += f" --max_steps 1 --max_length 1024 {more}"
             taken[case] = seconds(flags.split(), folder / "cache")
             print(f"{case:<28} {taken[case]:>8.1f} s {taken[case] - taken['1,000 rows']:>+8.1f} s", flush=True)

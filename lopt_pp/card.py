@@ -64,7 +64,9 @@ def model_card(config: Config, rows: Rows, steps_done: Sequence[int], num_steps:
         num_stages=config.pipeline.num_stages,
         data=rows.summary(),
         steps=steps,
-        flags="\n".join(f"| `--{name}` | {_shown(value)} |" for name, value in config.flags().items() if value is not None),
+        flags="\n".join(
+            f"| `--{name}` | {_shown(value)} |" for name, value in config.flags().items() if value is not None
+        ),
     )
 
 

@@ -164,10 +164,12 @@ class Run:
         """What a run must have in common with the one whose checkpoint it goes on from."""
         run = self.config.run
         rows = run.per_device_train_batch_size * run.gradient_accumulation_steps * self.topology.num_replicas
+        groups = self.config.data.train_sampling_strategy == "group_by_length"
         return {
             "the model's config": self.model_config.to_json_string(use_diff=False),
             "the training rows (sha256)": self.rows.digest,
             "the rows of a step": rows,
+            "the rows that are grouped by length": run.per_device_train_batch_size if groups else 0,
             **self.config.data.essentials(),
             "--seed": run.seed,
             "--method": self.config.objective.method,

@@ -221,7 +221,7 @@ def chain(
 
 @contextlib.contextmanager
 def miniature(model_class: type[PreTrainedModel], small: PreTrainedConfig) -> Iterator[PreTrainedModel]:
-    """A model of a small config with random weights; while it is there, nothing has a gradient or changes torch's seed."""
+    """A model of a small config with random weights; meanwhile nothing has a gradient or changes torch's seed."""
     with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         whole = model_class(small).float().eval()

@@ -1,8 +1,8 @@
 """Checks, before any work is done, that a model class keeps rows apart that share a row of a microbatch.
 
 `transformers` tells by positions that start anew where a row ends, and masks attention across. Families whose layers
-carry something else along (state-space and linear attention layers), or that take no positions, do not; they are refused
-here instead of being trained wrongly.
+carry something else along (state-space and linear attention layers), or that take no positions, do not; they are
+refused here instead of being trained wrongly.
 """
 
 from collections.abc import Sequence
@@ -47,8 +47,8 @@ def check_packing(
         raise LoptError(f"{name}: its miniature fails with: {first_line(failure)}; leave the flag out") from failure
     if difference > _TOLERANCE:
         raise LoptError(
-            f"{name}: rows that share a row give other logits than each by itself (by {difference:.1%} of the largest), "
-            f"since its layers do not keep them apart; leave the flag out"
+            f"{name}: rows that share a row give other logits than each by itself (by {difference:.1%} of the "
+            f"largest), since its layers do not keep them apart; leave the flag out"
         )
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny import write_model
 
 from lopt_pp.config import parse_config
@@ -31,7 +33,9 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     "query and response": [{"query": ask, "response": reply} for ask, reply in SUMS],
     "problem and solution": [{"problem": ask, "solution": reply} for ask, reply in SUMS],
     "text": [{"text": ask + reply} for ask, reply in SUMS],
-    "tokenized": [{"input_ids": list(range(4, 8 + n)), "labels": [-100] * 4 + list(range(8, 8 + n))} for n in range(2, 8)],
+    "tokenized": [
+        {"input_ids": list(range(4, 8 + n)), "labels": [-100] * 4 + list(range(8, 8 + n))} for n in range(2, 8)
+    ],
 }
 
 PRESETS = {"metamathqa": "query and response", "alpaca": "alpaca", "tulu3": "messages", "gsm8k": "question and answer"}
@@ -51,7 +55,7 @@ def train(model: Path, rows: list[dict[str, Any]], folder: Path, flags: str = ""
     """Of each step of a run over all rows: the losses of both stages, and the number of tokens."""
     file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    out = folder / f"out{flags}".replace(" ", "")
+    out = folder / f"out-{len(list(folder.glob('out-*')))}"
     given = f"--model_name_or_path {model} --train_file {file} --max_steps 2 --per_device_train_batch_size 3"
     given += f" --gradient_accumulation_steps 2 --learning_rate 1e-3 --backend gloo {flags}"
     config = parse_config([*given.split(), "--output_dir", str(out)])
@@ -85,3 +89,19 @@ def test_streamed_packed_and_padding_free_rows_train_alike(model: Path, tmp_path
 def test_every_preset_trains(preset: str, model: Path, tmp_path: Path) -> None:
     rows = SHAPES[PRESETS[preset]]
     assert len(train(model, rows, tmp_path, f"--dataset_mapping {preset} --packing")) == 2
+
+
+@pytest.mark.parametrize("layout", ["", "--packing --max_length 64"])
+def test_a_streamed_run_goes_on_in_the_middle_of_an_epoch(layout: str, model: Path, tmp_path: Path) -> None:
+    sums = [{"question": f"what is {i} + {i * i}?", "answer": f"{i + i * i}"} for i in range(60)]
+    flags = f"--streaming --max_steps 5 --save_steps 2 {layout}"
+    whole = train(model, sums, tmp_path, flags)
+    (out,) = tmp_path.glob("out*")
+    rest = train(model, sums, tmp_path, f"{flags} --save_steps 0 --resume_from_checkpoint {out / 'checkpoint-2'}")
+    assert rest == whole[2:]
+    (other,) = set(tmp_path.glob("out*")) - {out}
+    one, two = (
+        {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+        for folder in (out, other)
+    )
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)

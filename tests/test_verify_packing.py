@@ -25,7 +25,7 @@ LENGTHS = [9, 3, 14, 2, 7, 5, 11, 4, 2, 6]
 
 
 def make_rows() -> TokenizedRows:
-    """Rows of different lengths; the loss counts from their second half on, and on the first token, which nothing predicts."""
+    """Rows of different lengths; the loss counts on their second half and their first token, which nothing predicts."""
     draw = torch.Generator().manual_seed(0)
     ids = [torch.randint(3, 128, (length,), generator=draw).tolist() for length in LENGTHS]
     labels = [[row[0]] + [-100] * (len(row) // 2 - 1) + row[max(len(row) // 2, 1) :] for row in ids]
@@ -118,7 +118,7 @@ def test_layers_that_carry_a_state_are_refused() -> None:
 def test_a_class_that_takes_no_positions_is_refused() -> None:
     config = BloomConfig(vocab_size=128, hidden_size=64, n_layer=4, n_head=4)
     text = refusal(model_class_of(config), config)
-    assert text.startswith("BloomForCausalLM cannot be trained with --packing or --padding_free: its miniature fails with")
+    assert text.startswith("BloomForCausalLM cannot be trained with --packing or --padding_free: rows that share a row")
 
 
 def test_the_check_leaves_the_config_alone() -> None:

@@ -44,7 +44,7 @@ class DataConfig:
     dataset_mapping: str | None = field(
         default=None,
         metadata={
-            "help": f"What makes trainable rows of others. A preset ({', '.join(PRESETS)}): its columns and its prompt, "
+            "help": f"What makes trainable rows of others. A preset ({', '.join(PRESETS)}): its columns, its prompt, "
             "and its dataset on the hub where neither --train_file nor --dataset_name is given. Or a function of yours, "
             "`package.module:function`, from a row as a dict to one with known columns, or to None to leave it out."
         },
@@ -54,18 +54,22 @@ class DataConfig:
     )
     dataset_num_proc: int | None = field(
         default=None,
-        metadata={"help": "Processes that tokenize, on each node. By default as many as it has cores, if rows are many."},
+        metadata={
+            "help": "Processes that tokenize, on each node. By default as many as it has cores, if rows are many."
+        },
     )
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "Tokenize each row when its step comes, instead of all rows before the first step. Rows that cannot "
-            "be used are then left out of their step. The order is the same function of the seed."
+            "help": "Tokenize each row when its step comes, instead of all rows before the first step. Rows that "
+            "cannot be used are then left out of their step. The order is the same function of the seed."
         },
     )
     chat_template_path: str | None = field(
         default=None,
-        metadata={"help": "Chat template instead of the tokenizer's: a .jinja file, or a tokenizer's directory or hub id."},
+        metadata={
+            "help": "Chat template instead of the tokenizer's: a .jinja file, or a tokenizer's directory or hub id."
+        },
     )
     assistant_only_loss: bool = field(
         default=True,
@@ -81,8 +85,8 @@ class DataConfig:
     max_length: int = field(
         default=1024,
         metadata={
-            "help": "Longest row that is trained on, in tokens, and the length of packed rows. Longer rows are left out "
-            "and counted, never cut: a cut answer would teach the model not to finish."
+            "help": "Longest row that is trained on, in tokens, and the length of packed rows. Longer rows are left "
+            "out and counted, never cut: a cut answer would teach the model not to finish."
         },
     )
     packing: bool = field(
@@ -95,8 +99,8 @@ class DataConfig:
     padding_free: bool = field(
         default=False,
         metadata={
-            "help": "Lay the rows of a microbatch one behind the other without padding. Meant for flash attention; with "
-            "sdpa or eager it makes attention over the whole microbatch."
+            "help": "Lay the rows of a microbatch one behind the other without padding. Meant for flash attention; "
+            "with sdpa or eager it makes attention over the whole microbatch."
         },
     )
     shuffle_dataset: bool = field(

@@ -58,9 +58,9 @@ class RowEncoder:
     - Conversations are rendered by the chat template, with the loss on every assistant turn (see `_encode_chat`); of
       `prompt` and `completion`, on those of the completion. What follows the last answer is left off.
     - A prompt and its answer become a user turn and an assistant turn of the chat template, with the loss on the
-      answer. For a tokenizer without a template they are the prompt with the special tokens that the tokenizer adds, the
-      answer and the end-of-sequence token; a newline parts a question or an instruction from its answer, and nothing
-      parts `prompt` from `completion`.
+      answer. For a tokenizer without a template they are the prompt with the special tokens that the tokenizer adds,
+      the answer and the end-of-sequence token; a newline parts a question or an instruction from its answer, and
+      nothing parts `prompt` from `completion`.
     - A text is as the tokenizer encodes it, then the end-of-sequence token, with the loss on every token.
     - Tokens are used as they are.
 
@@ -83,7 +83,10 @@ class RowEncoder:
         self._assistant_only, self._completion_only = assistant_only_loss, completion_only_loss
         self._vocab_size = len(tokenizer)
         self._has_template = bool(tokenizer.chat_template)
-        self._marked_template = _marked_template(tokenizer)
+        # Only tokenizers of the `tokenizers` library can say which token a character of the text went to.
+        template = tokenizer.get_chat_template() if self._has_template and tokenizer.is_fast else ""
+        self._marked_template = template if has_generation_markers(template) else None
+        self._trl_template = _trl_template(tokenizer) if template and not self._marked_template else None
 
     def __call__(self, row: Row) -> EncodedRow | None:
         """Encodes one row; None values stand for absent columns. A row without anything to predict gets no targets.
@@ -136,11 +139,11 @@ class RowEncoder:
     def _encode_chat(self, chat: Conversation) -> EncodedRow:
         """Encodes a conversation with the loss on the assistant turns: of a completion, on those after its prompt.
 
-        Where the template marks what the assistant generates (or is one of those that TRL knows with marks), the marks
-        say which tokens count. Otherwise an answer is what the template adds to the conversation before it with the
-        generation prompt; a template that renders that conversation differently once it is answered (some drop earlier
-        reasoning) leaves the last answer only. An assistant turn that opens the conversation has no prompt, so it counts
-        only where the template marks it.
+        Where the template marks what the assistant generates, the marks say which tokens count. Otherwise an answer is
+        what the template adds to the conversation before it with the generation prompt. Some templates render that
+        conversation differently once it is answered (they drop earlier reasoning): then TRL's copy of the template,
+        which has marks, is taken if TRL knows the template, and else the last answer alone counts. An assistant turn
+        that opens the conversation has no prompt, so it counts only where the template marks it.
         """
         if not self._has_template:
             raise LoptError(
@@ -157,8 +160,9 @@ class RowEncoder:
         notes = Note.TAIL_CUT if answers and answers[-1] + 1 < len(messages) else Note(0)
         kept = Conversation(messages[: answers[-1] + 1] if answers else [], chat.prompt_length, chat.options)
         if kept.messages and not chat.prompt_length and self._marked_template:
-            return self._encode_marked(kept, notes)
-        return self._encode_targets(kept, [(turn, turn + 1) for turn in answers if turn > 0], notes)
+            return self._encode_marked(kept, self._marked_template, notes)
+        targets = [(turn, turn + 1) for turn in answers if turn > 0]
+        return self._encode_targets(kept, targets, notes, None if chat.prompt_length else self._trl_template)
 
     def _encode_whole(self, chat: Conversation) -> EncodedRow:
         if not chat.messages:
@@ -166,8 +170,8 @@ class RowEncoder:
         whole = self._render(chat.messages, chat, add_generation_prompt=False)
         return self._encode_pieces([_Piece(whole, True)], add_special_tokens=False)
 
-    def _encode_marked(self, chat: Conversation, notes: Note) -> EncodedRow:
-        options = {"chat_template": self._marked_template} | chat.options
+    def _encode_marked(self, chat: Conversation, template: str, notes: Note) -> EncodedRow:
+        options = {"chat_template": template} | chat.options
         try:
             encoded = self._tokenizer.apply_chat_template(
                 chat.messages,
@@ -183,11 +187,22 @@ class RowEncoder:
         labels = [token if is_target else IGNORE_INDEX for token, is_target in zip(input_ids, mask, strict=True)]
         return EncodedRow(input_ids, labels, notes)
 
-    def _encode_targets(self, chat: Conversation, targets: Sequence[tuple[int, int]], notes: Note) -> EncodedRow:
-        """Encodes a conversation with the loss on some runs of its messages, from the first to before the last."""
+    def _encode_targets(
+        self, chat: Conversation, targets: Sequence[tuple[int, int]], notes: Note, marked_template: str | None = None
+    ) -> EncodedRow:
+        """Encodes a conversation with the loss on some runs of its messages.
+
+        Args:
+            chat: the conversation.
+            targets: the runs, each from its first message to before its last.
+            notes: what was changed of it.
+            marked_template: that marks the runs, where their tokens cannot be told by the tokenizer's template.
+        """
         if not targets:
             return EncodedRow([], [])
         pieces = self._cut_into_pieces(chat, targets)
+        if pieces is None and marked_template is not None:
+            return self._encode_marked(chat, marked_template, notes)
         if pieces is None and (pieces := self._cut_into_pieces(chat, targets[-1:])) is not None:
             notes |= Note.ONLY_LAST_ANSWER
         if pieces is None:
@@ -241,14 +256,8 @@ class RowEncoder:
         return EncodedRow(input_ids, labels)
 
 
-def _marked_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The tokenizer's chat template with marks on what the assistant generates; None where there is none with marks."""
-    # Only tokenizers of the `tokenizers` library can say which token a character of the text went to.
-    if not tokenizer.chat_template or not tokenizer.is_fast:
-        return None
-    template = tokenizer.get_chat_template()
-    if has_generation_markers(template):
-        return template
+def _trl_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """TRL's copy of the tokenizer's chat template, with marks on what the assistant generates, if there is one."""
     try:
         return get_training_chat_template(tokenizer)
     except (ValueError, KeyError, TypeError, jinja2.TemplateError):  # Not one that TRL knows, or can ask.

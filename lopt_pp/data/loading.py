@@ -33,7 +33,7 @@ _FEATURES = Features(
 
 _CHANGES = {
     Note.TAIL_CUT: "without the messages after their last answer",
-    Note.ONLY_LAST_ANSWER: "with a loss on their last answer only, as the chat template renders earlier ones differently",
+    Note.ONLY_LAST_ANSWER: "with a loss on their last answer only, as the chat template renders earlier ones otherwise",
 }
 
 _ROWS_PER_PROCESS = 2000
@@ -41,7 +41,7 @@ _ROWS_PER_PROCESS = 2000
 
 
 def with_chat_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer with the chat template that the flags give it: `--chat_template_path`, or a preset's where it has none.
+    """The tokenizer with the chat template of `--chat_template_path`, or of a preset where it has none of its own.
 
     Raises:
         LoptError: there is no such template, or it uses special tokens that the tokenizer lacks.
@@ -79,8 +79,8 @@ def load_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Reads the rows that `config` names and tokenizes them (see `read_row` for the shapes of rows).
 
     Left out are rows of more than `max_length` tokens and rows without a target token. The tokens are cached on disk by
-    `datasets`, which moves a finished file into place, so the processes of a run may all call this at once; where one of
-    them is first, the others find what it made. With `streaming` nothing is tokenized but a sample.
+    `datasets`, which moves a finished file into place, so the processes of a run may all call this at once; where one
+    of them is first, the others find what it made. With `streaming` nothing is tokenized but a sample.
 
     Raises:
         LoptError: the data cannot be read, a row is malformed (the text has its number, from 1), or no row is left.
@@ -176,8 +176,8 @@ _forks_workers = False
 def _workers() -> Iterator[None]:
     """Has the processes that are forked in it mind signals in the usual way.
 
-    They would inherit this process's handling of SIGTERM, by which their pool ends them: it would take their end for its
-    own.
+    They would inherit this process's handling of SIGTERM, by which their pool ends them: it would take their end for
+    its own.
     """
     global _forks_workers
     _forks_workers = True

@@ -1,4 +1,4 @@
-"""`--dataset_mapping`: what a raw row is, where its columns do not say it: a preset by name, or the user's own function."""
+"""`--dataset_mapping`: what a raw row is, where its columns do not say it: a preset by name, or a function."""
 
 import functools
 import hashlib

@@ -126,7 +126,7 @@ class DataOrder:
             yield index, packs[index * self._batch_size : (index + 1) * self._batch_size]
 
     def _packs_of(self, step: int) -> list[Pack]:
-        """The rows of a step, over all replicas, in the order of its microbatches. Kept, as they are asked for often."""
+        """The rows of a step, over all replicas, in the order of its microbatches. They are asked for often."""
         if step not in self._steps:
             packs = self._rows.deal(self._numbers_of(step))
             if self._sampling != "random" and not self._padding_free:
@@ -134,7 +134,8 @@ class DataOrder:
             self._steps[step] = packs
             if len(self._steps) > _KEPT_STEPS:
                 self._steps.popitem(last=False)
-            self._rows.prepare(self._numbers_of(step + 1))
+            if step + 1 not in self._steps:
+                self._rows.prepare(self._numbers_of(step + 1))
         return self._steps[step]
 
     def _numbers_of(self, step: int) -> np.ndarray:

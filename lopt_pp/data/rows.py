@@ -156,7 +156,9 @@ class PackedRows:
     def summary(self) -> str:
         """That of the rows, and how full the packs are."""
         filled = self.lengths.mean() / self._max_length
-        return f"{self._rows.summary()}; packed into {len(self)} of {self._max_length} tokens, {filled:.1%} of them filled"
+        return (
+            f"{self._rows.summary()}; packed into {len(self)} of {self._max_length} tokens, {filled:.1%} of them filled"
+        )
 
 
 def summarize(source: str, num_used: int, dropped: Mapping[str, int], changed: Mapping[str, int]) -> str:

@@ -78,8 +78,8 @@ def read_row(row: Row, text_field: str = "text") -> Shape:
     """The shape of a raw row. The columns that are not None decide, by the first of these that fits:
 
     - `input_ids`, and `labels` or the masks of TRL (`completion_mask`, `assistant_masks`): used as they are.
-    - `messages`, a list of `{"role": ..., "content": ...}`; or `conversations`, which may have the `from` and `value` of
-      ShareGPT instead.
+    - `messages`, a list of `{"role": ..., "content": ...}`; or `conversations`, which may have the `from` and `value`
+      of ShareGPT instead.
     - `prompt` and `completion`, two strings or two lists of messages.
     - `question` and `answer`; `query` and `response` (MetaMathQA); `problem` and `solution`.
     - `instruction` and `output`, optionally `input`, which a blank line parts from the instruction (Alpaca).
@@ -132,7 +132,9 @@ def _tokens(row: Row) -> Tokens:
         if column in row:
             mask = _integers(row, column)
             if len(input_ids) != len(mask):
-                raise LoptError(f"`input_ids` has {len(input_ids)} entries and `{column}` {len(mask)}; give one a token")
+                raise LoptError(
+                    f"`input_ids` has {len(input_ids)} entries and `{column}` {len(mask)}; give one a token"
+                )
             labels = [label if counts else IGNORE_INDEX for label, counts in zip(labels, mask, strict=True)]
     return Tokens(input_ids, labels)
 
@@ -161,7 +163,9 @@ def _messages(row: Row, column: str) -> Messages:
     messages = maybe_convert_to_chatml({"messages": copied})["messages"]
     checked = []
     for number, (message, original) in enumerate(zip(messages, given, strict=True), 1):
-        message = {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
+        message = (
+            {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
+        )
         if "tool_calls" in message:
             message.setdefault("content", "")
         if not all(isinstance(message.get(key), str) for key in ("role", "content")):

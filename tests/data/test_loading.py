@@ -261,7 +261,9 @@ def test_what_was_changed_is_counted(tmp_path: Path, tokenizer: PreTrainedTokeni
     )
     ask, reply = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
     path = write(tmp_path / "train.jsonl", [{"messages": [ask, reply, ask]}, {"messages": [ask, reply]}])
-    assert load(path, tokenizer).summary() == f"2 rows of {path}: 2 used; 1 without the messages after their last answer"
+    assert (
+        load(path, tokenizer).summary() == f"2 rows of {path}: 2 used; 1 without the messages after their last answer"
+    )
 
 
 def test_chat_template_from_a_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,5 +1,6 @@
 """Presets, and functions of the user's own."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ number = 5
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A module in the working directory, where a user has it."""
+    monkeypatch.delitem(sys.modules, "own_mapping", raising=False)
     (tmp_path / "own_mapping.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -51,7 +53,10 @@ def test_own_function(module: str) -> None:
 @pytest.mark.parametrize(
     ("mapping", "error"),
     [
-        ("metamath", "^--dataset_mapping metamath: give one of metamathqa, alpaca, tulu3, gsm8k, or a function of yours"),
+        (
+            "metamath",
+            "^--dataset_mapping metamath: give one of metamathqa, alpaca, tulu3, gsm8k, or a function of yours",
+        ),
         ("nowhere:swap", "^--dataset_mapping nowhere:swap cannot be imported: No module named 'nowhere'"),
         ("own_mapping:gone", "^--dataset_mapping own_mapping:gone cannot be imported: .*has no attribute 'gone'"),
         ("own_mapping:number", "^--dataset_mapping own_mapping:number is no function, but 5"),
@@ -77,7 +82,9 @@ def test_presets_have_their_columns_and_prompts() -> None:
     pair = read("alpaca", {"instruction": "q", "input": "i", "output": "ab", "text": "no"})
     assert isinstance(pair, Pair) and (pair.prompt, pair.completion) == ("q\n\ni", "ab")
     assert pair.plain.endswith("### Instruction:\nq\n\n### Input:\ni\n\n### Response:")
-    assert read("alpaca", {"instruction": "q", "input": "", "output": "ab"}) == read("metamathqa", {"query": "q", "response": "ab"})
+    assert read("alpaca", {"instruction": "q", "input": "", "output": "ab"}) == read(
+        "metamathqa", {"query": "q", "response": "ab"}
+    )
     assert read("tulu3", {"id": "1", "messages": [QUESTION, ANSWER], "source": "s"}) == Conversation([QUESTION, ANSWER])
     assert read("gsm8k", {"question": "q", "answer": "ab"}) == Pair("q", "ab", "Question: q\nAnswer: ")
     with pytest.raises(LoptError, match=r"it has no string `response` \(it has: query\)"):

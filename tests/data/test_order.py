@@ -192,7 +192,9 @@ def test_a_packed_microbatch(rows: TokenizedRows) -> None:
     """Packs of rows 0 and 1 of the data (2 and 3 tokens), of row 3 (5 tokens), of row 2 (4 tokens)..."""
     packed = PackedRows(rows, max_length=6)
     order = make_order(packed, shuffle=False, sampling="batch_rebalance", keep_apart=True)
-    assert sum(len(batch.input_ids) for step in range(order.steps_per_epoch) for batch in order.microbatches(step)) == len(packed)
+    assert sum(
+        len(batch.input_ids) for step in range(order.steps_per_epoch) for batch in order.microbatches(step)
+    ) == len(packed)
     seen = []
     for step in range(order.steps_per_epoch):
         batches = order.microbatches(step)

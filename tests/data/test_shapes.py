@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from chat import ANSWER, CHAT_PROMPT, CHATML, END, MARKED, QUESTION, START, make_tokenizer, spell
+from chat import ANSWER, CHAT_PROMPT, CHATML, END, MARKED, QUESTION, REWRITING, START, make_tokenizer, spell
+from trl.chat_template_utils import qwen2_5_chat_template, qwen3_chat_template
 
 from lopt_pp.data.formats import Note, RowEncoder
 from lopt_pp.data.shapes import Conversation, Pair, Text, Tokens, read_row
@@ -22,7 +23,13 @@ FOLLOW_UP = {"role": "user", "content": "more"}
             Conversation([QUESTION, ANSWER]),
         ),
         (
-            {"conversations": [{"from": "system", "value": "s"}, {"from": "user", "value": "q"}, {"from": "assistant", "value": "ab"}]},
+            {
+                "conversations": [
+                    {"from": "system", "value": "s"},
+                    {"from": "user", "value": "q"},
+                    {"from": "assistant", "value": "ab"},
+                ]
+            },
             Conversation([{"role": "system", "content": "s"}, QUESTION, ANSWER]),
         ),
         ({"prompt": [QUESTION], "completion": [ANSWER]}, Conversation([QUESTION, ANSWER], prompt_length=1)),
@@ -48,7 +55,9 @@ def test_columns_decide(row: dict[str, Any], shape: object) -> None:
 
 def test_text_may_stand_in_another_column() -> None:
     assert read_row({"content": "ab", "text": "no"}, text_field="content") == Text("ab")
-    with pytest.raises(LoptError, match=r"no usable columns \(it has: text\); a row needs .*; or content; --dataset_mapping"):
+    with pytest.raises(
+        LoptError, match=r"no usable columns \(it has: text\); a row needs .*; or content; --dataset_mapping"
+    ):
         read_row({"text": "ab"}, text_field="content")
 
 
@@ -128,17 +137,15 @@ def test_the_prompt_counts_too_if_asked_for() -> None:
     assert targets(row, None) == ["ab", END]
 
 
-def test_a_template_that_trl_knows_is_marked_by_trl() -> None:
-    """As Qwen 2.5's: without marks of its own, and TRL has it with marks."""
-    from trl.chat_template_utils import qwen2_5_chat_template
-
+def test_trl_marks_a_template_that_rewrites_and_that_it_knows() -> None:
+    """Qwen 3's drops the reasoning of earlier turns; Qwen 2.5's leaves turns as they are."""
     row = {"messages": [QUESTION, ANSWER, QUESTION, ANSWER]}
-    assert targets(row, qwen2_5_chat_template) == [*spell(("ab", END)), *spell(("ab", END))] + []
+    assert targets(row, qwen2_5_chat_template) == spell(("ab", END, "\n") * 2)
+    think = "<think>\n\n</think>\n\n"
+    assert targets(row, qwen3_chat_template) == spell((think, "ab", END, "\n") * 2)
 
 
 def test_what_was_changed_is_noted() -> None:
-    from chat import REWRITING
-
     def notes(messages: list[dict[str, str]], template: str) -> Note:
         encoded = RowEncoder(make_tokenizer(template))({"messages": messages})
         assert encoded is not None

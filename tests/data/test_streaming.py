@@ -1,4 +1,4 @@
-"""Rows that are tokenized when their step comes: the same order and the same microbatches as of those tokenized before."""
+"""Rows that are tokenized when their step comes: the order and the microbatches are those of rows tokenized before."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def load(path: str, streaming: bool = True, max_length: int = 32, **flags: Any) -> Rows:
-    return load_rows(DataConfig(train_file=[path], streaming=streaming, max_length=max_length, **flags), make_tokenizer())
+    return load_rows(
+        DataConfig(train_file=[path], streaming=streaming, max_length=max_length, **flags), make_tokenizer()
+    )
 
 
 def make_order(rows: Rows, **options: Any) -> DataOrder:
@@ -169,7 +171,7 @@ def test_no_row_of_the_sample(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": ""}, {"text": "x" * 40}])
     with pytest.raises(
         LoptError,
-        match=r"none of 2 rows of .*, from its first to its last, can be used \(1 without a target token, 1 longer than "
-        r"--max_length 32\); check --max_length and the answers",
+        match=r"none of 2 rows of .*, from its first to its last, can be used \(1 without a target token, 1 longer "
+        r"than --max_length 32\); check --max_length and the answers",
     ):
         load(path)
