@@ -45,7 +45,7 @@ class DataConfig:
         default=None,
         metadata={
             "help": f"What makes trainable rows of others. A preset ({', '.join(PRESETS)}): its columns, its prompt, "
-            "and its dataset on the hub where neither --train_file nor --dataset_name is given. Or a function of yours, "
+            "and its dataset on the hub if neither --train_file nor --dataset_name is given. Or a function of yours, "
             "`package.module:function`, from a row as a dict to one with known columns, or to None to leave it out."
         },
     )
