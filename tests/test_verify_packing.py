@@ -9,9 +9,11 @@ from datasets import Dataset
 from families import FAMILIES, tiny_config
 from tiny import write_model
 from transformers import AutoConfig, BloomConfig, LlamaForCausalLM, Qwen3NextConfig
+from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
 from lopt_pp.data import DataOrder, TokenizedRows
 from lopt_pp.data.rows import PackedRows, Rows
+from lopt_pp.end_to_end import pad_alike
 from lopt_pp.errors import LoptError
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig
@@ -34,8 +36,15 @@ def make_rows() -> TokenizedRows:
     return TokenizedRows(Dataset.from_dict(columns), "a test", {})
 
 
-def losses(model: Path, rows: Rows, **options: bool) -> dict[str, float]:
-    """The mean losses of both stages over a step of all rows, and their gradients' norms."""
+def losses(model: Path, rows: Rows, alike: bool = False, **options: bool) -> dict[str, float]:
+    """The mean losses of both stages over a step of all rows, and their gradients' norms.
+
+    Args:
+        model: to train.
+        rows: to train on.
+        alike: whether all microbatches are padded to one shape, as for an end-to-end pipeline.
+        options: of the data order.
+    """
     order = DataOrder(
         rows,
         per_device_train_batch_size=len(LENGTHS) if options.get("padding_free") else 3,
@@ -53,7 +62,8 @@ def losses(model: Path, rows: Rows, **options: bool) -> dict[str, float]:
     for span in spans:
         block = load_block(Checkpoint(str(model)), model_class, config, anatomy, span)
         stages.append(Stage(block, local_objective(block, ObjectiveConfig(), 0), OptimConfig(max_grad_norm=0.0), 10))
-    for batch in order.microbatches(0):
+    batches = order.microbatches(0)
+    for batch in pad_alike(batches) if alike else batches:
         hidden_states = None
         for stage in stages:
             output = stage.forward(batch, hidden_states)
@@ -76,6 +86,30 @@ def test_packed_and_padding_free_rows_give_the_losses_of_padded_ones(family: str
     spans = split_evenly(config.num_hidden_layers, 3)
     model_class = model_class_of(config)
     check_packing(model_class, config, spans, check_split(model_class, config, spans))
+
+
+def test_packed_microbatches_may_be_padded_alike(tmp_path: Path) -> None:
+    model, rows = write_model(tmp_path / "model"), PackedRows(make_rows(), 16)
+    expected = losses(model, rows, keep_apart=True)
+    assert losses(model, rows, alike=True, keep_apart=True) == pytest.approx(expected, rel=2e-4)
+
+
+def test_flash_attention_finds_the_rows_by_the_positions() -> None:
+    order = DataOrder(
+        PackedRows(make_rows(), 16),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        shuffle=False,
+        seed=0,
+        pad_token_id=0,
+        padding_free=True,
+    )
+    found = []
+    for batch in (batch for step in range(order.steps_per_epoch) for batch in order.microbatches(step)):
+        (starts, _), _ = prepare_fa_kwargs_from_position_ids(batch.position_ids)
+        assert batch.token_mask.all() and starts[-1] == batch.num_tokens
+        found += starts.diff().tolist()
+    assert sorted(found) == sorted(LENGTHS)
 
 
 def test_it_matters_that_rows_are_kept_apart(tmp_path: Path) -> None:
