@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any
 
-import jinja2
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from lopt_pp.data.shapes import IGNORE_INDEX, Conversation, Messages, Pair, Reader, Row, Text, Tokens, read_row
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, first_line, shown
 
 __all__ = ["IGNORE_INDEX", "EncodedRow", "Note", "RowEncoder"]
 
@@ -83,10 +82,15 @@ class RowEncoder:
         self._assistant_only, self._completion_only = assistant_only_loss, completion_only_loss
         self._vocab_size = len(tokenizer)
         self._has_template = bool(tokenizer.chat_template)
+        try:
+            template = tokenizer.get_chat_template() if self._has_template else ""
+        except ValueError as error:  # Several templates, and none that is the default.
+            raise LoptError(f"the tokenizer's chat template cannot be used: {first_line(error)}") from error
         # Only tokenizers of the `tokenizers` library can say which token a character of the text went to.
-        template = tokenizer.get_chat_template() if self._has_template and tokenizer.is_fast else ""
-        self._marked_template = template if has_generation_markers(template) else None
-        self._trl_template = _trl_template(tokenizer) if template and not self._marked_template else None
+        can_tell = self._has_template and tokenizer.is_fast
+        marked = can_tell and has_generation_markers(template)
+        self._marked_template = template if marked else None
+        self._trl_template = _trl_template(tokenizer) if can_tell and not marked else None
 
     def __call__(self, row: Row) -> EncodedRow | None:
         """Encodes one row; None values stand for absent columns. A row without anything to predict gets no targets.
@@ -122,8 +126,8 @@ class RowEncoder:
                 if not 0 <= token < self._vocab_size and not (column == "labels" and token == IGNORE_INDEX):
                     also = " (or -100 where no loss counts)" if column == "labels" else ""
                     raise LoptError(
-                        f"`{column}` holds {token}, but the tokenizer has the ids 0 to {self._vocab_size - 1}{also}; "
-                        "was it tokenized with another tokenizer?"
+                        f"`{column}` holds {shown(token)}, but the tokenizer has the ids 0 to {self._vocab_size - 1}"
+                        f"{also}; was it tokenized with another tokenizer?"
                     )
         return EncodedRow(input_ids, labels)
 
@@ -180,7 +184,7 @@ class RowEncoder:
                 tokenizer_kwargs={"verbose": False},
                 **options,
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # A template is a program, and may fail in any way at what it was not made for.
             raise _refused(error) from error
         assert isinstance(encoded, BatchEncoding)
         input_ids, mask = encoded["input_ids"], encoded["assistant_masks"]
@@ -230,7 +234,7 @@ class RowEncoder:
         options: dict[str, Any] = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
         try:
             rendered = self._tokenizer.apply_chat_template(messages, **options, **chat.options)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # A template is a program, and may fail in any way at what it was not made for.
             raise _refused(error) from error
         assert isinstance(rendered, str)
         return rendered
@@ -241,6 +245,10 @@ class RowEncoder:
         A piece is encoded behind what stands before it where that leaves the tokens before it alone, since tokenizers
         that put a space before a text would put one before a piece encoded by itself.
         """
+        try:
+            "".join(piece.text for piece in pieces).encode()
+        except UnicodeEncodeError as error:
+            raise LoptError(f"its text is no Unicode: {first_line(error)}; change the row or leave it out") from error
         text = ""
         input_ids: list[int] = []
         labels: list[int] = []
@@ -260,9 +268,9 @@ def _trl_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """TRL's copy of the tokenizer's chat template, with marks on what the assistant generates, if there is one."""
     try:
         return get_training_chat_template(tokenizer)
-    except (ValueError, KeyError, TypeError, jinja2.TemplateError):  # Not one that TRL knows, or can ask.
+    except Exception:  # Not one that TRL knows; or a program that fails in its own way at TRL's questions.
         return None
 
 
-def _refused(error: jinja2.TemplateError) -> LoptError:
-    return LoptError(f"the chat template refuses the conversation: {error}; change the row or leave it out")
+def _refused(error: Exception) -> LoptError:
+    return LoptError(f"the chat template refuses the conversation: {first_line(error)}; change the row or leave it out")

@@ -123,7 +123,7 @@ class JsonLines:
         line = self._files[part][self._starts[part][place] : self._stops[part][place]]
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LoptError(f"it is no JSON: {first_line(error)}") from error
         if not isinstance(row, dict):
             raise LoptError(f"it is no JSON object, but {type(row).__name__}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from trl import maybe_convert_to_chatml
 
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, shown
 
 IGNORE_INDEX = -100
 """The label of a token that takes no part in the loss (as in `torch.nn.functional.cross_entropy`)."""
@@ -183,7 +183,7 @@ def _template_options(row: Row) -> dict[str, Any]:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise LoptError(f"`tools` must be a list or JSON of one, but is {_shown(tools)}") from error
     if not isinstance(options, dict):
         raise LoptError(f"`chat_template_kwargs` must be a mapping, but is {_shown(options)}")
@@ -191,5 +191,4 @@ def _template_options(row: Row) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    shown = repr(value)
-    return f"{shown[:80]}{'...' if len(shown) > 80 else ''} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"
