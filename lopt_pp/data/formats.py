@@ -82,15 +82,15 @@ class RowEncoder:
         self._assistant_only, self._completion_only = assistant_only_loss, completion_only_loss
         self._vocab_size = len(tokenizer)
         self._has_template = bool(tokenizer.chat_template)
-        # Only tokenizers of the `tokenizers` library can say which token a character of the text went to.
         try:
             template = tokenizer.get_chat_template() if self._has_template else ""
         except ValueError as error:  # Several templates, and none that is the default.
             raise LoptError(f"the tokenizer's chat template cannot be used: {first_line(error)}") from error
-        if not tokenizer.is_fast:
-            template = ""
-        self._marked_template = template if has_generation_markers(template) else None
-        self._trl_template = _trl_template(tokenizer) if template and not self._marked_template else None
+        # Only tokenizers of the `tokenizers` library can say which token a character of the text went to.
+        can_tell = self._has_template and tokenizer.is_fast
+        marked = can_tell and has_generation_markers(template)
+        self._marked_template = template if marked else None
+        self._trl_template = _trl_template(tokenizer) if can_tell and not marked else None
 
     def __call__(self, row: Row) -> EncodedRow | None:
         """Encodes one row; None values stand for absent columns. A row without anything to predict gets no targets.
@@ -268,7 +268,7 @@ def _trl_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """TRL's copy of the tokenizer's chat template, with marks on what the assistant generates, if there is one."""
     try:
         return get_training_chat_template(tokenizer)
-    except Exception:  # Not one that TRL knows, or can ask: a template is a program, and may fail in any way.
+    except Exception:  # Not one that TRL knows; or a program that fails in its own way at TRL's questions.
         return None
 
 

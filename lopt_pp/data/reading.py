@@ -30,6 +30,10 @@ class RawRows(Protocol):
     def source(self) -> str:
         """Where they come from, for messages."""
 
+    @property
+    def outline(self) -> bytes:
+        """What can be told of the rows without reading them; others have another one, or may have."""
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -82,6 +86,10 @@ class Table:
         tables = [table for _, table in parts]
         self.dataset = tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
 
+    @property
+    def outline(self) -> bytes:
+        return str(len(self)).encode()
+
     def __len__(self) -> int:
         return len(self._parts)
 
@@ -95,26 +103,27 @@ class JsonLines:
     Args:
         paths: of the files.
         source: all of them, for messages.
-
-    Attributes:
-        starts: of each file, int64 [rows], the bytes at which its rows start.
     """
 
     def __init__(self, paths: Sequence[Path], source: str) -> None:
         self.source = source
         self._files = [_map(path) for path in paths]
-        self.starts, self._stops = zip(*map(_find_lines, self._files), strict=True)
-        self._parts = _Parts([str(path) for path in paths], [len(starts) for starts in self.starts])
+        self._starts, self._stops = zip(*map(_find_lines, self._files), strict=True)
+        self._parts = _Parts([str(path) for path in paths], [len(starts) for starts in self._starts])
+
+    @property
+    def outline(self) -> bytes:
+        return b"".join((stops - starts).tobytes() for starts, stops in zip(self._starts, self._stops, strict=True))
 
     def __len__(self) -> int:
         return len(self._parts)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         part, place = self._parts.find(index)
-        line = self._files[part][self.starts[part][place] : self._stops[part][place]]
+        line = self._files[part][self._starts[part][place] : self._stops[part][place]]
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise LoptError(f"it is no JSON: {first_line(error)}") from error
         if not isinstance(row, dict):
             raise LoptError(f"it is no JSON object, but {type(row).__name__}")

@@ -118,8 +118,8 @@ class StreamedRows:
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256, in hex, of the number of rows and the tokens of a sample."""
-        sha = hashlib.sha256(str(len(self)).encode())
+        """The SHA-256, in hex, of the rows' outline (of JSONL: the lengths of its lines) and the tokens of a sample."""
+        sha = hashlib.sha256(self._raw.outline)
         for row in self._sample:
             sha.update(row.unusable.encode() + row.input_ids.tobytes() + row.labels.tobytes())
         return sha.hexdigest()

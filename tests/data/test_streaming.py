@@ -134,6 +134,7 @@ def test_other_data_has_another_digest(tmp_path: Path) -> None:
     digest = load(path).digest
     assert digest == load(path).digest
     others = [rows[:-1], [*rows[:-1], {"text": "x"}], [{"text": "x"}, *rows[1:]]]
+    others += [[*rows[:place], {"text": "x"}, *rows[place + 1 :]] for place in range(100, 120)]
     assert digest not in {load(write(tmp_path / "other.jsonl", other)).digest for other in others}
     assert load(path, completion_only_loss=False).digest != digest
 
