@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import queue
 import re
 import shutil
 import threading
@@ -193,6 +194,31 @@ def complete_checkpoints(output_dir: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
+def check_no_checkpoints(output_dir: Path, but: str | None) -> None:
+    """Sees that a run which does not go on from them will not mix its checkpoints with another one's.
+
+    Args:
+        output_dir: of the run.
+        but: a checkpoint that the run goes on from; it, and older ones, may be there.
+
+    Raises:
+        LoptError: others are there.
+    """
+    there = complete_checkpoints(output_dir)
+    if there and (but is None or Path(but).resolve() != there[0].resolve()):
+        raise LoptError(
+            f"--output_dir {output_dir} holds {there[0].name} of an earlier run; --resume_from_checkpoint latest goes "
+            f"on from it, --overwrite_output_dir removes it"
+        )
+
+
+def remove_checkpoints(output_dir: Path, after: int) -> None:
+    """Removes the checkpoints of more than `after` steps."""
+    for path in complete_checkpoints(output_dir):
+        if int(path.name.rsplit("-", 1)[1]) > after:
+            shutil.rmtree(path)
+
+
 def remove_unfinished_checkpoints(output_dir: Path) -> None:
     """Removes what a run left that ended while it saved."""
     for path in output_dir.glob("checkpoint-*" + _UNFINISHED):
@@ -252,7 +278,7 @@ class PartWriter:
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
                 result = {"size": path.stat().st_size, "sha256": _sha256(path)}
-            except (OSError, SafetensorError) as error:
+            except Exception as error:  # Whatever it is: the committer waits for word of this part.
                 result = {"error": f"stage {stage}: {first_line(error)}"}
             self._store.set(f"part/{step}/{stage}", json.dumps(result))
 
@@ -260,10 +286,12 @@ class PartWriter:
 class Committer:
     """Makes complete checkpoints of parts, in a thread of rank 0.
 
+    Attributes:
+        committed: the step of the newest checkpoint that was made; None before the first.
+
     Args:
         output_dir: of the run.
         store: a connection to the run's store for the thread.
-        steps: after which there is a checkpoint, in order.
         spans: of the stages.
         run: what the run's result depends on, by name; plain data.
         describe: puts the model's config and tokenizer into a directory.
@@ -274,7 +302,6 @@ class Committer:
         self,
         output_dir: Path,
         store: Store,
-        steps: Sequence[int],
         spans: Sequence[Span],
         run: Mapping[str, Any],
         describe: Callable[[Path], None],
@@ -286,15 +313,22 @@ class Committer:
         self._run = run
         self._describe = describe
         self._limit = limit
-        self._thread = threading.Thread(target=self._commit_all, args=(steps,), daemon=True)
+        self.committed: int | None = None
+        self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._commit_all, daemon=True)
         self._thread.start()
 
+    def expect(self, step: int) -> None:
+        """Has a checkpoint made of the parts that all stages write, or have written, after `step` steps."""
+        self._due.put(step)
+
     def join(self) -> None:
-        """Waits for the last checkpoint."""
+        """Waits for the last checkpoint that is expected."""
+        self._due.put(None)
         self._thread.join()
 
-    def _commit_all(self, steps: Sequence[int]) -> None:
-        for step in steps:
+    def _commit_all(self) -> None:
+        while (step := self._due.get()) is not None:
             parts = [json.loads(self._store.get(f"part/{step}/{span.stage}")) for span in self._spans]
             errors = [part["error"] for part in parts if "error" in part]
             unfinished = self._output_dir / f"checkpoint-{step}{_UNFINISHED}"
@@ -302,12 +336,13 @@ class Committer:
                 if errors:
                     raise OSError("; ".join(errors))
                 self._commit(unfinished, step, parts)
-            except OSError as error:
+                self.committed = step
+            except Exception as error:  # Tokenizers raise bare ones where they cannot write.
                 shutil.rmtree(unfinished, ignore_errors=True)
                 logger.warning(
                     "no checkpoint at step %d: %s. Earlier ones are as they were; the next is tried in time",
                     step,
-                    error,
+                    first_line(error),
                 )
 
     def _commit(self, unfinished: Path, step: int, parts: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -81,7 +81,7 @@ class EndToEndStage:
     def train(
         self,
         order: DataOrder,
-        steps: range,
+        steps: Iterable[int],
         report: Callable[[Record], None],
         after_step: Callable[[int], None] = lambda steps_done: None,
     ) -> None:
@@ -89,7 +89,7 @@ class EndToEndStage:
 
         Args:
             order: of the data, the same in every process of the pipeline.
-            steps: of the run, to make.
+            steps: of the run, to make, the same in all processes; may end early.
             report: called with one record per step, see `docs/metrics.md`.
             after_step: called with the number of steps done.
 

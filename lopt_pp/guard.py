@@ -1,7 +1,10 @@
 """Notices, whatever this process is doing, that the run cannot go on, and ends it with one clear line.
 
 Three things can happen, and a thread waits for each: a neighbour dies (a connection on which nothing is sent until the
-run is over breaks at that moment), another process says in the store why it failed, or the launcher sends a signal.
+run is over breaks at that moment), another process says in the store why it failed, or a signal comes.
+
+SIGTERM, SIGINT and SIGUSR1 (which Slurm can send ahead of a time limit) ask the run to stop in good order. After a
+SIGINT, another one ends this process at once; so does SIGTERM then, which is what torchrun makes of a second Ctrl-C.
 
 Where there are several processes this one ends without winding Python down: threads may be deep in waits that nothing
 will end any more, and could abort it.
@@ -16,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 import torch
 import torch.distributed as dist
@@ -44,10 +47,12 @@ class Guard:
     Attributes:
         abandon: called, from whatever thread it may be, before a failure ends this process; there to save or remove
             what is in the output directory.
+        stop: called in a thread when a signal asks the run to stop; whether it will. Otherwise the process ends.
     """
 
     def __init__(self, world: World, topology: Topology) -> None:
         self.abandon: Callable[[Failure], None] = lambda failure: None
+        self.stop: Callable[[signal.Signals], bool] = lambda number: False
         self._world = world
         self._topology = topology
         self._name = topology.name_of(world.rank)
@@ -71,7 +76,7 @@ class Guard:
         self._wake, woken = socket.socketpair()
         self._wake.setblocking(False)
         self._wake_before = signal.set_wakeup_fd(self._wake.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             self._handlers[number] = signal.signal(number, lambda *_: None)
         self._start(self._watch_signals, woken)
         return self
@@ -149,15 +154,26 @@ class Guard:
                     self._end(failure)
 
     def _watch_signals(self, woken: socket.socket) -> None:
+        interrupted = False
         with woken:
             while received := woken.recv(1):
                 number = signal.Signals(received[0])
+                if number not in self._handlers:
+                    continue
+                at_once = interrupted and number in (signal.SIGINT, signal.SIGTERM)
+                interrupted = interrupted or number == signal.SIGINT
+                if at_once:
+                    self._leave(number)
                 # The launcher ends the others when a process has died: then say which, not that a signal came.
-                if number in self._handlers and not self._told.wait(timeout=1.0):
+                told = self._told.wait(1.0 if number == signal.SIGTERM else 0.0)
+                if not told and not self.stop(number):
                     with self._fate:
                         if not self._over:
-                            complain(f"{self._name} was stopped by {number.name}")
-                            os._exit(128 + number)
+                            self._leave(number)
+
+    def _leave(self, number: signal.Signals) -> NoReturn:
+        complain(f"{self._name} was ended by {number.name}")
+        os._exit(128 + number)
 
     def _stop(self, message: str, keep: bool = False) -> None:
         """Tells all others, tells the user unless another has a reason that came first, and ends this process."""

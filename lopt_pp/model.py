@@ -1,9 +1,12 @@
-"""The pretrained model that a run starts from: its config, tokenizer and class, before any weights are read."""
+"""All of a model but its weights: config, tokenizer, generation settings; of the pretrained one, and of the result."""
 
+import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+import torch
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.flags import check_types
@@ -66,3 +69,31 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         raise LoptError(
             f"--model_name_or_path {config.model_name_or_path}: no tokenizer: {first_line(error)}"
         ) from error
+
+
+def write_description(
+    directory: Path,
+    config: ModelConfig,
+    model_config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+) -> None:
+    """Writes all of the trained model but its weights: config, generation settings, tokenizer.
+
+    Args:
+        directory: of the model.
+        config: names the pretrained model, for its generation settings.
+        model_config: of the pretrained model.
+        tokenizer: of the pretrained model.
+        dtype: of the weights.
+    """
+    own = copy.deepcopy(model_config)
+    own.tie_word_embeddings = False
+    own.dtype = dtype
+    own.save_pretrained(directory)
+    try:
+        generation = GenerationConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision)
+    except OSError:  # It has none.
+        generation = GenerationConfig.from_model_config(own)
+    generation.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)

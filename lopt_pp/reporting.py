@@ -4,12 +4,14 @@ Every stage puts its records into the run's key-value store and goes on; a threa
 is on the training path.
 """
 
+import errno
 import json
 import logging
+import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,11 @@ _BAR = "|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 def post(store: Store, replica: int, record: dict[str, Any]) -> None:
     """Puts a stage's record of a step where rank 0 finds it."""
     store.set(f"record/{record['stage']}/{record['step']}/{replica}", json.dumps(record))
+
+
+def post_end(store: Store, step: int) -> None:
+    """Tells the collector that the run has ended early, after `step` steps."""
+    store.set(f"record/0/{step + 1}/0", json.dumps(None))
 
 
 class Collector:
@@ -70,17 +77,15 @@ class Collector:
         self._thread.start()
 
     def _collect(self) -> None:
-        earlier = records_until(self._path, self._steps_done) if self._steps_done else []
+        file = MetricsFile(self._path, self._steps_done)
         # disable=None: no bar where standard error is no terminal.
-        with (
-            self._path.open("w", encoding="utf-8") as file,
-            tqdm(total=self._num_steps, initial=self._steps_done, disable=None, bar_format=_BAR) as bar,
-        ):
-            file.writelines(earlier)
+        with tqdm(total=self._num_steps, initial=self._steps_done, disable=None, bar_format=_BAR) as bar:
             for step in range(self._steps_done + 1, self._num_steps + 1):
-                records = [self._take(stage, step) for stage in range(len(self._loss_names))]
-                file.writelines(json.dumps(record) + "\n" for record in records)
-                file.flush()
+                first = self._take(0, step)
+                if first is None:
+                    break
+                records = [first, *(self._take(stage, step) or {} for stage in range(1, len(self._loss_names)))]
+                file.write(records)
                 for seconds, record in zip(self._seconds, records, strict=True):
                     seconds.update({name: value for name, value in record.items() if name.endswith("_seconds")})
                 self._num_tokens += records[-1]["num_tokens"]
@@ -90,11 +95,15 @@ class Collector:
                     with tqdm.external_write_mode():
                         logger.info("step %d/%d: %s", step, self._num_steps, self._status(records))
 
-    def _take(self, stage: int, step: int) -> dict[str, Any]:
+    def _take(self, stage: int, step: int) -> dict[str, Any] | None:
+        """A stage's record of a step; None where the run has ended before it."""
         records = []
         for replica in range(self._num_replicas):
             key = f"record/{stage}/{step}/{replica}"
-            records.append(json.loads(self._store.get(key)))
+            record = json.loads(self._store.get(key))
+            if record is None:
+                return None
+            records.append(record)
             self._store.delete_key(key)
         return join_replicas(records)
 
@@ -142,6 +151,48 @@ class Collector:
     def seconds(self) -> float:
         """Since the collector began."""
         return time.perf_counter() - self._begun
+
+
+class MetricsFile:
+    """`metrics.jsonl`, one record to a line. Training goes on where it cannot be written.
+
+    Args:
+        path: of it.
+        steps_done: before this run; the records of these steps stay in the file.
+    """
+
+    def __init__(self, path: Path, steps_done: int) -> None:
+        self._path = path
+        self._fails = False
+        unfinished = path.with_name(path.name + ".unfinished")
+        earlier = records_until(path, steps_done) if steps_done else []
+        self._guarded(lambda: unfinished.write_text("".join(earlier), encoding="utf-8"))
+        self._guarded(lambda: os.replace(unfinished, path))
+
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        self._guarded(lambda: self._append(lines))
+
+    def _append(self, lines: str) -> None:
+        # Opened each time, so that a directory which was removed and made again is found again.
+        with self._path.open("ab", buffering=0) as file:
+            whole = file.tell()
+            try:
+                if file.write(data := lines.encode()) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(whole)  # No half line is left.
+                raise
+
+    def _guarded(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not self._fails:
+                logger.warning("%s cannot be written: %s. Training goes on", self._path, error.strerror)
+            self._fails = True
+        else:
+            self._fails = False
 
 
 def records_until(path: Path, step: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,13 @@ from lopt_pp.errors import LoptError
 from lopt_pp.split import Span
 
 logger = logging.getLogger(__name__)
+
+LATEST = "latest"
+
+
+def is_restart() -> bool:
+    """Whether torchrun (`--max-restarts`) has started this run again after a process of it had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 class Resumable(Protocol):
@@ -41,7 +49,8 @@ def resume(
 
     Args:
         world: this process.
-        which: a checkpoint's directory; `latest` for the newest whole one; None to begin at the beginning.
+        which: a checkpoint's directory; `latest` for the newest whole one; None to begin at the beginning. A run that
+            torchrun starts again looks for the newest whole one first.
         output_dir: where the newest one is looked for.
         stages: of this process.
         spans: of all stages.
@@ -56,13 +65,14 @@ def resume(
     Raises:
         LoptError: the checkpoint that `which` names cannot be gone on from.
     """
-    if which is None:
+    if which is None and not is_restart():
         return 0
-    candidates = [Path(which)]
-    if which == "latest":
+    candidates = [Path(which)] if which not in (None, LATEST) else []
+    is_named = bool(candidates) and not is_restart()
+    if not is_named:
         if world.rank == 0:  # Which there are, all must see alike.
             world.store.set("candidates", json.dumps([path.name for path in complete_checkpoints(output_dir)]))
-        candidates = [output_dir / name for name in json.loads(world.store.get("candidates"))]
+        candidates = [*(output_dir / name for name in json.loads(world.store.get("candidates"))), *candidates]
     for number, path in enumerate(candidates):
         manifest, complaint = None, ""
         try:
@@ -76,7 +86,7 @@ def resume(
                 _tell(manifest, spans, settings)
             _go_on(manifest, own, stages, is_same_cut=manifest.spans == tuple(spans))
             return manifest.step
-        if which != "latest":
+        if is_named:
             raise LoptError(f"--resume_from_checkpoint: {complaint}")
         if world.rank == 0:
             logger.warning("%s; the checkpoint before it is tried", complaint)

@@ -12,26 +12,39 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
 from torch.distributed import Store
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from lopt_pp.end_to_end_stage import EndToEndStage
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, first_line
 from lopt_pp.stage import Stage
 from lopt_pp.weights import shard_name, write_index, write_shard
 
 logger = logging.getLogger(__name__)
 
 _UNFINISHED = ".unfinished"
+_HOW_ON = "checkpoints are as they were: free the disk, and --resume_from_checkpoint latest goes on from the newest"
 
 
-def check_output_dir(path: Path, overwrite: bool) -> None:
+def holds_whole_model(path: Path) -> bool:
+    """Whether the directory has a model that a run has finished: the index is what comes to its place last."""
+    return (path / SAFE_WEIGHTS_INDEX_NAME).exists()
+
+
+def check_output_dir(path: Path, overwrite: bool, goes_on: bool = False) -> None:
     """Sees that the output directory can take a model.
+
+    Args:
+        path: of the directory; made where it is missing.
+        overwrite: whether it may hold a model.
+        goes_on: whether it may hold what a run has left that was killed while it moved its model there.
 
     Raises:
         LoptError: it holds a model already, is no directory, or cannot be written.
     """
-    if not overwrite and (any(path.glob("*.safetensors*")) or (path / "config.json").exists()):
+    files = ("model.safetensors",) if goes_on else ("*.safetensors*", "config.json")
+    if not overwrite and any(any(path.glob(name)) for name in files):
         raise LoptError(
             f"--output_dir {path} already holds a model; give another, or --overwrite_output_dir to replace it"
         )
@@ -64,8 +77,8 @@ def save_stage(stage: Stage | EndToEndStage, path: Path, store: Store, is_writer
         unfinished.mkdir(parents=True, exist_ok=True)
         with stage.updating:
             sizes, steps = write_shard(stage.block, unfinished if is_writer else None), stage.steps_done
-    except OSError as error:
-        raise LoptError(f"stage {stage.index} cannot write its shard to {unfinished}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise LoptError(f"stage {stage.index} cannot write its shard to {unfinished}: {error}; {_HOW_ON}") from error
     if is_writer:
         store.set(f"shard/{path.name}/{stage.index}", json.dumps([shard_name(stage.block.span), sizes, steps]))
 
@@ -88,21 +101,24 @@ def finish_model(
         num_stages: of the run.
         describe: writes all of the model but its weights into a directory.
         card: makes the model card's text from the number of steps that each stage has done.
+
+    Raises:
+        LoptError: something cannot be written; what was in the directory is as it was.
     """
     unfinished = path / _UNFINISHED
     parts = [json.loads(store.get(f"shard/{path.name}/{stage}")) for stage in range(num_stages)]
     shards = {name: sizes for name, sizes, _ in parts}
-    describe(unfinished)
-    (unfinished / "README.md").write_text(card([steps for *_, steps in parts]), encoding="utf-8")
-    write_index(shards, unfinished)
+    try:
+        describe(unfinished)
+        (unfinished / "README.md").write_text(card([steps for *_, steps in parts]), encoding="utf-8")
+        write_index(shards, unfinished)
+    except Exception as error:  # Tokenizers raise bare ones where they cannot write.
+        raise LoptError(f"the model cannot be written to {unfinished}: {first_line(error)}; {_HOW_ON}") from error
     missing = [name for name in shards if not (unfinished / name).exists()]
     for old in (*path.glob("*.safetensors.index.json"), *path.glob("*.safetensors")):
         old.unlink()
-    _move(
-        unfinished,
-        path,
-        [*(f.name for f in unfinished.iterdir() if f.name != SAFE_WEIGHTS_INDEX_NAME), SAFE_WEIGHTS_INDEX_NAME],
-    )
+    files = [file.name for file in unfinished.iterdir() if file.name != SAFE_WEIGHTS_INDEX_NAME]
+    _move(unfinished, path, [*files, SAFE_WEIGHTS_INDEX_NAME])
     store.set(f"finished/{path.name}", json.dumps(missing))
     if missing:
         logger.warning(

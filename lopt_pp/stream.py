@@ -4,7 +4,7 @@ Per microbatch one tensor goes forward, and nothing comes back. A small header f
 messages ahead of it, over gloo; the payload goes over NCCL between GPUs and gloo between CPUs. So the receiver has
 checked what is coming before it posts a buffer for it, and has up to `queue_depth` receives posted before they are
 needed. A header that differs from what the receiver's own data order expects is an error that names both sides, instead
-of a hang.
+of a hang. Where the run is asked to stop, the end stands in place of the first header of the step that is not made.
 """
 
 import math
@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
+from lopt_pp.course import UNINTERRUPTED, Course
 from lopt_pp.errors import LoptError
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -29,10 +30,7 @@ class StreamError(LoptError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a message is: the place of its microbatch in the run, and the shape and dtype of its hidden states.
-
-    `END` stands after the last message of a stream.
-    """
+    """What a message is: the place of its microbatch in the run, and the shape and dtype of its hidden states."""
 
     step: int
     microbatch: int
@@ -41,6 +39,15 @@ class Header:
     hidden: int
     dtype: int = 0
     """Index in the stream's table of dtypes; see `dtype_code`."""
+
+    @classmethod
+    def end(cls, step: int) -> "Header":
+        """What stands after the last message, in place of the first one of `step`, which is not made."""
+        return cls(step, -1, 0, 0, 0)
+
+    @property
+    def is_end(self) -> bool:
+        return self.microbatch == -1
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -54,14 +61,11 @@ class Header:
         return cls(*packed.tolist())
 
     def __str__(self) -> str:
-        if self == END:
-            return "the end of the run"
+        if self.is_end:
+            return f"the end after step {self.step}"
         dtype = str(_DTYPES[self.dtype]).removeprefix("torch.") if 0 <= self.dtype < len(_DTYPES) else "unknown"
         shape = f"[{self.rows}, {self.tokens}, {self.hidden}]"
         return f"step {self.step + 1}, microbatch {self.microbatch + 1}, {shape} {dtype}"
-
-
-END = Header(-1, -1, 0, 0, 0)
 
 
 def dtype_code(dtype: torch.dtype) -> int:
@@ -146,24 +150,41 @@ class StreamSender:
 
     Args:
         boundary: the two processes.
-        headers: of every message, in order, without `END`.
+        headers: of every message of the whole run, in order.
         queue_depth: messages that may be on their way at once.
+        course: says which steps are made.
     """
 
-    def __init__(self, boundary: Boundary, headers: Iterable[Header], queue_depth: int) -> None:
+    def __init__(
+        self,
+        boundary: Boundary,
+        headers: Iterable[Header],
+        queue_depth: int,
+        course: Course = UNINTERRUPTED,
+    ) -> None:
         self._boundary = boundary
         self._announced: deque[Header] = deque()
         self._headers = _with_end(headers)
+        self._next: Header | None = next(self._headers)
         self._depth = queue_depth
+        self._course = course
         self._payloads: deque[tuple[dist.Work, torch.Tensor, Header]] = deque()
         self._header_works: deque[tuple[dist.Work, torch.Tensor]] = deque()
-        for _ in range(queue_depth):
-            self._announce()
+        self._announce()
 
     def _announce(self) -> None:
-        """Sends the next header, if there is one left."""
-        if (header := next(self._headers, None)) is None:
-            return
+        """Sends headers as far ahead as the queue is deep and as it is known that their steps are made."""
+        while self._next is not None and len(self._announced) < self._depth:
+            header = self._next
+            if header.microbatch == 0:
+                if not self._course.knows(header.step):
+                    return
+                if not self._course.goes_on(header.step):
+                    header = Header.end(header.step)
+            self._next = None if header.is_end else next(self._headers)
+            self._send_header(header)
+
+    def _send_header(self, header: Header) -> None:
         self._announced.append(header)
         packed = header.pack()
         work = dist.isend(packed, self._boundary.target, self._boundary.headers, tag=_TAG_HEADER)
@@ -174,6 +195,7 @@ class StreamSender:
             self._boundary.wait(self._header_works.popleft()[0], "sending a header", self._boundary.target, header)
 
     def send(self, hidden_states: torch.Tensor) -> None:
+        self._announce()
         header = self._announced.popleft()
         given = (*hidden_states.shape, dtype_code(hidden_states.dtype))
         if given != (*header.shape, header.dtype):
@@ -190,18 +212,21 @@ class StreamSender:
         self._boundary.wait(work, "sending", self._boundary.target, header)
 
     def close(self) -> None:
+        self._announce()
+        assert self._next is None, "the stream is closed before its end is known"
+        end = self._announced[-1]
         while self._payloads:
             self._wait_oldest()
         while self._header_works:
-            self._boundary.wait(self._header_works.popleft()[0], "sending a header", self._boundary.target, END)
+            self._boundary.wait(self._header_works.popleft()[0], "sending a header", self._boundary.target, end)
 
 
 class StreamReceiver:
-    """The receiving end of a boundary between two processes.
+    """The receiving end of a boundary between two processes; the course of the stages behind it.
 
     Args:
         boundary: the two processes.
-        headers: of every message that this process expects, in order, without `END`, from its own data order.
+        headers: of every message of the whole run that this process expects, in order, from its own data order.
         queue_depth: the same as the sender's, which is how far headers run ahead.
     """
 
@@ -215,7 +240,17 @@ class StreamReceiver:
         # Twice as far ahead as they are read, so that a header never waits for the link's round trip.
         for _ in range(2 * queue_depth):
             self._post_header()
-        self._ended = False
+        self._known = 0
+        """The steps before this one are made, as far as headers have told."""
+        self._end: Header | None = None
+
+    def knows(self, step: int) -> bool:
+        return self._end is not None or step < self._known
+
+    def goes_on(self, step: int) -> bool:
+        while not self.knows(step):
+            self._post_next()
+        return self._end is None or step < self._end.step
 
     def _post_header(self) -> None:
         packed = torch.empty(6, dtype=torch.int64)
@@ -225,20 +260,22 @@ class StreamReceiver:
 
     def _post_next(self) -> None:
         """Checks the next header against what is expected, and posts the receive of its payload."""
-        if (expected := next(self._expected, None)) is None:
-            return
+        expected = next(self._expected)
         arrival, packed = self._header_works.popleft()
         self._boundary.wait(arrival, "receiving a header", self._boundary.source, expected)
-        if (header := Header.unpack(packed)) != expected:
+        header = Header.unpack(packed)
+        stops_early = expected.microbatch == 0 and header == Header.end(expected.step)
+        if header != expected and not stops_early:
             b = self._boundary
             raise StreamError(
                 f"stages {b.stage} and {b.stage + 1} disagree: stage {b.stage} (rank {b.source}) sends {header}, "
                 f"stage {b.stage + 1} (rank {b.target}) expects {expected}; both must be given the same data, model, "
                 f"flags and versions"
             )
-        if header == END:
-            self._ended = True
+        if header.is_end:
+            self._end = header
             return
+        self._known = header.step + 1
         self._post_header()
         buffer = self._buffers.take(header)
         work = dist.irecv(buffer, self._boundary.source, self._boundary.payload, tag=_TAG_PAYLOAD)
@@ -246,14 +283,14 @@ class StreamReceiver:
         self._payloads.append((work, buffer, header))
 
     def receive(self) -> torch.Tensor:
-        while len(self._payloads) < self._depth and not self._ended:
+        while len(self._payloads) < self._depth and self._end is None:
             self._post_next()
         work, hidden_states, header = self._payloads.popleft()
         self._boundary.wait(work, "receiving", self._boundary.source, header)
         return hidden_states
 
     def close(self) -> None:
-        while not self._ended:
+        while self._end is None:
             self._post_next()
 
 
@@ -280,5 +317,8 @@ class _Buffers:
 
 
 def _with_end(headers: Iterable[Header]) -> Iterator[Header]:
-    yield from headers
-    yield END
+    step = 0
+    for header in headers:
+        yield header
+        step = header.step + 1
+    yield Header.end(step)

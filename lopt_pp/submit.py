@@ -81,7 +81,9 @@ class Job:
             raise LoptError("--processes-per-node is for CPUs (--gpus-per-node 0); with GPUs each has one process")
         if not self.gpus_per_node and self.processes_per_node is None:
             raise LoptError("--gpus-per-node 0: give --processes-per-node, the number of processes on each node's CPUs")
-        texts = [(_flag(name), getattr(self, name)) for name in ("config", "output_dir", "name", "partition", "account")]
+        texts = [
+            (_flag(name), getattr(self, name)) for name in ("config", "output_dir", "name", "partition", "account")
+        ]
         texts += [("--venv", self.venv), ("--iface", self.iface), *(("after --", word) for word in self.sbatch_flags)]
         for flag, value in texts:
             # sbatch and the shell read a backslash or a line break in quotes each in their own way.

@@ -4,7 +4,7 @@ The same loop runs in every process, over the stages that it holds. It waits for
 the next hidden states) and, when the queue is full, the neighbour after it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lopt_pp.data import DataOrder
 from lopt_pp.metrics import Record, StageClock, peak_memory
@@ -17,7 +17,7 @@ def train(
     receivers: Mapping[int, Receiver],
     senders: Mapping[int, Sender],
     order: DataOrder,
-    steps: range,
+    steps: Iterable[int],
     report: Callable[[Record], None],
     after_step: Callable[[int], None] = lambda steps_done: None,
 ) -> None:
@@ -28,7 +28,7 @@ def train(
         receivers: by stage, the end of the boundary before it; none for the first stage of the model.
         senders: by stage, the end of the boundary after it; none for the last.
         order: of the data, the same in every process.
-        steps: of the run, to make.
+        steps: of the run, to make; may end early.
         report: called with one record per step and stage, see `docs/metrics.md`.
         after_step: called with the number of steps done, when all stages of this process have made the step.
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -170,6 +171,77 @@ def peer_gone(world: World, folder: Path) -> str:
     return ""
 
 
+class Until:
+    """A course that ends before a step, and knows up to another."""
+
+    def __init__(self, end: int, known: int = 1000) -> None:
+        self.end, self.known = end, known
+
+    def knows(self, step: int) -> bool:
+        return step < self.known
+
+    def goes_on(self, step: int) -> bool:
+        assert self.knows(step)
+        return step < self.end
+
+
+def stopped(world: World, folder: Path) -> list[tuple[int, int, int]]:
+    """(depth, step before which it ends, messages), of a stream of 4 steps of 3 messages that ends early or not."""
+    counts = []
+    for depth in (1, 2, 5):
+        for end in (0, 1, 2, 4):
+            boundary, number, step = fresh(world), 0, 0
+            expected = [Header(step, microbatch, 1, 2, HIDDEN) for step in range(4) for microbatch in range(3)]
+            if world.rank == 0:
+                course = Until(end)
+                sender = StreamSender(boundary, expected, depth, course)
+            else:
+                course = receiver = StreamReceiver(boundary, expected, depth)
+            while step < 4 and course.goes_on(step):
+                for _ in range(3):
+                    if world.rank == 0:
+                        sender.send(payload(expected[number]))
+                    else:
+                        pair = receiver.receive(), payload(expected[number])
+                        assert torch.equal(*(tensor.view(torch.uint8) for tensor in pair))
+                    number += 1
+                step += 1
+            (sender if world.rank == 0 else receiver).close()
+            counts.append((depth, step, number))
+    return counts
+
+
+def unknown(world: World, folder: Path) -> list[Any]:
+    """Sender: (step it knows to be made, headers announced) in turn. Receiver: the steps, as it learns of them."""
+    boundary, expected = fresh(world), [Header(step, 0, 1, 2, HIDDEN) for step in range(4)]
+    if world.rank == 1:
+        receiver, known = StreamReceiver(boundary, expected, 2), []
+        for step in range(4):
+            assert receiver.goes_on(step)
+            known.append(step)
+            receiver.receive()
+        receiver.close()
+        return known
+    course, counts = Until(4, known=0), []
+    sender = _Counting(boundary, expected, 2, course)
+    for step in range(4):
+        counts.append((step, sender.announced))
+        course.known = (1, 3, 3, 4)[step]
+        sender.send(payload(expected[step]))
+    sender.close()
+    return counts
+
+
+class _Counting(StreamSender):
+    """Counts its headers."""
+
+    announced = 0
+
+    def _send_header(self, header: Header) -> None:
+        self.announced += not header.is_end
+        super()._send_header(header)
+
+
 CASES: dict[str, Callable[[World, Path], object]] = {
     "sent_and_received": sent_and_received,
     "run_ahead": run_ahead,
@@ -177,6 +249,8 @@ CASES: dict[str, Callable[[World, Path], object]] = {
     "disagreement": disagreement,
     "wrong_tensor": wrong_tensor,
     "peer_gone": peer_gone,
+    "stopped": stopped,
+    "unknown": unknown,
 }
 
 

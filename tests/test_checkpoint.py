@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from ranks import Rank, ranks
+from ranks import Rank, ranks, until
 from safetensors.torch import load_file
 from tiny import write_model, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -192,6 +192,37 @@ def test_machines_must_share_the_directory(files: Path, tmp_path: Path) -> None:
 def test_a_limit_removes_the_oldest(files: Path, tmp_path: Path) -> None:
     train(files, tmp_path, 1, f"{BATCH} --save_steps 2 --save_total_limit 2")
     assert [path.name for path in complete_checkpoints(tmp_path / "out")] == ["checkpoint-8", "checkpoint-6"]
+
+
+def test_a_run_does_not_mix_its_checkpoints_with_another_ones(files: Path, interrupted: Path, tmp_path: Path) -> None:
+    checkpoint = interrupted / "checkpoint-3"
+    for flags in ("", f"--resume_from_checkpoint {checkpoint}"):
+        started = start(files, tmp_path, 1, f"{BATCH} {flags}", interrupted)
+        assert started[0].process.exitcode == 1
+        assert "holds checkpoint-6 of an earlier run; --resume_from_checkpoint latest goes on" in started[0].text
+    train(files, tmp_path, 1, f"{BATCH} --overwrite_output_dir true --save_steps 4 {flags}", interrupted)
+    assert [path.name for path in complete_checkpoints(interrupted)] == ["checkpoint-8", "checkpoint-4", "checkpoint-3"]
+    assert same(interrupted, files / "whole" / "out")
+
+
+def test_a_model_that_is_no_run_of_ours_is_not_overwritten(files: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(files / "model", tmp_path / "out")
+    started = start(files, tmp_path, 1, f"{BATCH} --resume_from_checkpoint latest", out)
+    assert started[0].process.exitcode == 1
+    assert "already holds a model" in started[0].text and not list(out.glob("checkpoint-*"))
+
+
+def test_an_output_directory_that_is_removed_under_way_costs_what_was_in_it(files: Path, tmp_path: Path) -> None:
+    out, given = tmp_path / "out", f"{BATCH} --max_steps 400 --save_steps 20"
+    arguments = f"--model_name_or_path {files / 'model'} --train_file {files / 'rows.jsonl'} --output_dir {out} {given}"
+    with ranks(tmp_path, *[arguments.split()] * 2) as started:
+        until(lambda: complete_checkpoints(out))
+        shutil.rmtree(out, ignore_errors=True)
+        assert [rank.status(120) for rank in started] == [0, 0], started[0].text
+    assert weights(out)
+    newest = read_manifest(complete_checkpoints(out)[0])
+    for stage in (0, 1):
+        newest.check_part(stage)
 
 
 def test_export_makes_the_ordinary_model(files: Path, tmp_path: Path) -> None:

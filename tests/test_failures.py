@@ -322,22 +322,6 @@ def test_a_stage_that_hangs_is_named(victim: int, inputs: Path, tmp_path: Path) 
     assert files(tmp_path / "out") == {"metrics.jsonl"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_run(number: signal.Signals, inputs: Path, tmp_path: Path) -> None:
-    given = flags(inputs, tmp_path / "out")
-    with ranks(tmp_path, given, given) as started:
-        until(lambda: steps_of(tmp_path / "out") > 2, SETUP_SECONDS)
-        for rank in started:
-            rank.kill(number)
-        statuses = [rank.status(5) for rank in started]
-        # One may see that the other has ended before it has looked at its own signal.
-        assert 128 + number in statuses and set(statuses) <= {1, 128 + number}
-        for stage, rank in enumerate(started):
-            said = f"stage {stage} (rank {stage}) was stopped by {number.name}" in error_of(rank.text)
-            assert said == (statuses[stage] == 128 + number)
-    assert files(tmp_path / "out") == {"metrics.jsonl"}
-
-
 DISAGREEMENTS = {
     "data": (
         "--train_file {}/rows.jsonl",

@@ -9,7 +9,7 @@ import torch
 from ranks import ranks
 from stream_worker import DISAGREEMENTS
 
-from lopt_pp.stream import END, Header, LocalStream
+from lopt_pp.stream import Header, LocalStream
 
 
 def play(case: str, folder: Path) -> tuple[Any, Any]:
@@ -48,8 +48,8 @@ def test_what_the_ends_disagree_about_is_an_error(tmp_path: Path) -> None:
         "tokens": ("step 1, microbatch 1, [2, 99, 6] float32", "step 1, microbatch 1, [2, 3, 6] float32"),
         "hidden": ("step 1, microbatch 1, [2, 3, 8] float32", "step 1, microbatch 1, [2, 3, 6] float32"),
         "dtype": ("step 2, microbatch 2, [2, 6, 6] bfloat16", "step 2, microbatch 2, [2, 6, 6] float32"),
-        "fewer": ("the end of the run", "step 2, microbatch 2, [2, 6, 6] float32"),
-        "more": ("step 10, microbatch 1, [1, 1, 6] float32", "the end of the run"),
+        "fewer": ("the end after step 2", "step 2, microbatch 2, [2, 6, 6] float32"),
+        "more": ("step 10, microbatch 1, [1, 1, 6] float32", "the end after step 2"),
     }
     for kind, (sent, expected) in sides.items():
         start = f"stages 0 and 1 disagree: stage 0 (rank 0) sends {sent}, stage 1 (rank 1) expects {expected}; "
@@ -63,6 +63,16 @@ def test_a_tensor_that_was_not_announced_is_not_sent(tmp_path: Path) -> None:
         assert text.startswith("stage 0 was to send step 1, microbatch 1, [2, 3, 6] float32 but has ")
 
 
+def test_a_run_that_is_stopped_ends_at_the_same_step_at_both_ends(tmp_path: Path) -> None:
+    """Wherever the sender's course ends, for several depths; the receiver learns it before it waits for a message."""
+    sent, received = play("stopped", tmp_path)
+    assert sent == received == [[depth, end, 3 * end] for depth in (1, 2, 5) for end in (0, 1, 2, 4)]
+
+
+def test_a_middle_stage_announces_no_step_that_it_does_not_know_to_be_made(tmp_path: Path) -> None:
+    assert play("unknown", tmp_path) == ([[0, 0], [1, 1], [2, 3], [3, 3]], [0, 1, 2, 3])
+
+
 def test_a_sender_that_has_died_is_named(tmp_path: Path) -> None:
     _, said = play("peer_gone", tmp_path)
     assert said.startswith("stage 0 (rank 0) has died or left: receiving")
@@ -71,8 +81,9 @@ def test_a_sender_that_has_died_is_named(tmp_path: Path) -> None:
 def test_a_header_survives_the_wire() -> None:
     header = Header(step=3, microbatch=1, rows=2, tokens=5, hidden=7, dtype=1)
     assert Header.unpack(header.pack()) == header
-    assert Header.unpack(END.pack()) == END
-    assert END not in [Header(step, microbatch, 0, 0, 0) for step in range(3) for microbatch in range(3)]
+    end = Header.end(7)
+    assert Header.unpack(end.pack()) == end and end.is_end and str(end) == "the end after step 7"
+    assert not any(Header(7, microbatch, 0, 0, 0).is_end for microbatch in range(3))
 
 
 def test_the_stream_within_a_process() -> None:

@@ -81,7 +81,9 @@ def test_flags_become_directives(run_yaml: Path, tmp_path: Path, capsys: pytest.
         *["--cpus-per-task=16", "--exclusive --mem 0", "--ntasks-per-node=1", "--output=%x-%j.log"],
         *["--signal=USR1@600", "--requeue", "--open-mode=append"],
     ]
-    assert variables(script, "MODULES", "VENV", "CONFIG", "OUTPUT_DIR", "PROCESSES_PER_NODE", "IFACE", "MAX_RESTARTS") == [
+    assert variables(
+        script, "MODULES", "VENV", "CONFIG", "OUTPUT_DIR", "PROCESSES_PER_NODE", "IFACE", "MAX_RESTARTS"
+    ) == [
         *["cuda/13.0|gcc/14", "/shared/venv", str(run_yaml), str(tmp_path / "out"), "", "ib0", "3"],
     ]
     assert not (tmp_path / "out").exists(), "a dry run has written something"
@@ -124,7 +126,9 @@ def test_whatever_is_in_a_path_stays_as_it_is(text: str) -> None:
     assert variables(script, "CONFIG", "OUTPUT_DIR", "VENV", "IFACE", "MODULES") == expected
 
 
-@pytest.mark.parametrize("given", [ONE_NODE, job(name="it's", modules=("a b",), venv=None, gpus_per_node=0, processes_per_node=1)])
+@pytest.mark.parametrize(
+    "given", [ONE_NODE, job(name="it's", modules=("a b",), venv=None, gpus_per_node=0, processes_per_node=1)]
+)
 def test_the_script_is_sound(given: Job, tmp_path: Path) -> None:
     file = tmp_path / "job.sbatch"
     file.write_text(given.script())
@@ -147,7 +151,10 @@ def test_the_script_is_sound(given: Job, tmp_path: Path) -> None:
         ({"signal_seconds": 0}, "^--signal-seconds 0: at least 1$"),
         ({"signal_seconds": 70_000}, "^--signal-seconds 70000: at most 65535$"),
         ({"time": "soon"}, "^--time soon: minutes, or hours:minutes:seconds"),
-        ({"time": "6"}, "^--time 6 is too short for --signal-seconds 300: Slurm may give its warning another 60 seconds"),
+        (
+            {"time": "6"},
+            "^--time 6 is too short for --signal-seconds 300: Slurm may give its warning another 60 seconds",
+        ),
         ({"time": "6:00"}, "^--time 6:00 is too short"),
         ({"time": "0:06:00"}, "^--time 0:06:00 is too short"),
         ({"time": "0-0:6"}, "^--time 0-0:6 is too short"),
@@ -174,7 +181,11 @@ def test_times_as_slurm_writes_them(time: str) -> None:
         ({"lerning_rate": 1}, "", r"run\.yaml: unknown flag lerning_rate; did you mean --learning_rate\?"),
         ({"queue_depth": 0}, "", "--queue_depth 0: at least 1"),
         ({"save_steps": 0}, "", "--save_steps 0: a job that loses a node would begin anew"),
-        ({"resume_from_checkpoint": "out/checkpoint-5"}, "", "--resume_from_checkpoint out/checkpoint-5: a job goes on"),
+        (
+            {"resume_from_checkpoint": "out/checkpoint-5"},
+            "",
+            "--resume_from_checkpoint out/checkpoint-5: a job goes on",
+        ),
         ({"train_file": "/nothing.jsonl"}, "", "--train_file /nothing.jsonl does not exist"),
         ({"num_stages": 3}, "--nodes 2 --gpus-per-node 2", "2 nodes with 2 processes each: 4 processes do not fit"),
         ({}, "--nodes 0", "--nodes 0: at least 1"),
@@ -220,9 +231,7 @@ def test_the_script_is_handed_over(
     assert (queue / "flags").read_text() == "--parsable\n"
 
 
-def test_what_slurm_says_against_a_job_is_told(
-    run_yaml: Path, queue: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_slurm_says_against_a_job_is_told(run_yaml: Path, queue: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert submit(run_yaml, "--gpus-per-node", 2, "--account", "broke") == 1
     assert capsys.readouterr().err == "lopt-pp: error: sbatch: error: Invalid account\n"
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-import lopt_pp.train
+import lopt_pp.run
 from lopt_pp.config import parse_config
 from lopt_pp.distributed import connect
 from lopt_pp.stage import Stage
@@ -53,7 +53,7 @@ def tcp_traffic() -> dict[str, int]:
 def main() -> None:
     torch.set_num_threads(1)
     cases: list[dict[str, Any]] = json.loads(Path(sys.argv[1]).read_text())
-    forward, train = Stage.forward, lopt_pp.train.train
+    forward, train = Stage.forward, lopt_pp.run.train
     with connect(parse_config(cases[0]["flags"]).pipeline) as world:
         for number, case in enumerate(cases):
 
@@ -71,9 +71,9 @@ def main() -> None:
                 (directory / f"bytes-{world.rank}.json").write_text(json.dumps(traffic))
 
             Stage.forward = slow_forward  # type: ignore[method-assign]
-            lopt_pp.train.train = counted_train if case.get("count_bytes") else train
+            lopt_pp.run.train = counted_train if case.get("count_bytes") else train
             own = dataclasses.replace(world, store=dist.PrefixStore(str(number), world.store))
-            lopt_pp.train.Run(parse_config(case["flags"]), own).train()
+            lopt_pp.run.Run(parse_config(case["flags"]), own).train()
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@
 #   bash launch/torchrun/one_machine.sh MODEL TRAIN_FILE OUTPUT_DIR [more flags of lopt_pp.train]
 #
 # Environment:
+#   MAX_RESTARTS    times that the run starts again, from its newest checkpoint, when a process has failed (default 3)
 #   NPROC_PER_NODE  number of processes (default 2). Each holds one stage; give --num_stages as well for more than two.
+#
+# Ctrl-C (or SIGTERM) ends the step, saves a checkpoint and leaves; with --resume_from_checkpoint latest it goes on.
 #
 # Any further environment variable reaches the processes: CUDA_VISIBLE_DEVICES picks the GPUs, OMP_NUM_THREADS the CPU
 # threads of each process (torchrun sets 1 where it is unset).
@@ -18,7 +21,10 @@ model="$1" train_file="$2" output_dir="$3"
 shift 3
 
 # --standalone: the processes meet at a free port of this machine, so runs side by side do not disturb each other.
-exec torchrun --standalone --nproc-per-node "${NPROC_PER_NODE:-2}" \
+# Time for a step to end and to be saved when the run is stopped; torchrun would kill it after 30 seconds.
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
+
+exec torchrun --standalone --max-restarts "${MAX_RESTARTS:-3}" --nproc-per-node "${NPROC_PER_NODE:-2}" \
     -m lopt_pp.train \
     --model_name_or_path "$model" \
     --train_file "$train_file" \

@@ -77,7 +77,7 @@ class Submitted:
 
     def stopped_at(self) -> int:
         """The step that the log says the job was stopped at, after checking that there is a checkpoint of it."""
-        said = re.findall(r'stopped \((\{.*?\})\); back into the queue', self.log())
+        said = re.findall(r"stopped \((\{.*?\})\); back into the queue", self.log())
         assert len(said) == 1, self.logs()
         step = json.loads(said[0])["step"]
         assert 0 < step < STEPS and (self.output_dir / f"checkpoint-{step}").is_dir()
@@ -154,7 +154,9 @@ def test_each_node_has_a_stage_and_a_log(undisturbed: Submitted) -> None:
     logs = [undisturbed.log(node) for node in NODES]
     spoke = [set(re.findall(r"^\[(stage \d) \(rank \d\)\]", log, re.MULTILINE)) for log in logs]
     assert {"stage 0"} in spoke and all(len(stages) <= 1 for stages in spoke), logs
-    assert re.search(r"job \d+, start 1: n\[1-2\], 1 processes on each, meeting at 127\.0\.0\.1:2\d{4};", undisturbed.log())
+    assert re.search(
+        r"job \d+, start 1: n\[1-2\], 1 processes on each, meeting at 127\.0\.0\.1:2\d{4};", undisturbed.log()
+    )
 
 
 def test_a_requeued_job_ends_with_the_same_weights(cluster: Cluster, inputs: Path, undisturbed: Submitted) -> None:

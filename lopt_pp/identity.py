@@ -1,0 +1,49 @@
+"""What a run is: what its processes, and a run that goes on from its checkpoint, must have in common with it."""
+
+import torch
+import transformers
+from transformers import PreTrainedConfig
+
+from lopt_pp.config import Config
+from lopt_pp.data import TokenizedRows
+
+_MAY_DIFFER = ("model_name_or_path", "train_file", "output_dir", "overwrite_output_dir", "logging_steps")
+"""Between processes: paths of machines, of which what they hold is compared, and what changes no result."""
+
+
+def facts(config: Config, model_config: PreTrainedConfig, rows: TokenizedRows) -> dict[str, object]:
+    """What all processes must have in common for the result to mean anything, by name."""
+    flags = {f"--{name}": value for name, value in config.flags().items() if name not in _MAY_DIFFER}
+    return {
+        **flags,
+        **_inputs(model_config, rows),
+        "the version of torch": torch.__version__,
+        "the version of transformers": transformers.__version__,
+    }
+
+
+def essentials(
+    config: Config, model_config: PreTrainedConfig, rows: TokenizedRows, num_replicas: int
+) -> dict[str, object]:
+    """What a run must have in common with the one whose checkpoint it goes on from, by name."""
+    run = config.run
+    return {
+        **_inputs(model_config, rows),
+        "the rows of a step": run.per_device_train_batch_size * run.gradient_accumulation_steps * num_replicas,
+        "--shuffle_dataset": config.data.shuffle_dataset,
+        "--seed": run.seed,
+        "--method": config.objective.method,
+        "the dtype of the weights": str(config.stage.parameter_dtype),
+    }
+
+
+def settings(config: Config, num_steps: int) -> dict[str, object]:
+    """What changes the result of a run, and may change on the way, by name."""
+    return {"the number of steps": num_steps, **config.settings()}
+
+
+def _inputs(model_config: PreTrainedConfig, rows: TokenizedRows) -> dict[str, object]:
+    return {
+        "the training rows (sha256)": rows.digest,
+        "the model's config": model_config.to_json_string(use_diff=False),
+    }

@@ -1,0 +1,382 @@
+"""One process's part of a training run, from the flags to the saved model or to the checkpoint where it was stopped."""
+
+import functools
+import itertools
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import Store
+from transformers import PreTrainedTokenizerBase
+
+from lopt_pp.balance import find_cuts
+from lopt_pp.card import model_card
+from lopt_pp.checkpoint import (
+    Committer,
+    PartWriter,
+    check_no_checkpoints,
+    remove_checkpoints,
+    remove_unfinished_checkpoints,
+)
+from lopt_pp.config import Config
+from lopt_pp.course import UNINTERRUPTED, Course, DecidedCourse, stop_reason
+from lopt_pp.data import DataOrder, TokenizedRows, load_rows
+from lopt_pp.distributed import Failure, World, boundaries, check_shared, mesh_of_processes
+from lopt_pp.end_to_end_stage import EndToEndStage
+from lopt_pp.errors import LoptError
+from lopt_pp.guard import complain
+from lopt_pp.identity import essentials, facts, settings
+from lopt_pp.metrics import Record
+from lopt_pp.model import load_model_config, load_tokenizer, write_description
+from lopt_pp.objectives import NextToken, Reconstruction
+from lopt_pp.replicas import Replicas
+from lopt_pp.reporting import Collector, post, post_end
+from lopt_pp.resume import LATEST, is_restart, resume
+from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
+from lopt_pp.split import BlockModel, Span, split_at, split_evenly
+from lopt_pp.stage import NotFiniteError, Stage, local_objective
+from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
+from lopt_pp.trainer import stream_headers, train
+from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.weights import Checkpoint, load_block
+
+logger = logging.getLogger(__name__)
+
+STOPPED = "stopped.json"
+"""Is in the output directory of a run that was asked to stop, until it is started again."""
+
+_FOREVER = timedelta(days=3650)
+
+
+class Run:
+    """One process's part of a training run.
+
+    Args:
+        config: the flags.
+        world: this process.
+
+    Raises:
+        LoptError: something in the flags, the model or the data is unusable; nothing has been written then.
+    """
+
+    def __init__(self, config: Config, world: World) -> None:
+        self.config, self.world = config, world
+        self.output_dir = Path(config.run.output_dir)
+        goes_on = is_restart() or config.checkpoint.resume_from_checkpoint == LATEST
+        check_output_dir(self.output_dir, config.run.overwrite_output_dir, goes_on)
+        if not (config.run.overwrite_output_dir or goes_on):
+            check_no_checkpoints(self.output_dir, but=config.checkpoint.resume_from_checkpoint)
+        self.topology = config.topology(world.size)
+        self.replica = self.topology.replica_of(world.rank)
+        self.own_stages = self.topology.stages_of(world.rank)
+        self.name = self.topology.name_of(world.rank)
+        self.model_config = load_model_config(config.model)
+        model_class = model_class_of(self.model_config, config.model.trust_remote_code)
+        depth = self.model_config.num_hidden_layers
+        cuts = config.pipeline.boundaries if self.topology.num_stages > 1 else None
+        spans = split_at(cuts, depth) if cuts is not None else split_evenly(depth, self.topology.num_stages)
+        checkpoint = Checkpoint(config.model.model_name_or_path, config.model.model_revision)
+        anatomy = check_split(model_class, self.model_config, spans)
+        self.tokenizer = load_tokenizer(config.model)
+        self.rows = load_rows(config.data, self.tokenizer)
+        self.order = _data_order(config, self.rows, self.tokenizer, self.replica, self.topology.num_replicas)
+        self.num_steps = _num_steps(config, self.order)
+        world.agree(facts(config, self.model_config, self.rows))
+        self._essentials = essentials(config, self.model_config, self.rows, self.topology.num_replicas)
+        self._settings = settings(config, self.num_steps)
+        if config.pipeline.split == "auto" and self.topology.num_stages > 1:
+            if world.rank == 0:  # It tells the others: timings differ.
+                found = find_cuts(
+                    config, self.topology, model_class, self.model_config, anatomy, self.order, world.device
+                )
+                world.store.set("cuts", json.dumps(found))
+            spans = split_at(json.loads(world.store.get("cuts")), depth)
+            check_split(model_class, self.model_config, spans)
+        self.spans = spans
+        if world.rank == 0:
+            remove_unfinished(self.output_dir)
+            (self.output_dir / STOPPED).unlink(missing_ok=True)
+            logger.info("%s", self.rows.summary())
+            logger.info("%s, cut into %s; %d steps", model_class.__name__, "; ".join(map(str, spans)), self.num_steps)
+        self._make_stages(lambda span: load_block(checkpoint, model_class, self.model_config, anatomy, span))
+        if config.checkpoint.save_steps > 0 or goes_on:
+            why = "checkpoints need an --output_dir that all machines share, or --save_steps 0"
+            check_shared(world, self.output_dir, why)
+        self.steps_done = resume(
+            world,
+            config.checkpoint.resume_from_checkpoint,
+            self.output_dir,
+            self._trained,
+            spans,
+            self.num_steps,
+            self._essentials,
+            self._settings,
+            checks_parts=self.replica == 0,
+        )
+        if world.rank == 0 and config.run.overwrite_output_dir and not goes_on:
+            remove_checkpoints(self.output_dir, after=self.steps_done)
+
+    def _make_stages(self, load: Callable[[Span], BlockModel]) -> None:
+        """Makes what this process trains: its stages, or its part of an end-to-end pipeline."""
+        config, world = self.config, self.world
+        self.stages: list[Stage] = []
+        self.end_to_end: EndToEndStage | None = None
+        is_end_to_end = config.objective.method == "e2e" and self.topology.num_processes > 1
+        replicas = None
+        if is_end_to_end or self.topology.num_replicas > 1:
+            mesh = mesh_of_processes(world, self.topology)
+        if self.topology.num_replicas > 1:
+            replicas = Replicas(mesh["replica"], sharded=config.pipeline.sharding == "full")
+        for index in self.own_stages:
+            block = load(self.spans[index])
+            if is_end_to_end:
+                self.end_to_end = EndToEndStage(
+                    block,
+                    config.optim,
+                    self.num_steps,
+                    mesh["pipeline"].get_group(),
+                    config=config.stage,
+                    seed=config.run.seed,
+                    device=world.device,
+                    replicas=replicas,
+                )
+                continue
+            self.stages.append(
+                Stage(
+                    block,
+                    local_objective(block, config.objective, config.run.seed),
+                    config.optim,
+                    self.num_steps,
+                    config=config.stage,
+                    seed=config.run.seed,
+                    device=world.device,
+                    replicas=replicas,
+                )
+            )
+
+    @property
+    def _trained(self) -> Sequence[Stage | EndToEndStage]:
+        """What this process trains."""
+        return [self.end_to_end] if self.end_to_end is not None else self.stages
+
+    def _checkpoints(self) -> tuple[PartWriter, Committer | None]:
+        """Writes this process's parts, and on rank 0 makes checkpoints of all."""
+        writer = PartWriter(
+            self.output_dir,
+            self.world.connection(_FOREVER),
+            self.topology.num_stages,
+            is_writer=self.replica == 0,
+        )
+        if self.world.rank != 0:
+            return writer, None
+        remove_unfinished_checkpoints(self.output_dir)
+        committer = Committer(
+            self.output_dir,
+            self.world.connection(_FOREVER),
+            self.spans,
+            self._essentials | self._settings,
+            self._describe,
+            self.config.checkpoint.save_total_limit,
+        )
+        return writer, committer
+
+    def train(self) -> bool:
+        """Trains the stages of this process, and leaves the model in the output directory.
+
+        Returns:
+            Whether the run came to its end; False where it was asked to stop, and has saved a checkpoint.
+
+        Raises:
+            NotFiniteError: a loss or a gradient is not finite; the stages have the weights from before that step.
+            StreamError: a neighbour is gone, or disagrees.
+            LoptError: the model, or the checkpoint of a run that was stopped, cannot be written.
+        """
+        collector = self._collector() if self.world.rank == 0 else None
+        report = functools.partial(post, self.world.store, self.replica)
+        writer, committer = self._checkpoints()
+
+        def checkpoint(steps_done: int) -> None:
+            if committer is not None:
+                committer.expect(steps_done)
+            writer.save(self._trained, steps_done)
+
+        def after_step(steps_done: int) -> None:
+            if steps_done < self.num_steps and self.config.checkpoint.saves_after(steps_done):
+                checkpoint(steps_done)
+
+        try:
+            with self._deciding() as course:
+                if self.end_to_end is not None:
+                    assert course is not None
+                    steps = itertools.takewhile(course.goes_on, self._steps)
+                    self.end_to_end.train(self.order, steps, report, after_step)
+                else:
+                    self._train_stages(course, report, after_step)
+            steps_done = self._trained[0].steps_done
+            if self.steps_done < steps_done < self.num_steps and not self.config.checkpoint.saves_after(steps_done):
+                checkpoint(steps_done)
+            writer.finish()
+        except NotFiniteError as error:
+            if self.keeps_last_good:
+                error = NotFiniteError(f"{error}. The weights from before that step are kept in {self._last_good}")
+            raise error
+        if steps_done < self.num_steps:
+            if collector is not None and committer is not None:
+                self._say_where_it_stopped(steps_done, collector, committer)
+            return False
+        self._save(self.output_dir, self.world.store)
+        if committer is not None:
+            committer.join()
+        if collector is not None:
+            collector.join()
+            _say_how_it_went(collector, self.output_dir)
+        return True
+
+    @property
+    def _steps(self) -> range:
+        """The steps that are to be made, unless the run is stopped."""
+        return range(self.steps_done, self.num_steps)
+
+    @contextmanager
+    def _deciding(self) -> Iterator[DecidedCourse | None]:
+        """The course of the run where this process decides it; None where the stream tells."""
+        deciders = [self.topology.rank_of(0, replica) for replica in range(self.topology.num_replicas)]
+        if self.end_to_end is not None:
+            deciders = list(range(self.world.size))
+        if self.world.rank not in deciders:
+            yield None
+            return
+        course = DecidedCourse(self.world.connection(_FOREVER), self.world.rank, deciders, self.steps_done)
+        try:
+            yield course
+        except BaseException:
+            if self.world.size == 1:  # Where there are more, this process ends without waiting for its threads.
+                course.close(self.world.store)
+            raise
+        course.close(self.world.store)
+
+    def _train_stages(
+        self, decided: Course | None, report: Callable[[Record], None], after_step: Callable[[int], None]
+    ) -> None:
+        """Joins the stages of this process to their neighbours, and trains them."""
+        pipeline = self.config.pipeline
+        ends = boundaries(self.world, self.topology, pipeline.stream_timeout)
+        course: Course = decided or UNINTERRUPTED
+        receivers: dict[int, Receiver] = {}
+        senders: dict[int, Sender] = {}
+        for stage in self.stages:
+            if stage.index - 1 in ends:
+                headers = stream_headers(self.order, self._steps, stage)
+                receiver = StreamReceiver(ends[stage.index - 1], headers, pipeline.queue_depth)
+                course = receivers[stage.index] = receiver
+            if stage.index in ends:
+                headers = stream_headers(self.order, self._steps, stage)
+                senders[stage.index] = StreamSender(ends[stage.index], headers, pipeline.queue_depth, course)
+            elif stage.index + 1 in self.own_stages:
+                senders[stage.index] = receivers[stage.index + 1] = LocalStream()
+        steps = itertools.takewhile(course.goes_on, self._steps)
+        train(self.stages, receivers, senders, self.order, steps, report, after_step)
+
+    def _say_where_it_stopped(self, steps_done: int, collector: Collector, committer: Committer) -> None:
+        """For rank 0: brings log and checkpoint to their end, and leaves word for whoever starts the run again."""
+        post_end(self.world.store, steps_done)
+        collector.join()
+        committer.join()
+        reason, done = stop_reason(self.world.store), f"{steps_done} of {self.num_steps} steps are done"
+        has_saved = committer.committed == steps_done
+        if steps_done > self.steps_done and self.config.checkpoint.save_steps > 0 and not has_saved:
+            raise LoptError(f"stopped by {reason}: {done}, but no checkpoint of them could be saved in time")
+        stopped = {"step": steps_done, "num_steps": self.num_steps, "signal": reason}
+        (self.output_dir / STOPPED).write_text(json.dumps(stopped) + "\n", encoding="utf-8")
+        if steps_done == self.steps_done or has_saved:
+            how = "--resume_from_checkpoint latest goes on from there"
+        else:
+            how = "they are lost, since --save_steps 0 turns checkpoints off"
+        logger.warning("stopped by %s: %s; %s", reason, done, how)
+
+    def _collector(self) -> Collector:
+        earlier = Reconstruction.name if self.config.objective.method == "lopt" else None
+        return Collector(
+            self.world.connection(_FOREVER),
+            self.output_dir / "metrics.jsonl",
+            [earlier] * (self.topology.num_stages - 1) + [NextToken.name],
+            self.num_steps,
+            self.config.run.logging_steps,
+            self.topology.num_replicas,
+            self.steps_done,
+        )
+
+    @property
+    def keeps_last_good(self) -> bool:
+        """Whether the weights are saved where a loss is not finite.
+
+        Replicas that hold a share each would have to stop at the same step to give what they have.
+        """
+        return not any(stage.is_sharded for stage in self._trained)
+
+    @property
+    def _last_good(self) -> Path:
+        return self.output_dir / "last_good"
+
+    def abandon(self, failure: Failure) -> None:
+        """Saves what the stages have, where a loss somewhere was not finite, as an ordinary model to look into.
+
+        Leaves nothing half-written. May be called from any thread.
+        """
+        if failure.keep:
+            try:
+                self._save(self._last_good, self.world.connection(timedelta(minutes=2)))
+            except (RuntimeError, OSError, LoptError) as error:
+                complain(f"{self.name}: the last good weights could not be saved: {error}")
+        remove_unfinished(self.output_dir)
+
+    def _save(self, path: Path, store: Store) -> None:
+        for stage in self._trained:
+            save_stage(stage, path, store, is_writer=self.replica == 0)
+        if self.world.rank != 0:
+            keep_shards(self._trained if self.replica == 0 else [], path, store)
+            return
+        finish_model(
+            path,
+            store,
+            self.topology.num_stages,
+            self._describe,
+            lambda steps: model_card(self.config, self.rows, steps, self.num_steps),
+        )
+
+    def _describe(self, directory: Path) -> None:
+        write_description(
+            directory, self.config.model, self.model_config, self.tokenizer, self.config.stage.parameter_dtype
+        )
+
+
+def _data_order(
+    config: Config, rows: TokenizedRows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
+) -> DataOrder:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return DataOrder(
+        rows,
+        per_device_train_batch_size=config.run.per_device_train_batch_size,
+        gradient_accumulation_steps=config.run.gradient_accumulation_steps,
+        shuffle=config.data.shuffle_dataset,
+        seed=config.run.seed,
+        pad_token_id=pad if pad is not None else 0,
+        replica=replica,
+        num_replicas=num_replicas,
+    )
+
+
+def _num_steps(config: Config, order: DataOrder) -> int:
+    run = config.run
+    return run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * order.steps_per_epoch)
+
+
+def _say_how_it_went(collector: Collector, output_dir: Path) -> None:
+    minutes, seconds = divmod(round(collector.seconds), 60)
+    logger.info("the model is in %s, after %d min %02d s of training", output_dir, minutes, seconds)
+    for stage, shares in enumerate(collector.summary()):
+        logger.info("stage %d: %s", stage, ", ".join(f"{share:.1%} {what}" for what, share in shares.items()))
