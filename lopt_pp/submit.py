@@ -104,9 +104,9 @@ class Job:
 
     def script(self) -> str:
         """The job's script, for `sbatch`."""
-        directives = {"job-name": self.name, "partition": self.partition, "account": self.account, "time": self.time}
-        directives |= {"nodes": self.nodes, "gpus-per-node": self.gpus_per_node or None}
-        directives |= {"cpus-per-task": self.cpus_per_task}
+        directives: dict[str, str | int | None] = {"job-name": self.name, "partition": self.partition}
+        directives |= {"account": self.account, "time": self.time, "nodes": self.nodes}
+        directives |= {"gpus-per-node": self.gpus_per_node or None, "cpus-per-task": self.cpus_per_task}
         lines = [f"--{name}={value}" for name, value in directives.items() if value is not None]
         texts = ["#SBATCH " + shlex.quote(line) for line in lines]
         if self.sbatch_flags:

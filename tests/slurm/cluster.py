@@ -68,7 +68,7 @@ def until(condition: Callable[[], object], seconds: float, what: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what}: not after {seconds} s"
-        time.sleep(0.1)
+        time.sleep(0.02)
 
 
 class Cluster:

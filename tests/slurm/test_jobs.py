@@ -1,11 +1,11 @@
 """Jobs on a real Slurm: they train over two nodes, and stopping them, in whatever way, changes no weight."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +20,15 @@ from slurm.cluster import NODES, Cluster, missing, until
 from tiny import write_model, write_rows
 from transformers import AutoModelForCausalLM
 
+from lopt_pp import cli
+
 pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.timeout(600)]
 
-STEPS = 40
+STEPS, SAVE_STEPS = 200, 10
 FINISHED = "model.safetensors.index.json"
-PATIENCE = 150
+WARNING = 120
+"""Seconds before the time limit that Slurm gives its warning."""
+PATIENCE = 240
 """Seconds; far more than a start takes on a busy machine, or Slurm to notice something."""
 
 
@@ -58,6 +62,15 @@ class Submitted:
     def restarts(self) -> int:
         return int(self.cluster.job(self.number)["Restarts"])
 
+    def until_requeued(self) -> None:
+        """Waits until what ran has ended, and the job is in the queue again, or beyond."""
+
+        def is_requeued() -> bool:
+            job = self.cluster.job(self.number)
+            return job["Restarts"] == "1" and job["JobState"] != "COMPLETING"
+
+        until(is_requeued, PATIENCE, "the job is requeued")
+
     def workers(self) -> list[psutil.Process]:
         """The processes that train."""
         found = []
@@ -69,17 +82,18 @@ class Submitted:
 
     def freeze(self) -> psutil.Process:
         """Holds the run once it has a checkpoint, so that whatever comes next comes in mid-run."""
-        until(lambda: list(self.output_dir.glob("checkpoint-[0-9]")), PATIENCE, "a checkpoint")
+        until((self.output_dir / "metrics.jsonl").exists, PATIENCE, "the first step")
         process = next(worker for worker in self.workers() if worker.environ()["RANK"] == "1")
+        until((self.output_dir / f"checkpoint-{SAVE_STEPS}").is_dir, PATIENCE, "a checkpoint")
         process.suspend()
         assert not (self.output_dir / FINISHED).exists(), "the run is over"
         return process
 
-    def stopped_at(self) -> int:
-        """The step that the log says the job was stopped at, after checking that there is a checkpoint of it."""
-        said = re.findall(r"stopped \((\{.*?\})\); back into the queue", self.log())
-        assert len(said) == 1, self.logs()
-        step = json.loads(said[0])["step"]
+    def stopped_at(self, number: signal.Signals) -> int:
+        """The step that the run was stopped at by a signal, which it must have been once, with a checkpoint."""
+        said = re.findall(rf"stopped by (\w+): (\d+) of {STEPS} steps are done", self.logs())
+        assert [name for name, _ in said] == [number.name], self.logs()
+        step = int(said[0][1])
         assert 0 < step < STEPS and (self.output_dir / f"checkpoint-{step}").is_dir()
         return step
 
@@ -110,17 +124,19 @@ def submit(cluster: Cluster, inputs: Path, name: str, *flags: str, **changes: ob
     """Submits a run over both nodes, one process on each."""
     output_dir = inputs / name
     settings = {"model_name_or_path": str(inputs / "model"), "train_file": str(inputs / "rows.jsonl")}
-    settings |= {"output_dir": str(output_dir), "max_steps": STEPS, "save_steps": 3, "learning_rate": 1e-3}
+    settings |= {"output_dir": str(output_dir), "max_steps": STEPS, "save_steps": SAVE_STEPS, "learning_rate": 1e-3}
     settings |= {"per_device_train_batch_size": 2, "lr_scheduler_type": "cosine"}
     file = inputs / f"{name}.yaml"
     file.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in (settings | changes).items()))
-    command = [str(Path(sys.executable).with_name("lopt-pp")), "submit", str(file), "--nodes", "2"]
-    command += ["--gpus-per-node", "0", "--processes-per-node", "1", "--time", "20", "--signal-seconds", "120", *flags]
-    variables = environment() | cluster.environment | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=variables, cwd=inputs, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    number = re.search(r"^job (\d+) is in the queue: 2 nodes with 1 process each$", result.stdout, re.MULTILINE)
-    assert number, result.stdout
+    command = f"--nodes 2 --gpus-per-node 0 --processes-per-node 1 --time 20 --signal-seconds {WARNING}".split()
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        for variable, value in (environment() | cluster.environment).items():
+            patch.setenv(variable, value)
+        patch.chdir(inputs)
+        assert cli.main(["submit", str(file), *command, *flags]) == 0
+    number = re.search(r"^job (\d+) is in the queue: 2 nodes with 1 process each$", said.getvalue(), re.MULTILINE)
+    assert number, said.getvalue()
     return Submitted(cluster, number[1], output_dir)
 
 
@@ -163,12 +179,10 @@ def test_a_requeued_job_ends_with_the_same_weights(cluster: Cluster, inputs: Pat
     job = submit(cluster, inputs, "requeued")
     job.freeze()
     cluster.run("scontrol", "requeue", job.number)  # It wakes what it ends.
-    until(lambda: job.restarts() == 1, PATIENCE, "the job is requeued")
-    stopped = json.loads((job.output_dir / "stopped.json").read_text())
-    assert stopped["signal"] == "SIGTERM" and 0 < stopped["step"] < STEPS
-    assert (job.output_dir / f"checkpoint-{stopped['step']}").is_dir()
+    job.until_requeued()
+    step = job.stopped_at(signal.SIGTERM)
     job.until_state("COMPLETED")
-    assert f"after step {stopped['step']}" in job.logs()
+    assert f"after step {step}" in job.logs()
     assert_same_weights(job, undisturbed)
 
 
@@ -182,9 +196,10 @@ def test_a_job_goes_on_after_its_time_limit_with_the_same_weights(
     cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * int(hours) + int(minutes) + 2}")
     until(lambda: signal.SIGUSR1 in pending(held), PATIENCE, "Slurm's warning")
     held.resume()
-    until(lambda: job.restarts() == 1, PATIENCE, "the job is requeued")
+    job.until_requeued()
     cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=20")
-    step = job.stopped_at()
+    step = job.stopped_at(signal.SIGUSR1)
+    assert "back into the queue" in job.log()
     job.until_state("COMPLETED")
     assert f"after step {step}" in job.logs()
     assert_same_weights(job, undisturbed)
