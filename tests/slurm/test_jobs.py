@@ -22,13 +22,13 @@ from transformers import AutoModelForCausalLM
 
 from lopt_pp import cli
 
-pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.timeout(3000)]
 
-STEPS, SAVE_STEPS = 200, 10
+STEPS, SAVE_STEPS = 150, 10
 FINISHED = "model.safetensors.index.json"
 WARNING = 120
 """Seconds before the time limit that Slurm gives its warning."""
-PATIENCE = 240
+PATIENCE = 900
 """Seconds; far more than a start takes on a busy machine, or Slurm to notice something."""
 
 
