@@ -168,7 +168,7 @@ def read_rows(config: DataConfig) -> RawRows:
 
 
 def _read_files(given: Sequence[str], in_place: bool) -> RawRows:
-    paths = list(_find_files(given))
+    paths = list(find_files(given))
     source = str(paths[0]) if len(paths) == 1 else f"{', '.join(given)} ({len(paths)} files)"
     if in_place and all(path.suffix.lower() == ".jsonl" for path in paths):
         return JsonLines(paths, source)
@@ -182,7 +182,7 @@ def _read_files(given: Sequence[str], in_place: bool) -> RawRows:
         ) from error
 
 
-def _find_files(given: Sequence[str]) -> Iterator[Path]:
+def find_files(given: Sequence[str]) -> Iterator[Path]:
     """The files, and the directories of saved data sets, that `--train_file` names."""
     for name in given:
         matches = [name] if Path(name).exists() or not glob.has_magic(name) else sorted(glob.glob(name, recursive=True))
