@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 from lopt_pp.best import Measured
 from lopt_pp.config import Config
-from lopt_pp.data import TokenizedRows
+from lopt_pp.data import Rows, TokenizedRows
 from lopt_pp.metrics import perplexity
 
 _CARD = """\
@@ -46,7 +46,7 @@ Optimizer steps: {steps}{measured}
 
 def model_card(
     config: Config,
-    rows: TokenizedRows,
+    rows: Rows,
     steps_done: Sequence[int],
     num_steps: int,
     held_out: TokenizedRows | None = None,
@@ -78,8 +78,14 @@ def model_card(
         data=rows.summary(),
         steps=steps,
         measured=f"\n\n{_measured(held_out, measured)}" if held_out is not None and measured is not None else "",
-        flags="\n".join(f"| `--{name}` | {value} |" for name, value in config.flags().items() if value is not None),
+        flags="\n".join(
+            f"| `--{name}` | {_shown(value)} |" for name, value in config.flags().items() if value is not None
+        ),
     )
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _measured(rows: TokenizedRows, measured: Measured) -> str:

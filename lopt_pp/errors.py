@@ -1,5 +1,6 @@
 """The errors that a user is meant to read."""
 
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,3 +24,26 @@ def renamed_in_errors(inner: str, given: str) -> Iterator[None]:
         yield
     except LoptError as error:
         raise LoptError(str(error).replace(inner, given)) from error
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, for quoting it in a `LoptError`: short, whatever somebody has put into a file.
+
+    `repr` would not do: YAML's aliases make a few lines a value of terabytes, lists may lie deeper in each other than
+    Python's stack is, and numbers of thousands of digits are refused.
+    """
+    text = _SHORT.repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 2**64 else "a number of more than 64 bits"
+
+
+_SHORT = _Short()

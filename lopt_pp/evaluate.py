@@ -118,7 +118,8 @@ def _measure_files(
         tokenizer = load_tokenizer(config)
     for kind, flag, file in files:
         with renamed_in_errors("--train_file", flag):
-            rows = load_rows(DataConfig(train_file=file, max_length=given.max_length), tokenizer)
+            rows = load_rows(DataConfig(train_file=[file], max_length=given.max_length), tokenizer)
+        assert isinstance(rows, TokenizedRows)
         if given.limit is not None:
             number = int(given.limit) if given.limit >= 1 else max(1, round(given.limit * len(rows)))
             rows = rows.select(np.arange(min(number, len(rows))), "beyond --limit")

@@ -160,7 +160,7 @@ class Stage:
             hidden_states: `[rows, tokens, hidden]` from the stage before; None on the first.
         """
         torch.manual_seed(derive_seed(self._seed, self.index, batch.step, batch.index))
-        wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True}
+        wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True, "position_ids": batch.position_ids}
         # Measured, it runs without what wraps it for training: nothing is to be heard of a gradient.
         run = self._run if self.block.training else self.block
         with self._autocast(), torch.set_grad_enabled(self.block.training):

@@ -1,6 +1,5 @@
 """Held-out rows during a run: what is measured is the model, and training does not notice."""
 
-import dataclasses
 import json
 import math
 import re
@@ -9,6 +8,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from launching import TESTS, run, torchrun
@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lopt_pp.checkpoint import complete_checkpoints, read_manifest
 from lopt_pp.config import parse_config
-from lopt_pp.data import DataConfig, TokenizedRows, load_rows
+from lopt_pp.data import DataConfig, Rows, TokenizedRows, load_rows
 from lopt_pp.distributed import connect
 from lopt_pp.errors import LoptError
-from lopt_pp.evaluation import EvaluationConfig, hold_out
+from lopt_pp.evaluation import EvaluationConfig, load_split
 from lopt_pp.run import Run
 from lopt_pp.train import STOPPED_STATUS
 
@@ -114,11 +114,16 @@ def eval_losses(directory: Path) -> dict[int, float]:
     return {record["step"]: record["eval_loss"] for record in records(directory) if "eval_loss" in record}
 
 
+def plain_rows(model_path: Path, rows_path: Path) -> TokenizedRows:
+    rows = load_rows(DataConfig(train_file=str(rows_path)), AutoTokenizer.from_pretrained(model_path))
+    assert isinstance(rows, TokenizedRows)
+    return rows
+
+
 def plain_loss(model_path: Path, rows_path: Path) -> float:
     """The mean loss of the whole model over the answers' tokens, row by row."""
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
-    rows, total, count = load_rows(DataConfig(train_file=str(rows_path)), tokenizer), 0.0, 0
+    rows, total, count = plain_rows(model_path, rows_path), 0.0, 0
     with torch.no_grad():
         for row in (rows[number] for number in range(len(rows))):
             labels = torch.tensor(row.labels[1:])
@@ -278,31 +283,45 @@ def test_the_last_model_may_be_the_best(files: Path, tmp_path: Path, caplog: pyt
     assert "Optimizer steps: 6\n" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.fixture(scope="module")
-def rows(files: Path) -> TokenizedRows:
-    return load_rows(DataConfig(train_file=str(files / "rows.jsonl")), AutoTokenizer.from_pretrained(files / "model"))
-
-
-def split(files: Path, rows: TokenizedRows, size: float, seed: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+def split(files: Path, size: float, seed: int = 0, **more: Any) -> tuple[Rows, TokenizedRows]:
+    data = DataConfig(train_file=str(files / "rows.jsonl"), **more)
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
-    data = DataConfig(train_file=str(files / "rows.jsonl"))
-    kept, held = hold_out(EvaluationConfig(eval_split_size=size), data, rows, tokenizer, seed)
+    kept, held = load_split(EvaluationConfig(eval_split_size=size), data, tokenizer, seed)
     assert held is not None
-    kept_ids, held_ids = ([part[number].input_ids for number in range(len(part))] for part in (kept, held))
-    return kept_ids, held_ids
+    return kept, held
+
+
+def tokens(rows: Rows) -> list[list[int]]:
+    """The token ids of all rows, whatever they are packed into."""
+    return [row.input_ids for pack in rows.deal(np.arange(len(rows))) for row in pack.read()]
 
 
 @pytest.mark.parametrize(("size", "number"), [(1, 1), (10, 10), (0.5, 18), (0.04, 1)])
-def test_a_split_parts_the_rows(files: Path, rows: TokenizedRows, size: float, number: int) -> None:
-    everything = [rows[place].input_ids for place in range(len(rows))]
-    kept, held = split(files, rows, size)
+def test_a_split_parts_the_rows(files: Path, size: float, number: int) -> None:
+    everything = tokens(plain_rows(files / "model", files / "rows.jsonl"))
+    kept, held = map(tokens, split(files, size))
     assert len(held) == number and sorted(kept + held) == sorted(everything)
-    assert [row for row in everything if row in held] == held, "the file's order is kept"
-    assert split(files, rows, size) == (kept, held)
+    assert [row for row in everything if row in held] == held, "the order of the file is kept"
+    assert tuple(map(tokens, split(files, size))) == (kept, held)
 
 
-def test_the_seed_draws_the_split(files: Path, rows: TokenizedRows) -> None:
-    assert split(files, rows, 10, seed=1) != split(files, rows, 10, seed=0)
+def test_the_seed_draws_the_split(files: Path) -> None:
+    assert tokens(split(files, 10, seed=1)[1]) != tokens(split(files, 10, seed=0)[1])
+
+
+def test_rows_are_held_out_before_they_are_packed(files: Path) -> None:
+    kept, held = split(files, 10, packing=True, max_length=60)
+    assert len(kept) < 27 and sorted(tokens(kept)) == sorted(tokens(split(files, 10)[0]))
+    assert tokens(held) == tokens(split(files, 10)[1])
+
+
+def test_a_file_is_read_whole_while_others_are_streamed(files: Path) -> None:
+    data = DataConfig(train_file=str(files / "rows.jsonl"), streaming=True, packing=True, max_length=60)
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    _, held = load_split(EvaluationConfig(eval_file=str(files / "held.jsonl")), data, tokenizer, seed=0)
+    assert held is not None and tokens(held) == tokens(plain_rows(files / "model", files / "held.jsonl"))
+    with pytest.raises(LoptError, match="^--eval_split_size must know .* --streaming does not; give --eval_file$"):
+        load_split(EvaluationConfig(eval_split_size=3), data, tokenizer, seed=0)
 
 
 def test_a_split_of_a_dataset(files: Path, tmp_path: Path) -> None:
@@ -310,41 +329,38 @@ def test_a_split_of_a_dataset(files: Path, tmp_path: Path) -> None:
     shutil.copy(files / "held.jsonl", tmp_path / "test.jsonl")
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
     data = DataConfig(dataset_name=str(tmp_path))
-    kept, held = hold_out(
-        EvaluationConfig(dataset_test_split="test"), data, load_rows(data, tokenizer), tokenizer, seed=0
-    )
+    kept, held = load_split(EvaluationConfig(dataset_test_split="test"), data, tokenizer, seed=0)
     assert held is not None and (len(kept), len(held)) == (37, 13)
     with pytest.raises(LoptError, match=f"^--dataset_name {tmp_path} --dataset_test_split dev cannot be loaded"):
-        hold_out(EvaluationConfig(dataset_test_split="dev"), data, kept, tokenizer, seed=0)
+        load_split(EvaluationConfig(dataset_test_split="dev"), data, tokenizer, seed=0)
     with pytest.raises(LoptError, match="^--dataset_test_split test is a split of --dataset_name; give that$"):
-        data = dataclasses.replace(data, dataset_name=None, train_file=str(tmp_path / "train.jsonl"))
-        hold_out(EvaluationConfig(dataset_test_split="test"), data, kept, tokenizer, seed=0)
+        data = DataConfig(train_file=str(tmp_path / "train.jsonl"))
+        load_split(EvaluationConfig(dataset_test_split="test"), data, tokenizer, seed=0)
 
 
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        (None, "^--eval_file .*eval.jsonl does not exist$"),
+        (None, "^--eval_file .*eval.jsonl does not exist"),
         ("", "^--eval_file .*eval.jsonl is empty"),
         ('{"question": "what?"}\n', "^row 1 of .*eval.jsonl: no usable columns"),
-        ('{"question": "what?", "answer": ""}\n' * 2, "^none of the 2 rows of .*eval.jsonl can be used"),
+        ('{"input_ids": [1, 5], "labels": [1, -100]}\n' * 2, "^none of the 2 rows of .*eval.jsonl can be used"),
     ],
 )
-def test_a_file_that_is_of_no_use(
-    files: Path, rows: TokenizedRows, tmp_path: Path, content: str | None, error: str
-) -> None:
+def test_a_file_that_is_of_no_use(files: Path, tmp_path: Path, content: str | None, error: str) -> None:
     path = tmp_path / "eval.jsonl"
     if content is not None:
         path.write_text(content)
-    data, tokenizer = DataConfig(train_file="rows.jsonl", max_length=8), AutoTokenizer.from_pretrained(files / "model")
+    data = DataConfig(train_file=str(files / "rows.jsonl"))
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
     with pytest.raises(LoptError, match=error):
-        hold_out(EvaluationConfig(eval_file=str(path)), data, rows, tokenizer, seed=0)
+        load_split(EvaluationConfig(eval_file=str(path)), data, tokenizer, seed=0)
 
 
 @pytest.mark.parametrize("size", [0.01, 37, 100])
-def test_a_split_that_leaves_nothing(files: Path, rows: TokenizedRows, size: float) -> None:
+def test_a_split_that_leaves_nothing(files: Path, size: float) -> None:
     with pytest.raises(LoptError, match=f"^--eval_split_size {size:g} holds .* of the 37 usable rows of .*rows.jsonl"):
-        split(files, rows, size)
+        split(files, size)
 
 
 @pytest.mark.parametrize(
