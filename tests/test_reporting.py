@@ -2,9 +2,11 @@
 
 import json
 import logging
+import math
 import resource
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ def record_of(stage: int, step: int) -> dict[str, Any]:
         "wait_receive": 0.0,
         "wait_send": 1.0,
         "schedule": 0.0,
+        "eval": 0.0,
     }
     if stage == 1:
         seconds = {
@@ -44,6 +47,7 @@ def record_of(stage: int, step: int) -> dict[str, Any]:
             "wait_receive": 5.0,
             "wait_send": 0.0,
             "schedule": 0.0,
+            "eval": 0.0,
         }
     return {
         "step": step,
@@ -203,3 +207,43 @@ def test_records_of_replicas_are_joined() -> None:
         "peak_memory_bytes": 7,
         "tokens_per_second": 10.0,
     }
+
+
+def test_an_evaluation_is_logged_joined_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two replicas have measured their shares of the mean after step 2; infinity counts as no loss."""
+    caplog.set_level(logging.INFO, logger="lopt_pp.reporting")
+    store = dist.HashStore()
+    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", LOSS_NAMES, 3, 100, num_replicas=2)
+    for step in (1, 2, 3):
+        for replica, share in enumerate((0.5, 0.25)):
+            post(store, replica, record_of(0, step))
+            measured = {2: {"eval_loss": share}, 3: {"eval_loss": float("inf")}}.get(step, {})
+            post(store, replica, record_of(1, step) | measured)
+    assert [collector.eval_loss(step) for step in (1, 2, 3)] == [None, 0.75, None]
+    collector.join()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records[3]["eval_loss"] == 0.75 and records[3]["eval_perplexity"] == pytest.approx(math.exp(0.75))
+    assert "eval_perplexity" not in records[1] and "eval_perplexity" not in records[2]
+    assert "step 2/3: eval loss 0.75, perplexity 2.117" in caplog.messages
+
+
+def test_the_loss_of_a_step_is_waited_for(tmp_path: Path) -> None:
+    store = dist.HashStore()
+    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", LOSS_NAMES, 1, 1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(collector.eval_loss, 1)
+        post(store, 0, record_of(0, 1))
+        assert not asked.done()
+        post(store, 0, record_of(1, 1) | {"eval_loss": 2.5})
+        assert asked.result(30) == 2.5
+    collector.join()
+
+
+def test_summary_tells_the_share_of_evaluations(tmp_path: Path) -> None:
+    store = dist.HashStore()
+    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", LOSS_NAMES, 1, 1)
+    for stage in (0, 1):
+        post(store, 0, record_of(stage, 1) | {"eval_seconds": 2.5 * stage})
+    collector.join()
+    first, second = collector.summary()
+    assert "evaluating" not in first and second["evaluating"] == 0.25
