@@ -150,18 +150,31 @@ class _Parser(TrlParser):
 
 
 def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Config:
-    """Reads the flags, and the YAML file that `--config` names.
+    """Reads the flags of a run, and the YAML file that `--config` names.
 
     Raises:
         LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
         SystemExit: after `--help`.
     """
-    components: list[Any] = [component.type for component in dataclasses.fields(Config)]
+    components = [typing.cast(type, component.type) for component in dataclasses.fields(Config)]
+    usage = "torchrun --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS"
+    return Config(*parse_components(components, arguments, prog, usage, _DESCRIPTION))
+
+
+def parse_components(
+    components: Sequence[type], arguments: Sequence[str], prog: str, usage: str, description: str
+) -> list[Any]:
+    """Reads flags, and the YAML file that `--config` names, into one config of each of the components.
+
+    Raises:
+        LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
+        SystemExit: after `--help`.
+    """
     parser = _Parser(
         components,
         prog=prog,
-        usage="torchrun --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS",
-        description=_DESCRIPTION,
+        usage=usage,
+        description=description,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
@@ -179,7 +192,7 @@ def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Confi
         raise LoptError(f"--config: {error}") from error
     if unknown:
         raise LoptError(f"unknown flag {unknown[0]}{_suggest(unknown[0].lstrip('-').split('=')[0], known)}")
-    return Config(*parsed)
+    return parsed
 
 
 def _config_file(arguments: Sequence[str]) -> dict[str, Any]:
