@@ -165,7 +165,7 @@ def test_what_a_run_cannot_go_on_from(files: Path, tmp_path: Path, flags: str, e
 
 def test_another_number_of_stages_goes_on_from_the_weights(files: Path, tmp_path: Path) -> None:
     checkpoint = files / "whole" / "out" / "checkpoint-6"
-    rates = "--learning_rate 0 --reconstruction_learning_rate 0 --weight_decay 0"
+    rates = "--learning_rate 0 --local_learning_rate 0 --weight_decay 0"
     log = train(files, tmp_path, 1, f"{BATCH} --num_stages 3 --resume_from_checkpoint {checkpoint} {rates}")
     assert "optimizer state and local heads start anew" in log
     assert "going on with another setting than before: --learning_rate is 0.0, and was 0.001" in log

@@ -103,7 +103,7 @@ def test_the_method_in_plain_pytorch_gives_the_same_weights(tmp_path: Path, accu
     # Token by token labels, some rows with a single target: means of means would show.
     flags = f"--model_name_or_path {model} --train_file {rows_file} --output_dir {tmp_path / 'out'} --max_steps {steps}"
     flags += f" --per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation} --learning_rate 1e-3"
-    flags += f" --reconstruction_learning_rate 3e-4 --weight_decay 0.05 --adam_epsilon {epsilon} --max_grad_norm 0"
+    flags += f" --local_learning_rate 3e-4 --weight_decay 0.05 --adam_epsilon {epsilon} --max_grad_norm 0"
     flags += f" --seed {seed} --reconstruction_weight 10"
     cases = tmp_path / "cases.json"
     cases.write_text(json.dumps([{"name": "method", "flags": flags.split()}]))

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from lopt_pp.data import DataConfig, DataOrder, load_rows
 
-COMMON = "--learning_rate 1e-3 --reconstruction_learning_rate 3e-4 --adam_epsilon 1e-6 --weight_decay 0.1 --max_steps 8"
+COMMON = "--learning_rate 1e-3 --local_learning_rate 3e-4 --adam_epsilon 1e-6 --weight_decay 0.1 --max_steps 8"
 
 
 @pytest.fixture(scope="module")
