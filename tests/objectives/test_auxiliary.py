@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lopt_pp.balance import random_microbatch
 from lopt_pp.objectives import AuxiliaryNextToken, NextToken, ObjectiveConfig, Site
-from lopt_pp.split import BlockModel, BlockOutput, Span, split_at
+from lopt_pp.split import BlockModel, BlockOutput, Span, split_at, split_evenly
 from lopt_pp.stage import checkpoint_layers
 from lopt_pp.verify import check_sample, check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
@@ -39,7 +39,7 @@ def loader(path: Path, whole: PreTrainedModel, spans: Sequence[Span]) -> Load:
     anatomy = check_split(model_class, config, spans)
 
     def load(span: Span) -> BlockModel:
-        if span.chosen is not None:
+        if span.start == config.num_hidden_layers // 2:
             check_sample(model_class, config, anatomy, span)
         return load_block(checkpoint, model_class, config, anatomy, span)
 
@@ -69,11 +69,10 @@ def test_it_is_the_rest_of_the_model_without_some_layers(family: str, tmp_path: 
     write_model(tmp_path, family)
     depth = tiny_config(family).num_hidden_layers
     input_ids = torch.randint(3, 128, (2, 11))
+    load = loader(tmp_path, AutoModelForCausalLM.from_pretrained(tmp_path), split_evenly(depth, 2))
     for boundary in range(1, depth):
-        spans = split_at([boundary], depth)
         whole = AutoModelForCausalLM.from_pretrained(tmp_path)
-        load = loader(tmp_path, whole, spans)
-        block = load(spans[0]).eval()
+        block = load(Span(0, 2, 0, boundary)).eval()
         network = make_objective(block, load).network.eval()
         kept = network.span.layers
         assert len(kept) == min(2, depth - boundary) and kept[-1] == depth - 1 and kept[0] >= boundary
