@@ -9,9 +9,10 @@ from lopt_pp.objectives.base import Objective, Site
 from lopt_pp.objectives.choice import local_objective_class, make_objective
 from lopt_pp.objectives.config import ObjectiveConfig
 from lopt_pp.objectives.reconstruction import Reconstruction, reconstruction_head
-from lopt_pp.objectives.task import NextToken
+from lopt_pp.objectives.task import CUDA_LOGITS, NextToken
 
 __all__ = [
+    "CUDA_LOGITS",
     "AuxiliaryNextToken",
     "NextToken",
     "Objective",
