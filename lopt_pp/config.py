@@ -19,7 +19,7 @@ from lopt_pp.data import DataConfig
 from lopt_pp.errors import LoptError, first_line, shown
 from lopt_pp.flags import check_types
 from lopt_pp.model import ModelConfig
-from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.objectives import ObjectiveConfig, local_objective_class
 from lopt_pp.optim import OptimConfig
 from lopt_pp.stage import StageConfig
 from lopt_pp.topology import PipelineConfig, Topology
@@ -88,6 +88,9 @@ class Config:
     checkpoint: CheckpointConfig
     run: RunConfig
 
+    def __post_init__(self) -> None:
+        local_objective_class(self.objective)  # Whether there is such a one.
+
     def topology(self, world_size: int) -> Topology:
         """Lays the run over the processes that there are.
 
@@ -110,7 +113,9 @@ class Config:
 
     def settings(self) -> dict[str, Any]:
         """The flags that change what a run learns and may change on its way, with their values."""
-        chosen = {"reconstruction_weight": self.objective.reconstruction_weight, "dtype": self.stage.dtype}
+        objective = dataclasses.asdict(self.objective)
+        names = ("reconstruction_weight", "local_head_warmup_steps", "train_embeddings")
+        chosen = {name: objective[name] for name in names} | {"dtype": self.stage.dtype}
         chosen |= dataclasses.asdict(self.optim)
         return {f"--{name}": value.value if isinstance(value, Enum) else value for name, value in chosen.items()}
 
