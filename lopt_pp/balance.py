@@ -212,7 +212,7 @@ def measure(
 
         return _seconds(microbatch, optimizer.step, accumulation, device)
 
-    kinds = [_kind(model_class, config, anatomy, number) for number in range(depth)]
+    kinds = layer_kinds(model_class, config, anatomy)
 
     def by_layer(method: Literal["lopt", "frozen"]) -> list[float]:
         """Of a stage of one layer, for each layer."""
@@ -276,14 +276,20 @@ def random_block(
     return BlockModel(block, anatomy, span)
 
 
-def _kind(model_class: type[PreTrainedModel], config: PreTrainedConfig, anatomy: Anatomy, number: int) -> str:
-    """What makes layers cost the same: their tensors' shapes, and their entries in lists of the config."""
-    span = Span(1, 3, number, number + 1)
+def layer_kinds(model_class: type[PreTrainedModel], config: PreTrainedConfig, anatomy: Anatomy) -> list[str]:
+    """Of each layer what makes layers cost the same: its tensors' shapes, and its entries in lists of the config."""
     with torch.device("meta"):
-        layer = block_class(model_class, anatomy, span)(config).get_submodule(f"{anatomy.layers}.{number}")
-    shapes = [(name, tuple(tensor.shape)) for name, tensor in layer.state_dict().items()]
-    entries = [value[number] for value in vars(config).values() if _is_per_layer(value, config.num_hidden_layers)]
-    return repr((shapes, entries))
+        layers = model_class(config).get_submodule(anatomy.layers).children()
+    lists = [value for value in vars(config).values() if _is_per_layer(value, config.num_hidden_layers)]
+    return [
+        repr(
+            (
+                [(name, tuple(tensor.shape)) for name, tensor in layer.state_dict().items()],
+                [value[number] for value in lists],
+            )
+        )
+        for number, layer in enumerate(layers)
+    ]
 
 
 def _is_per_layer(value: object, depth: int) -> bool:

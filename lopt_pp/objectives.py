@@ -17,7 +17,7 @@ from lopt_pp.errors import LoptError
 from lopt_pp.flags import check_types
 from lopt_pp.split import BlockOutput
 
-_CPU_LOGITS, _CUDA_LOGITS = 2**23, 2**27
+_CPU_LOGITS, CUDA_LOGITS = 2**23, 2**27
 """Number of logits that are there at once: what fits caches, or keeps a GPU busy."""
 
 
@@ -147,7 +147,7 @@ def linear_cross_entropy(
         bias = None if bias is None else bias.to(dtype)
     if not hasattr(F, "linear_cross_entropy"):  # PyTorch before 2.13.
         return F.cross_entropy(F.linear(features, weight, bias).float(), targets, reduction="sum")
-    chunk = max(1, (_CUDA_LOGITS if features.is_cuda else _CPU_LOGITS) // weight.shape[0])
+    chunk = max(1, (CUDA_LOGITS if features.is_cuda else _CPU_LOGITS) // weight.shape[0])
     options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
     # The sum comes back in the dtype of the features, and would be rounded to bfloat16; single losses bear that.
     reduction = "sum" if features.dtype == torch.float32 else "none"

@@ -24,7 +24,7 @@ from lopt_pp.checkpoint import (
 )
 from lopt_pp.config import Config
 from lopt_pp.course import UNINTERRUPTED, Course, DecidedCourse, stop_reason
-from lopt_pp.data import DataOrder, TokenizedRows, load_rows
+from lopt_pp.data import DataOrder, Rows, load_rows, with_chat_template
 from lopt_pp.distributed import Failure, World, boundaries, check_shared, mesh_of_processes
 from lopt_pp.end_to_end_stage import EndToEndStage
 from lopt_pp.errors import LoptError
@@ -35,13 +35,14 @@ from lopt_pp.model import load_model_config, load_tokenizer, write_description
 from lopt_pp.objectives import NextToken, Reconstruction
 from lopt_pp.replicas import Replicas
 from lopt_pp.reporting import Collector, post, post_end
-from lopt_pp.resume import LATEST, is_restart, resume
+from lopt_pp.resume import LATEST, resume
 from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
 from lopt_pp.split import BlockModel, Span, split_at, split_evenly
 from lopt_pp.stage import NotFiniteError, Stage, local_objective
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.trainer import stream_headers, train
 from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.verify_packing import check_packing
 from lopt_pp.weights import Checkpoint, load_block
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Run:
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
         self.output_dir = Path(config.run.output_dir)
-        goes_on = is_restart() or config.checkpoint.resume_from_checkpoint == LATEST
+        goes_on = world.is_restart or config.checkpoint.resume_from_checkpoint == LATEST
         check_output_dir(self.output_dir, config.run.overwrite_output_dir, goes_on)
         if not (config.run.overwrite_output_dir or goes_on):
             check_no_checkpoints(self.output_dir, but=config.checkpoint.resume_from_checkpoint)
@@ -81,8 +82,11 @@ class Run:
         spans = split_at(cuts, depth) if cuts is not None else split_evenly(depth, self.topology.num_stages)
         checkpoint = Checkpoint(config.model.model_name_or_path, config.model.model_revision)
         anatomy = check_split(model_class, self.model_config, spans)
-        self.tokenizer = load_tokenizer(config.model)
-        self.rows = load_rows(config.data, self.tokenizer)
+        if config.data.packs_rows:
+            check_packing(model_class, self.model_config, spans, anatomy)
+        self.tokenizer = with_chat_template(load_tokenizer(config.model), config.data)
+        with world.one_process_first("rows"):
+            self.rows = load_rows(config.data, self.tokenizer)
         self.order = _data_order(config, self.rows, self.tokenizer, self.replica, self.topology.num_replicas)
         self.num_steps = _num_steps(config, self.order)
         world.agree(facts(config, self.model_config, self.rows))
@@ -217,7 +221,8 @@ class Run:
                 else:
                     self._train_stages(course, report, after_step)
             steps_done = self._trained[0].steps_done
-            if self.steps_done < steps_done < self.num_steps and not self.config.checkpoint.saves_after(steps_done):
+            saves = self.config.checkpoint.save_steps > 0 and not self.config.checkpoint.saves_after(steps_done)
+            if saves and self.steps_done < steps_done < self.num_steps:
                 checkpoint(steps_done)
             writer.finish()
         except NotFiniteError as error:
@@ -233,6 +238,8 @@ class Run:
             committer.join()
         if collector is not None:
             collector.join()
+            if self.config.data.streaming:  # Only now it is known.
+                logger.info("%s", self.rows.summary())
             _say_how_it_went(collector, self.output_dir)
         return True
 
@@ -355,7 +362,7 @@ class Run:
 
 
 def _data_order(
-    config: Config, rows: TokenizedRows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
+    config: Config, rows: Rows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
 ) -> DataOrder:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return DataOrder(
@@ -367,6 +374,11 @@ def _data_order(
         pad_token_id=pad if pad is not None else 0,
         replica=replica,
         num_replicas=num_replicas,
+        sampling=config.data.train_sampling_strategy,
+        keep_apart=config.data.packs_rows,
+        # Flash attention keeps rows apart only where all of them stand in one.
+        padding_free=config.data.padding_free
+        or (config.data.packing and "flash" in (config.model.attn_implementation or "")),
     )
 
 

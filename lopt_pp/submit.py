@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 
 from lopt_pp.config import Config, parse_config
+from lopt_pp.data.reading import find_files
 from lopt_pp.errors import LoptError
 from lopt_pp.guard import complain
 from lopt_pp.saving import check_output_dir
@@ -180,9 +181,8 @@ def check_run(config: Config, nodes: int, processes: int) -> None:
             f"--resume_from_checkpoint {config.checkpoint.resume_from_checkpoint}: a job goes on from the newest "
             f"checkpoint of its own --output_dir, each time it comes from the queue; leave it out"
         )
-    rows = config.data.train_file
-    if rows is not None and not Path(rows).exists():
-        raise LoptError(f"--train_file {rows} does not exist")
+    if config.data.train_file:
+        list(find_files(config.data.train_file))
 
 
 def submit(script: str) -> str:

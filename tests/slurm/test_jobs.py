@@ -80,13 +80,14 @@ class Submitted:
                 found.append(process)
         return found
 
-    def freeze(self) -> None:
+    def freeze(self) -> psutil.Process:
         """Holds the run once it has a checkpoint, so that whatever comes next comes in mid-run."""
         until((self.output_dir / "metrics.jsonl").exists, PATIENCE, "the first step")
         process = next(worker for worker in self.workers() if worker.environ()["RANK"] == "1")
         until((self.output_dir / f"checkpoint-{SAVE_STEPS}").is_dir, PATIENCE, "a checkpoint")
         process.suspend()
         assert not (self.output_dir / FINISHED).exists(), "the run is over"
+        return process
 
     def stopped_at(self, number: signal.Signals) -> int:
         """The step that the run was stopped at by a signal, which it must have been once, with a checkpoint."""
@@ -189,11 +190,13 @@ def test_a_job_goes_on_after_its_time_limit_with_the_same_weights(
     cluster: Cluster, inputs: Path, undisturbed: Submitted
 ) -> None:
     job = submit(cluster, inputs, "limited")
-    job.freeze()
-    # Slurm warns two minutes before the limit. With at most two minutes left, that is when it next looks; it wakes what
-    # it warns.
+    held = job.freeze()
+    # Slurm warns two minutes before the limit. With at most two minutes left, that is when it next looks.
     hours, minutes, _ = cluster.job(job.number)["RunTime"].split(":")
     cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * int(hours) + int(minutes) + 2}")
+    until(lambda: signal.SIGUSR1 in pending(held), PATIENCE, "Slurm's warning")
+    with contextlib.suppress(psutil.NoSuchProcess):
+        held.resume()
     job.until_requeued()
     cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=20")
     step = job.stopped_at(signal.SIGUSR1)
@@ -201,6 +204,18 @@ def test_a_job_goes_on_after_its_time_limit_with_the_same_weights(
     job.until_state("COMPLETED")
     assert f"after step {step}" in job.logs()
     assert_same_weights(job, undisturbed)
+
+
+def pending(process: psutil.Process) -> set[signal.Signals]:
+    """The signals that wait for a held process; all, where it has gone: Slurm may wake what it warns."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return set(signal.Signals)
+    mask = 0
+    for field in re.findall(r"^(?:SigPnd|ShdPnd):\s+([0-9a-f]+)$", status, re.MULTILINE):
+        mask |= int(field, 16)
+    return {number for number in signal.Signals if mask >> (number - 1) & 1}
 
 
 def test_a_bad_config_ends_the_job_with_the_reason_in_the_log(cluster: Cluster, inputs: Path) -> None:
