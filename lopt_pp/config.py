@@ -17,6 +17,7 @@ from lopt_pp.checkpoint import CheckpointConfig
 from lopt_pp.data import DataConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.flags import check_types
+from lopt_pp.insight.config import ReportConfig
 from lopt_pp.model import ModelConfig
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig
@@ -84,6 +85,7 @@ class Config:
     optim: OptimConfig
     stage: StageConfig
     checkpoint: CheckpointConfig
+    report: ReportConfig
     run: RunConfig
 
     def topology(self, world_size: int) -> Topology:
