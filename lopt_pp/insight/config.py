@@ -39,7 +39,7 @@ class ReportConfig:
         metadata={
             "help": "Steps between measurements of how far the hidden states at each boundary have drifted from the "
             "pretrained model's, on a few fixed rows; 0 is off. Changes no result. One costs a forward of at most a "
-            "microbatch: below 1% of the time at the default."
+            "microbatch: less than a hundredth of the time at the default."
         },
     )
 
