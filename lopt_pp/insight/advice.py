@@ -52,14 +52,18 @@ def _bottleneck(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
     others = [seconds for process, seconds in enumerate(computing) if process != busiest]
     which = _named(held[busiest])
     if min(others) > (1 - _IDLE) * computing[busiest]:
-        return [Advice("good", f"The stages are balanced: they compute alike, the busiest ({which}) {share:.0%} of the time.")]
+        return [
+            Advice(
+                "good", f"The stages are balanced: they compute alike, the busiest ({which}) {share:.0%} of the time."
+            )
+        ]
     least = f"{min(others) / computing[busiest]:.0%}"
     much = least if len(others) == 1 else f"{least} to {max(others) / computing[busiest]:.0%}"
     return [
         Advice(
             "look",
-            f"{which.capitalize()} is the bottleneck: it computes {_seconds(computing[busiest])} in a step, {share:.0%} of "
-            f"the time. {'The other computes' if len(others) == 1 else 'The others compute'} {much} of that.",
+            f"{which.capitalize()} is the bottleneck: it computes {_seconds(computing[busiest])} in a step, {share:.0%} "
+            f"of the time. {'The other computes' if len(others) == 1 else 'The others compute'} {much} of that.",
         )
     ]
 
@@ -72,14 +76,16 @@ def _split(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
     cuts, then = better_cuts([time.computing for time in times], layers)
     if now - then < _WORTH_IT * now:
         gain = f"{100 * _WORTH_IT:.0f}%"
-        return [Advice("good", f"The cuts lie where they should: by the measured cost of a layer, no other gains {gain}.")]
+        return [
+            Advice("good", f"The cuts lie where they should: by the measured cost of a layer, no other gains {gain}.")
+        ]
     old = ",".join(str(start) for start, _ in layers[1:])
     return [
         Advice(
             "do",
-            f"--split {','.join(map(str, cuts))} instead of {old} would balance the stages: by the measured cost of a layer "
-            f"the busiest would compute {_seconds(then)} in a step instead of {_seconds(now)}, {now / then - 1:.0%} more "
-            f"tokens per second at best. Where the cuts lie changes what is learned.",
+            f"--split {','.join(map(str, cuts))} instead of {old} would balance the stages: by the measured cost of a "
+            f"layer the busiest would compute {_seconds(then)} in a step instead of {_seconds(now)}, {now / then - 1:.0%} "
+            f"more tokens per second at best. Where the cuts lie changes what is learned.",
         )
     ]
 
@@ -123,7 +129,9 @@ def _queue(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
     busiest = max(times, key=lambda time: time.computing)
     waits = busiest.share("wait_receive")
     if busiest.stage == 0 or waits <= _IDLE:
-        return [Advice("good", f"The queue is deep enough: the busiest stage waits {waits:.1%} of the time to receive.")]
+        return [
+            Advice("good", f"The queue is deep enough: the busiest stage waits {waits:.1%} of the time to receive.")
+        ]
     depth = run.flags.get("queue_depth", 2)
     before = times[busiest.stage - 1]
     if before.share("wait_send") > 0.01:
@@ -131,8 +139,8 @@ def _queue(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
             Advice(
                 "do",
                 f"Stage {busiest.stage} waits {waits:.0%} of the time to receive although stage {before.stage} waits "
-                f"{before.share('wait_send'):.0%} to send: the queue between them is too shallow for the link's delay or "
-                f"for rows of such different lengths. Try --queue_depth {2 * depth}.",
+                f"{before.share('wait_send'):.0%} to send: the queue between them is too shallow for the link's delay "
+                f"or for rows of such different lengths. Try --queue_depth {2 * depth}.",
             )
         ]
     return [
@@ -152,8 +160,8 @@ def _overhead(times: Sequence[StageTimes]) -> list[Advice]:
         return [
             Advice(
                 "look",
-                f"{other:.0%} of the time and more goes to what is neither computing nor waiting: data and bookkeeping. "
-                f"Larger microbatches help where steps are short.",
+                f"{other:.0%} of the time and more goes to what is neither computing nor waiting: data and bookkeeping."
+                f" Larger microbatches help where steps are short.",
             )
         ]
     return []
@@ -167,8 +175,10 @@ def _losses(run: RunData) -> list[Advice]:
             ("loss", "task loss", "--learning_rate"),
         ):
             values = means(run.curve(stage, name)[1])
-            if len(values) >= 10 and values[-1] > 1.1 * min(values) and values[-1] - min(values) > 0.1 * (
-                max(values) - min(values)
+            if (
+                len(values) >= 10
+                and values[-1] > 1.1 * min(values)
+                and values[-1] - min(values) > 0.1 * (max(values) - min(values))
             ):
                 advice.append(
                     Advice(
@@ -187,8 +197,8 @@ def _drift(run: RunData) -> list[Advice]:
         if not norms:
             continue
         text = (
-            f"At the boundary after stage {stage} the hidden states have moved by {norms[-1]:.1%} of their norm from the "
-            f"pretrained model's (cosine {cosines[-1]:.4f})"
+            f"At the boundary after stage {stage} the hidden states have moved by {norms[-1]:.1%} of their norm from "
+            f"the pretrained model's (cosine {cosines[-1]:.4f})"
         )
         if len(norms) >= 4 and norms[-1] > 1.1 * norms[3 * len(norms) // 4 - 1]:
             advice.append(
@@ -214,8 +224,8 @@ def _clipping(run: RunData) -> list[Advice]:
             advice.append(
                 Advice(
                     "look",
-                    f"The gradient of stage {stage} is clipped in {clipped:.0%} of the steps (--max_grad_norm {limit:g}): "
-                    f"its length says nothing there. That is usual with AdamW, and harmless.",
+                    f"The gradient of stage {stage} is clipped in {clipped:.0%} of the steps (--max_grad_norm "
+                    f"{limit:g}): its length says nothing there. That is usual with AdamW, and harmless.",
                 )
             )
     return advice

@@ -208,8 +208,7 @@ def means(values: Sequence[float]) -> list[float]:
     """Running means, over a twentieth of the values."""
     reach = len(values) // 40
     return [
-        sum(part) / len(part)
-        for part in (values[max(0, at - reach) : at + reach + 1] for at in range(len(values)))
+        sum(part) / len(part) for part in (values[max(0, at - reach) : at + reach + 1] for at in range(len(values)))
     ]
 
 
