@@ -41,7 +41,7 @@ def advise(run: RunData) -> list[Advice]:
         advice.append(
             Advice("good", "All stages share a process and take turns: none waits, and the split changes memory alone.")
         )
-    return [*advice, *_overhead(times), *_losses(run), *_drift(run), *_clipping(run)]
+    return [*advice, *_overhead(run, times), *_losses(run), *_drift(run), *_clipping(run)]
 
 
 def _bottleneck(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
@@ -62,8 +62,8 @@ def _bottleneck(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
     return [
         Advice(
             "look",
-            f"{which.capitalize()} is the bottleneck: it computes {_seconds(computing[busiest])} in a step, {share:.0%} "
-            f"of the time. {'The other computes' if len(others) == 1 else 'The others compute'} {much} of that.",
+            f"{which.capitalize()} is the bottleneck: it computes {_seconds(computing[busiest])} in a step, "
+            f"{share:.0%} of the time. The other{' computes' if len(others) == 1 else 's compute'} {much} of that.",
         )
     ]
 
@@ -84,8 +84,8 @@ def _split(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
         Advice(
             "do",
             f"--split {','.join(map(str, cuts))} instead of {old} would balance the stages: by the measured cost of a "
-            f"layer the busiest would compute {_seconds(then)} in a step instead of {_seconds(now)}, {now / then - 1:.0%} "
-            f"more tokens per second at best. Where the cuts lie changes what is learned.",
+            f"layer the busiest would compute {_seconds(then)} in a step instead of {_seconds(now)}, "
+            f"{now / then - 1:.0%} more tokens per second at best. Where the cuts lie changes what is learned.",
         )
     ]
 
@@ -153,10 +153,10 @@ def _queue(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
     ]
 
 
-def _overhead(times: Sequence[StageTimes]) -> list[Advice]:
-    # Where stages share a process, what one does is `other` to the next; so the least is looked at.
-    other = min(time.share("other") for time in times)
-    if len(times) > 1 and other > 0.1:
+def _overhead(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
+    # Where stages share a process, what one does is `other` to the next.
+    other = min(1 - sum(1 - times[stage].share("other") for stage in stages) for stages in run.stages_of_processes)
+    if other > 0.1:
         return [
             Advice(
                 "look",

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lopt_pp.data import DataConfig, DataOrder, load_rows
 from lopt_pp.insight.probe import Probe, drift
 
-STEPS = 6
-COMMON = f"--max_steps {STEPS} --per_device_train_batch_size 3 --learning_rate 1e-3 --save_steps 3"
+STEPS = 4
+COMMON = f"--max_steps {STEPS} --per_device_train_batch_size 3 --learning_rate 1e-3 --save_steps 2"
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,8 @@ def drifts(records: list[dict[str, Any]]) -> dict[tuple[int, int], tuple[float, 
 
 
 LAYOUTS = {
-    "2 stages": (2, "--queue_depth 1"),
     "4 stages": (4, "--num_stages 4 --queue_depth 5 --gradient_accumulation_steps 2"),
-    "4 stages in 2 processes": (2, "--num_stages 4"),
-    "1 process": (1, "--num_stages 3"),
-    "bfloat16": (3, "--num_stages 3 --dtype bfloat16"),
+    "bfloat16": (2, "--num_stages 3 --dtype bfloat16"),
     "sharded replicas": (2, "--num_stages 3 --data_parallel 2 --pipeline_processes 1 --sharding full"),
     "replicas": (4, "--num_stages 2 --data_parallel 2"),
 }
@@ -77,8 +74,8 @@ def test_it_changes_nothing(layout: str, files: Path, tmp_path: Path) -> None:
 def test_processes_measure_what_one_does(files: Path, tmp_path: Path) -> None:
     flags = "--num_stages 4 --probe_steps 2"
     alone = drifts(train(files, tmp_path / "1", 1, flags))
-    assert alone == drifts(train(files, tmp_path / "4", 4, flags)) == drifts(train(files, tmp_path / "2", 2, flags))
-    assert [step for step, stage in alone if stage == 0] == [2, 4, 6]
+    assert alone == drifts(train(files, tmp_path / "3", 3, flags))
+    assert [step for step, stage in alone if stage == 0] == [2, 4]
 
 
 def test_it_is_the_drift_of_the_hidden_states(files: Path, tmp_path: Path) -> None:
@@ -110,16 +107,15 @@ def test_it_is_the_drift_of_the_hidden_states(files: Path, tmp_path: Path) -> No
 
 
 def test_a_resumed_run_compares_with_the_pretrained_model(files: Path, tmp_path: Path) -> None:
-    whole = drifts(train(files, tmp_path / "whole", 2, "--probe_steps 2"))
-    more = f"--probe_steps 2 --resume_from_checkpoint {tmp_path / 'whole' / 'out' / 'checkpoint-3'}"
-    assert drifts(train(files, tmp_path / "resumed", 2, more)) == {
-        place: value for place, value in whole.items() if place[0] > 3
+    whole = drifts(train(files, tmp_path / "whole", 1, "--probe_steps 2"))
+    more = f"--probe_steps 2 --resume_from_checkpoint {tmp_path / 'whole' / 'out' / 'checkpoint-2'}"
+    assert drifts(train(files, tmp_path / "resumed", 1, more)) == {
+        place: value for place, value in whole.items() if place[0] > 2
     }
 
 
 def test_nothing_is_measured_where_nothing_drifts(files: Path, tmp_path: Path) -> None:
-    assert not drifts(train(files, tmp_path / "frozen", 1, "--method frozen --probe_steps 1"))
-    assert not drifts(train(files, tmp_path / "one", 1, "--num_stages 1 --probe_steps 1"))
+    assert not drifts(train(files, tmp_path, 1, "--method frozen --probe_steps 1"))
 
 
 def test_drift_of_known_vectors() -> None:
