@@ -11,7 +11,8 @@ Pipeline-parallel post-training of language models by local learning.
 
 commands:
   train    post-train a model; under torchrun, one process per stage:
-           torchrun --nproc-per-node 2 --no-python lopt-pp train FLAGS   (lopt-pp train --help lists them)
+           torchrun --rdzv-backend lopt-pp --nproc-per-node 2 --no-python lopt-pp train FLAGS
+           (lopt-pp train --help lists them)
   export   make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
   report   make a page on a run, with curves, timeline and advice: lopt-pp report OUTPUT_DIR
   compare  make a page that overlays several runs: lopt-pp compare OUTPUT_DIR OUTPUT_DIR ...

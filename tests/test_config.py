@@ -80,7 +80,7 @@ def test_booleans(flags: str, shuffle: bool, overwrite: bool) -> None:
         ("--dtype float16", "^--dtype: invalid choice: 'float16' .*float32.*bfloat16"),
         ("--lr_scheduler_type triangle", "^--lr_scheduler_type.*invalid choice: 'triangle' .*linear.*cosine"),
         ("--max_steps", "^--max_steps.*expected one argument"),
-        ("--config", "^--config: give the path of a YAML file$"),
+        ("--config", "^--config: give the path of a YAML file, once$"),
         ("--learning_rate nan", "^--learning_rate nan: expected a finite number$"),
         ("--num_train_epochs inf", "^--num_train_epochs inf: expected a finite number$"),
         ("--per_device_train_batch_size 0", "^--per_device_train_batch_size 0: at least 1$"),

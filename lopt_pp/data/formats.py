@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, first_line, shown
 
 IGNORE_INDEX = -100
 """The label of a token that takes no part in the loss (as in `torch.nn.functional.cross_entropy`)."""
@@ -66,7 +65,10 @@ class RowEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = len(tokenizer)
-        template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        try:
+            template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        except ValueError as error:  # Several templates, and none that is the default.
+            raise LoptError(f"the tokenizer's chat template cannot be used: {first_line(error)}") from error
         self._has_template = template is not None
         # Only tokenizers of the `tokenizers` library can say which token a character of the text went to.
         self._has_generation_marks = bool(
@@ -111,8 +113,8 @@ class RowEncoder:
                 if not 0 <= token < self._vocab_size and not (column == "labels" and token == IGNORE_INDEX):
                     also = " (or -100 where no loss counts)" if column == "labels" else ""
                     raise LoptError(
-                        f"`{column}` holds {token}, but the tokenizer has the ids 0 to {self._vocab_size - 1}{also}; "
-                        "was it tokenized with another tokenizer?"
+                        f"`{column}` holds {shown(token)}, but the tokenizer has the ids 0 to {self._vocab_size - 1}"
+                        f"{also}; was it tokenized with another tokenizer?"
                     )
         if len(input_ids) != len(labels):
             raise LoptError(
@@ -175,7 +177,7 @@ class RowEncoder:
             encoded = self._tokenizer.apply_chat_template(
                 messages, return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # A template is a program, and may fail in any way at what it was not made for.
             raise _refused(error) from error
         assert isinstance(encoded, BatchEncoding)
         input_ids, mask = encoded["input_ids"], encoded["assistant_masks"]
@@ -199,7 +201,7 @@ class RowEncoder:
             rendered = self._tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # A template is a program, and may fail in any way at what it was not made for.
             raise _refused(error) from error
         assert isinstance(rendered, str)
         return rendered
@@ -210,6 +212,10 @@ class RowEncoder:
         A piece is encoded behind what stands before it where that leaves the tokens before it alone, since tokenizers
         that put a space before a text would put one before a piece encoded by itself.
         """
+        try:
+            "".join(piece.text for piece in pieces).encode()
+        except UnicodeEncodeError as error:
+            raise LoptError(f"its text is no Unicode: {first_line(error)}; change the row or leave it out") from error
         text = ""
         input_ids: list[int] = []
         labels: list[int] = []
@@ -244,10 +250,9 @@ def _check_messages(row: Mapping[str, Any], column: str) -> Messages:
     return messages
 
 
-def _refused(error: jinja2.TemplateError) -> LoptError:
-    return LoptError(f"the chat template refuses the conversation: {error}; change the row or leave it out")
+def _refused(error: Exception) -> LoptError:
+    return LoptError(f"the chat template refuses the conversation: {first_line(error)}; change the row or leave it out")
 
 
 def _shown(value: Any) -> str:
-    shown = repr(value)
-    return f"{shown[:80]}{'...' if len(shown) > 80 else ''} ({type(value).__name__})"
+    return f"{shown(value)} ({type(value).__name__})"
