@@ -225,7 +225,7 @@ def _clipping(run: RunData) -> list[Advice]:
                 Advice(
                     "look",
                     f"The gradient of stage {stage} is clipped in {clipped:.0%} of the steps (--max_grad_norm "
-                    f"{limit:g}): its length says nothing there. That is usual with AdamW, and harmless.",
+                    f"{limit:g}): its length counts for nothing there, which AdamW bears.",
                 )
             )
     return advice

@@ -247,27 +247,27 @@ def timeline(events: Sequence[dict[str, Any]], num_steps: int = 3) -> str:
     start = min(span["ts"] for span in spans)
     stop = max(span["ts"] + span["dur"] for span in spans if span["args"]["step"] == last and span["tid"] == 0)
     height = 20 + _ROW * len(names) + 26
-    axis = _Axis.over([0.0, (stop - start) / 1e3], 0, _LONG)
-    axis = _Axis(0.0, (stop - start) / 1e3, 0, _LONG, False, [t for t in axis.ticks if t <= (stop - start) / 1e3])
+    long, unit, scale = ((stop - start) / 1e6, "s", 1e6) if stop - start > 3e6 else ((stop - start) / 1e3, "ms", 1e3)
+    axis = _Axis(0.0, long, 0, _LONG, False, [t for t in _Axis.over([0.0, long], 0, _LONG).ticks if t <= long])
     parts = []
     for row, stage in enumerate(sorted(names)):
         parts.append(f'<text class="row" x="0" y="{12 + _ROW * row}">{escape(names[stage])}</text>')
     for span in spans:
-        begin, end = ((span["ts"] + extra - start) / 1e3 for extra in (0.0, span["dur"]))
-        if begin > axis.high or end - begin < (stop - start) / 1e3 / _LONG / 10:
+        begin, end = ((span["ts"] + extra - start) / scale for extra in (0.0, span["dur"]))
+        if begin > long or end - begin < long / _LONG / 10:
             continue
         x, width = axis(begin), max(axis(end) - axis(begin), 0.6)
         row = sorted(names).index(span["tid"])
-        about = " ".join(f"{name} {value}" for name, value in span["args"].items())
+        about = [f"{NAMES[span['cat']]}, {span['dur'] / 1e3:.1f} ms", *(f"{k} {v}" for k, v in span["args"].items())]
         shade = " alternate" if span["args"]["step"] % 2 else ""
         parts.append(
             f'<rect class="{span["cat"]}{shade}" x="{x:.1f}" y="{17 + _ROW * row}" width="{width:.1f}" '
-            f'height="{_BAR - 4}"><title>{escape(NAMES[span["cat"]])}, {end - begin:.1f} ms, {about}</title></rect>'
+            f'height="{_BAR - 4}"><title>{escape(", ".join(about))}</title></rect>'
         )
     bottom = height - 24
     for value in axis.ticks:
         anchor = "start" if value == 0 else "middle" if axis(value) < _LONG - 30 else "end"
-        text = f"{number(value)} ms"
+        text = f"{number(value)} {unit}"
         parts.append(f'<line class="grid" x1="{axis(value):.1f}" x2="{axis(value):.1f}" y1="14" y2="{bottom}"/>')
         parts.append(f'<text class="tick" x="{axis(value):.1f}" y="{bottom + 15}" text-anchor="{anchor}">{text}</text>')
     return (

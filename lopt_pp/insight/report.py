@@ -44,7 +44,7 @@ def report(run: RunData) -> str:
             "The pipeline over time",
             "The first steps of trace.json, a row for each stage, on one clock; every other step is paler.",
             picture=timeline(run.trace),
-            picture_names={e["cat"]: PHASE_NAMES[e["cat"]] for e in run.trace if e["ph"] == "X"},
+            picture_names={phase: name for phase, name in PHASE_NAMES.items() if phase in _traced(run)},
         ),
         Section("Stages", table=_where(run, times)),
         Section(
@@ -65,6 +65,10 @@ _DRIFT_NOTE = (
 def shares_of(time: StageTimes) -> dict[str, float]:
     """The shares of a stage's time, in the order of the bars."""
     return {phase: time.share(phase) for phase in PHASE_NAMES}
+
+
+def _traced(run: RunData) -> set[str]:
+    return {event["cat"] for event in run.trace if event["ph"] == "X"}
 
 
 def _names_in(bars: Sequence[dict[str, float]]) -> dict[str, str]:
@@ -99,7 +103,7 @@ def _tiles(run: RunData, times: Sequence[StageTimes]) -> list[tuple[str, str, st
             few = max(1, len(values) // 20)
             first, last = (sum(part) / few for part in (values[:few], values[-few:]))
             tiles.append((called, number(last), f"from {number(first)}"))
-    tiles.append(("Speed", f"{number(run.tokens_per_second)} tokens/s", ""))
+    tiles.append(("Speed", number(run.tokens_per_second), "tokens/s"))
     if not any(time.seconds["schedule"] for time in times):
         tiles.append(("Computing", f"{max(time.computing_share for time in times):.1%}", "of the time, busiest stage"))
     return tiles

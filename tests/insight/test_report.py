@@ -214,5 +214,5 @@ def test_the_timeline_has_a_row_for_each_stage() -> None:
     widths = {
         bar.firstChild.firstChild.data: float(bar.getAttribute("width")) for bar in picture.getElementsByTagName("rect")
     }
-    assert widths["backward, 299.0 ms, step 11 microbatch 0"] == pytest.approx(1120 * 0.299 / 0.4, abs=0.1)
+    assert widths["backward, 299.0 ms, step 11, microbatch 0"] == pytest.approx(1120 * 0.299 / 0.4, abs=0.1)
     assert timeline([]) == ""
