@@ -153,6 +153,23 @@ class World:
                     f"all processes must be given the same"
                 )
 
+    @contextmanager
+    def one_process_first(self, what: str) -> Iterator[None]:
+        """Lets the first process of each node do something alone; the others then find on disk what it has made.
+
+        Args:
+            what: it does, another name each time.
+        """
+        local_rank = int(os.environ.get("LOCAL_RANK", "0")) if self.size > 1 else 0
+        done = f"{what}/{self.rank - local_rank}"
+        if local_rank > 0:
+            self.connection(timedelta(days=365)).get(done)
+        try:
+            yield
+        finally:
+            if local_rank == 0:
+                self.store.set(done, "")
+
     def first_complaint(self, key: str, complaint: str) -> str:
         """What the first process, by rank, has to say against something; empty where none has. All must call this.
 

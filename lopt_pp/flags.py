@@ -36,6 +36,8 @@ def check_types(config: Any) -> None:
 def _is_of(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is Literal:
         return value in typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_is_of(item, typing.get_args(kind)[0]) for item in value)
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)
@@ -44,6 +46,8 @@ def _is_of(value: Any, kind: Any) -> bool:
 def _describe(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return ", ".join(map(str, typing.get_args(kind)))
+    if typing.get_origin(kind) is list:
+        return f"a list, each {_describe(typing.get_args(kind)[0])}"
     return {
         type(None): "nothing",
         str: "a string",

@@ -23,7 +23,7 @@ from lopt_pp.checkpoint import (
 )
 from lopt_pp.config import Config
 from lopt_pp.course import UNINTERRUPTED, Course, DecidedCourse, stop_reason
-from lopt_pp.data import DataOrder, TokenizedRows, load_rows
+from lopt_pp.data import DataOrder, Rows, load_rows, with_chat_template
 from lopt_pp.distributed import Failure, World, boundaries, check_shared, mesh_of_processes
 from lopt_pp.end_to_end_stage import EndToEndStage
 from lopt_pp.errors import LoptError
@@ -34,7 +34,7 @@ from lopt_pp.insight.start import begin
 from lopt_pp.insight.trackers import Listener, check_installed
 from lopt_pp.metrics import Record
 from lopt_pp.model import load_model_config, load_tokenizer, write_description
-from lopt_pp.objectives import NextToken, Reconstruction
+from lopt_pp.objectives import NextToken, local_objective_class
 from lopt_pp.replicas import Replicas
 from lopt_pp.reporting import Collector, post_end
 from lopt_pp.resume import LATEST, resume
@@ -43,7 +43,8 @@ from lopt_pp.split import BlockModel, Span, split_at, split_evenly
 from lopt_pp.stage import NotFiniteError, Stage, local_objective
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.trainer import stream_headers, train
-from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.verify import check_sample, check_split, model_class_of
+from lopt_pp.verify_packing import check_packing
 from lopt_pp.weights import Checkpoint, load_block
 
 logger = logging.getLogger(__name__)
@@ -85,8 +86,11 @@ class Run:
         spans = split_at(cuts, depth) if cuts is not None else split_evenly(depth, self.topology.num_stages)
         checkpoint = Checkpoint(config.model.model_name_or_path, config.model.model_revision)
         anatomy = check_split(model_class, self.model_config, spans)
-        self.tokenizer = load_tokenizer(config.model)
-        self.rows = load_rows(config.data, self.tokenizer)
+        if config.data.packs_rows:
+            check_packing(model_class, self.model_config, spans, anatomy)
+        self.tokenizer = with_chat_template(load_tokenizer(config.model), config.data)
+        with world.one_process_first("rows"):
+            self.rows = load_rows(config.data, self.tokenizer)
         self.order = _data_order(config, self.rows, self.tokenizer, self.replica, self.topology.num_replicas)
         self.num_steps = _num_steps(config, self.order)
         world.agree(facts(config, self.model_config, self.rows))
@@ -106,7 +110,15 @@ class Run:
             (self.output_dir / STOPPED).unlink(missing_ok=True)
             logger.info("%s", self.rows.summary())
             logger.info("%s, cut into %s; %d steps", model_class.__name__, "; ".join(map(str, spans)), self.num_steps)
-        self._make_stages(lambda span: load_block(checkpoint, model_class, self.model_config, anatomy, span))
+
+        def load(span: Span) -> BlockModel:
+            return load_block(checkpoint, model_class, self.model_config, anatomy, span)
+
+        def load_copy(span: Span) -> BlockModel:
+            check_sample(model_class, self.model_config, anatomy, span)
+            return load(span)
+
+        self._make_stages(load, load_copy)
         self.probe = self._make_probe()
         if config.checkpoint.save_steps > 0 or goes_on:
             why = "checkpoints need an --output_dir that all machines share, or --save_steps 0"
@@ -125,8 +137,13 @@ class Run:
         if world.rank == 0 and config.run.overwrite_output_dir and not goes_on:
             remove_checkpoints(self.output_dir, after=self.steps_done)
 
-    def _make_stages(self, load: Callable[[Span], BlockModel]) -> None:
-        """Makes what this process trains: its stages, or its part of an end-to-end pipeline."""
+    def _make_stages(self, load: Callable[[Span], BlockModel], load_copy: Callable[[Span], BlockModel]) -> None:
+        """Makes what this process trains: its stages, or its part of an end-to-end pipeline.
+
+        Args:
+            load: makes the block at a span.
+            load_copy: makes a copy of parts of other blocks, for an objective.
+        """
         config, world = self.config, self.world
         self.stages: list[Stage] = []
         self.end_to_end: EndToEndStage | None = None
@@ -138,6 +155,8 @@ class Run:
             replicas = Replicas(mesh["replica"], sharded=config.pipeline.sharding == "full")
         for index in self.own_stages:
             block = load(self.spans[index])
+            if not config.objective.train_embeddings:
+                block.hold_embeddings()
             if is_end_to_end:
                 self.end_to_end = EndToEndStage(
                     block,
@@ -153,10 +172,11 @@ class Run:
             self.stages.append(
                 Stage(
                     block,
-                    local_objective(block, config.objective, config.run.seed),
+                    local_objective(block, config.objective, config.run.seed, load_copy),
                     config.optim,
                     self.num_steps,
                     config=config.stage,
+                    local_head_warmup_steps=config.objective.local_head_warmup_steps,
                     seed=config.run.seed,
                     device=world.device,
                     replicas=replicas,
@@ -166,7 +186,7 @@ class Run:
     def _make_probe(self) -> Probe | None:
         """What measures the boundaries' drift, knowing the pretrained blocks; None where nothing can drift."""
         every = self.config.report.probe_steps
-        if every == 0 or self.config.objective.method != "lopt" or self.topology.num_stages == 1:
+        if every == 0 or self._loss_names[0] is None or self.topology.num_stages == 1:
             return None
         order = self.order
         if self.replica != 0:  # All replicas have the same probe.
@@ -259,6 +279,8 @@ class Run:
             committer.join()
         if collector is not None:
             collector.join()
+            if self.config.data.streaming:  # Only now it is known.
+                logger.info("%s", self.rows.summary())
             _say_how_it_went(collector, self.output_dir)
         return True
 
@@ -327,7 +349,8 @@ class Run:
     @property
     def _loss_names(self) -> list[str | None]:
         """Of each stage; None where it has no loss."""
-        earlier = Reconstruction.name if self.config.objective.method == "lopt" else None
+        local = local_objective_class(self.config.objective)
+        earlier = None if local is None else local.name
         return [earlier] * (self.topology.num_stages - 1) + [NextToken.name]
 
     def _collector(self, listeners: Sequence[Listener]) -> Collector:
@@ -387,7 +410,7 @@ class Run:
 
 
 def _data_order(
-    config: Config, rows: TokenizedRows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
+    config: Config, rows: Rows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
 ) -> DataOrder:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return DataOrder(
@@ -399,6 +422,11 @@ def _data_order(
         pad_token_id=pad if pad is not None else 0,
         replica=replica,
         num_replicas=num_replicas,
+        sampling=config.data.train_sampling_strategy,
+        keep_apart=config.data.packs_rows,
+        # Flash attention keeps rows apart only where all of them stand in one.
+        padding_free=config.data.padding_free
+        or (config.data.packing and "flash" in (config.model.attn_implementation or "")),
     )
 
 

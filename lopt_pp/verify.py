@@ -8,7 +8,8 @@ the split does not carry, is refused here instead of being trained wrongly.
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,8 +19,8 @@ from transformers.utils import logging as transformers_logging
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.split import Anatomy, BlockModel, Span, block_class, find_layers, modules_around
 
-_TOKENS = 13
-_VOCABULARY = 96
+TOKENS = 13
+VOCABULARY = 96
 
 
 def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
@@ -62,18 +63,9 @@ def check_split(model_class: type[PreTrainedModel], config: PreTrainedConfig, sp
         LoptError: the class does not split exactly (or is not causal); the text says why.
     """
     name = model_class.__name__
-    failure = Exception()
-    # Heads as narrow as most families bear; where one does not (rotary factors listed by dimension), its own width.
-    for widest_head in (32, None):
-        try:
-            anatomy, logits, chained = _whole_and_chained(model_class, miniature_config(config, widest_head), spans)
-            break
-        except LoptError:
-            raise
-        except Exception as error:  # Whatever a class of transformers, or the user's own, may raise.
-            failure = error
-    else:
-        raise LoptError(f"{name} cannot be split: its miniature fails with: {first_line(failure)}") from failure
+    anatomy, logits, chained = _on_miniature(
+        model_class, config, lambda small: _whole_and_chained(model_class, small, spans), f"{name} cannot be split"
+    )
     if not torch.equal(logits, chained):
         difference = (logits - chained).abs().max().item()
         raise LoptError(
@@ -82,6 +74,53 @@ def check_split(model_class: type[PreTrainedModel], config: PreTrainedConfig, sp
             f"states that they get"
         )
     return anatomy
+
+
+def check_sample(model_class: type[PreTrainedModel], config: PreTrainedConfig, anatomy: Anatomy, span: Span) -> None:
+    """Proves on a miniature that layers out of a model give as one block what they give one by one.
+
+    Args:
+        model_class: the whole model's class.
+        config: the whole model's config.
+        anatomy: of the class.
+        span: the layers, and what follows the last one.
+
+    Raises:
+        LoptError: they do not, or do not run at all; the text says why.
+    """
+    reason = f"{model_class.__name__} cannot give {span} to an auxiliary network"
+    singles = [Span(1 + (layer == span.layers[-1]), 3, layer, layer + 1) for layer in span.layers]
+    together, one_by_one = _on_miniature(
+        model_class, config, lambda small: _sampled(model_class, small, anatomy, [[span], singles]), reason
+    )
+    if not torch.equal(together, one_by_one):
+        raise LoptError(f"{reason}: its layers depend on something besides the hidden states that they get")
+
+
+_Result = TypeVar("_Result")
+
+
+def _on_miniature(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    check: Callable[[PreTrainedConfig], _Result],
+    reason: str,
+) -> _Result:
+    """Runs a check with the config of a miniature.
+
+    Raises:
+        LoptError: it cannot be run; or that of the check.
+    """
+    failure = Exception()
+    # Heads as narrow as most families bear; where one does not (rotary factors listed by dimension), its own width.
+    for widest_head in (32, None):
+        try:
+            return check(miniature_config(config, widest_head))
+        except LoptError:
+            raise
+        except Exception as error:  # Whatever a class of transformers, or the user's own, may raise.
+            failure = error
+    raise LoptError(f"{reason}: its miniature fails with: {first_line(failure)}") from failure
 
 
 def miniature_config(config: PreTrainedConfig, widest_head: int | None = None) -> PreTrainedConfig:
@@ -106,8 +145,8 @@ def miniature_config(config: PreTrainedConfig, widest_head: int | None = None) -
         "intermediate_size": 32,
         "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 16,
-        "vocab_size": _VOCABULARY,
-        "sliding_window": _TOKENS // 3,
+        "vocab_size": VOCABULARY,
+        "sliding_window": TOKENS // 3,
         "max_position_embeddings": 64,
     }
     for name, size in sizes.items():
@@ -122,6 +161,8 @@ def miniature_config(config: PreTrainedConfig, widest_head: int | None = None) -
         if getattr(config, token, None) is not None:
             setattr(small, token, 0)
     small.dtype = torch.float32
+    if "flash" in (getattr(config, "_attn_implementation", None) or ""):
+        small._attn_implementation = "sdpa"  # Flash attention runs on GPUs only.
     small.tie_word_embeddings = False
     return small
 
@@ -130,18 +171,23 @@ def _whole_and_chained(
     model_class: type[PreTrainedModel], small: PreTrainedConfig, spans: Sequence[Span]
 ) -> tuple[Anatomy, torch.Tensor, torch.Tensor]:
     """Builds the miniature; returns its anatomy, and its logits as a whole and as chained blocks."""
-    with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        whole = model_class(small).float().eval()
-        # Initial values hide mistakes: a norm of ones and a bias of zeros are the same in every layer.
-        for parameter in whole.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
+    with miniature(model_class, small) as whole:
         # One row is padded on the right, as in training.
-        input_ids = torch.randint(3, _VOCABULARY, (2, _TOKENS))
-        input_ids[1, _TOKENS // 2 :] = 0
+        input_ids = torch.randint(3, VOCABULARY, (2, TOKENS))
+        input_ids[1, TOKENS // 2 :] = 0
         anatomy, logits = _trace(whole, input_ids)
         _check_causal(whole, input_ids, logits)
-        return anatomy, logits, _chain(model_class, whole, small, anatomy, spans, input_ids)
+        return anatomy, logits, chain(model_class, whole.state_dict(), small, anatomy, spans, input_ids)
+
+
+def _sampled(
+    model_class: type[PreTrainedModel], small: PreTrainedConfig, anatomy: Anatomy, ways: Sequence[Sequence[Span]]
+) -> list[torch.Tensor]:
+    """The miniature's logits where random hidden states go through each of several chains of later blocks."""
+    with miniature(model_class, small) as whole:
+        received = torch.randn(2, TOKENS, small.hidden_size)
+        state = whole.state_dict()
+        return [chain(model_class, state, small, anatomy, spans, received) for spans in ways]
 
 
 def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[Anatomy, torch.Tensor]:
@@ -200,24 +246,39 @@ def _check_causal(model: PreTrainedModel, input_ids: torch.Tensor, logits: torch
         raise LoptError(f"{type(model).__name__} is not causal: a later token changes the logits of earlier ones")
 
 
-def _chain(
+def chain(
     model_class: type[PreTrainedModel],
-    whole: PreTrainedModel,
+    state: Mapping[str, torch.Tensor],
     config: PreTrainedConfig,
     anatomy: Anatomy,
     spans: Sequence[Span],
-    input_ids: torch.Tensor,
+    entering: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Runs the blocks one after another, each built and loaded as in training, and returns the logits."""
-    hidden_states: torch.Tensor | None = None
-    state = whole.state_dict()
+    """Runs the blocks one after another, each built and loaded as in training, and returns the logits.
+
+    What enters is token ids where the first of them is the model's first, else hidden states.
+    """
     for span in spans:
         own = {name: tensor for name, tensor in state.items() if anatomy.owns(span, name)}
         block = block_class(model_class, anatomy, span).from_pretrained(None, config=config, state_dict=own).eval()
-        output = BlockModel(block, anatomy, span)(input_ids if span.is_first else None, hidden_states)
-        hidden_states = output.hidden_states
+        name = "input_ids" if span.is_first else "hidden_states"
+        output = BlockModel(block, anatomy, span)(**{name: entering}, position_ids=position_ids)
+        entering = output.hidden_states
     assert output.logits is not None
     return output.logits
+
+
+@contextlib.contextmanager
+def miniature(model_class: type[PreTrainedModel], small: PreTrainedConfig) -> Iterator[PreTrainedModel]:
+    """A model of a small config with random weights; meanwhile nothing has a gradient or changes torch's seed."""
+    with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        whole = model_class(small).float().eval()
+        # Initial values hide mistakes: a norm of ones and a bias of zeros are the same in every layer.
+        for parameter in whole.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        yield whole
 
 
 @contextlib.contextmanager

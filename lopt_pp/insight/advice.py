@@ -169,11 +169,13 @@ def _overhead(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
 
 def _losses(run: RunData) -> list[Advice]:
     advice = []
+    last = len(run.stages) - 1
     for stage in range(len(run.stages)):
-        for name, called, remedy in (
-            ("reconstruction_loss", "reconstruction loss", "--reconstruction_learning_rate"),
-            ("loss", "task loss", "--learning_rate"),
-        ):
+        name, remedy = (
+            ("loss", "--learning_rate") if stage == last else (run.local_loss(stage), "--local_learning_rate")
+        )
+        if name is not None:
+            called = "task loss" if stage == last else name.replace("_", " ")
             values = means(run.curve(stage, name)[1])
             if (
                 len(values) >= 10
@@ -204,7 +206,7 @@ def _drift(run: RunData) -> list[Advice]:
             advice.append(
                 Advice(
                     "look",
-                    f"{text}, and still move. If a held-out loss suffers, lower --reconstruction_learning_rate.",
+                    f"{text}, and still move. If a held-out loss suffers, lower --local_learning_rate.",
                 )
             )
         else:

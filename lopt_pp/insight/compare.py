@@ -9,7 +9,7 @@ from lopt_pp.errors import LoptError
 from lopt_pp.guard import complain
 from lopt_pp.insight.charts import Chart, Line, number
 from lopt_pp.insight.page import Section, render, write_page
-from lopt_pp.insight.report import PHASE_NAMES, shares_of
+from lopt_pp.insight.report import PHASE_NAMES, UNITS, local_losses, loss_title, shares_of
 from lopt_pp.insight.runs import Curve, RunData, read_run
 
 _IGNORED = {
@@ -48,11 +48,12 @@ def compare(runs: Sequence[RunData]) -> str:
                 Chart("Task loss over tokens", lines(_over_tokens), "nats per token", x_title="tokens"),
                 *(
                     Chart(
-                        f"Reconstruction loss, stage {stage}",
-                        lines(lambda run, stage=stage: _of_stage(run, stage, "reconstruction_loss")),  # type: ignore[misc]
-                        "mean squared error",
+                        f"{loss_title(name)}, stage {stage}",
+                        lines(lambda run, stage=stage, name=name: _of_stage(run, stage, name)),  # type: ignore[misc]
+                        UNITS.get(name, ""),
                     )
                     for stage in stages
+                    for name in local_losses(runs)
                 ),
             ],
         ),

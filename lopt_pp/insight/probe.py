@@ -7,6 +7,7 @@ states of now go down the stream, as one more message of such a step. Nothing co
 The last stage has no boundary after it, and gets no such message: with two stages the stream carries none.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -35,7 +36,8 @@ class Probe:
     """
 
     def __init__(self, order: DataOrder, every: int, num_stages: int) -> None:
-        batch = order.microbatches(0)[0]
+        # The rows of a streamed step may all be unusable.
+        batch = next(b for step in itertools.count() for b in order.microbatches(step) if b.num_tokens > 0)
         tokens = min(int(batch.token_mask[:_ROWS].sum(dim=1).max()), _TOKENS)
         self._input_ids = batch.input_ids[:_ROWS, :tokens]
         self._mask = batch.token_mask[:_ROWS, :tokens]

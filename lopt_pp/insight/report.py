@@ -26,6 +26,10 @@ PHASE_NAMES = {
 """Of what a stage's time goes to, in the order of the bars."""
 
 
+UNITS = {"reconstruction_loss": "mean squared error", "auxiliary_loss": "nats per token"}
+"""Of local losses."""
+
+
 def report(run: RunData) -> str:
     """The page on a run, as HTML."""
     times = [run.times(stage) for stage in range(len(run.stages))]
@@ -127,10 +131,21 @@ def _loss_charts(run: RunData) -> list[Chart]:
     task.append(Line("held out", *run.curve(last, "eval_loss"), colour=last + 1, dashed=True))
     return [
         Chart("Task loss", task, "nats per token"),
-        Chart("Reconstruction loss", _lines(run, "reconstruction_loss"), "mean squared error"),
+        *(Chart(loss_title(name), _lines(run, name), UNITS.get(name, "")) for name in local_losses([run])),
         Chart("Learning rate", _lines(run, "learning_rate"), from_zero=True, smooth=False),
         Chart("Gradient norm, before clipping", _lines(run, "grad_norm")),
     ]
+
+
+def local_losses(runs: Sequence[RunData]) -> list[str]:
+    """The names of the earlier stages' own losses."""
+    found = (run.local_loss(stage) for run in runs for stage in range(len(run.stages) - 1))
+    return sorted({name for name in found if name is not None})
+
+
+def loss_title(name: str) -> str:
+    """What a loss is called above a chart."""
+    return f"{name.removesuffix('_loss').replace('_', ' ').capitalize()} loss"
 
 
 def _drift_charts(run: RunData) -> list[Chart]:

@@ -97,6 +97,11 @@ class RunData:
         points = [(record["step"], record[name]) for record in self.stages[stage] if record.get(name) is not None]
         return [step for step, _ in points], [value for _, value in points]
 
+    def local_loss(self, stage: int) -> str | None:
+        """The name of an earlier stage's own loss; None where it has none."""
+        names = (name for record in self.stages[stage][:1] for name in record)
+        return next((name for name in names if name.endswith("_loss") and not name.startswith("eval")), None)
+
     def share_curve(self, stage: int, what: str) -> Curve:
         """The share of each step's wall time that a stage spent on something; see `lopt_pp.metrics.shares`."""
         points = [(record["step"], shares(record).get(what)) for record in self.stages[stage]]

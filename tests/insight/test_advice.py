@@ -98,7 +98,7 @@ def test_a_loss_that_rises(tmp_path: Path) -> None:
     found = texts(tmp_path, [{"forward": 0.9}, {"forward": 0.9}], values=values)
     rising = [text for kind, text in found if "rises" in text]
     assert len(rising) == 1 and rising[0].startswith("The reconstruction loss of stage 0 rises: it was 0.0")
-    assert rising[0].endswith("A lower --reconstruction_learning_rate may help.")
+    assert rising[0].endswith("A lower --local_learning_rate may help.")
 
 
 @pytest.mark.parametrize(("growth", "kind"), [(0.01, "look"), (0.0, "good")])
