@@ -1,5 +1,6 @@
 """The model card of a trained model."""
 
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
 
@@ -7,6 +8,7 @@ from lopt_pp.best import Measured
 from lopt_pp.config import Config
 from lopt_pp.data import Rows, TokenizedRows
 from lopt_pp.metrics import perplexity
+from lopt_pp.objectives import local_objective_class
 
 _CARD = """\
 ---
@@ -18,10 +20,7 @@ tags:
 
 # {name}
 
-[{model}]({link}) post-trained with LoPT-PP {version}, by local learning (LoPT, arXiv 2605.04913): the model was cut
-into {num_stages} blocks of layers; the last block learned from the next-token loss, each earlier one from the
-reconstruction of its own input, and no gradient crossed a cut. The small heads that reconstruct existed only in
-training. The input and output embeddings are separate tensors, since two blocks owned them.
+{story}
 
 It is an ordinary model of `transformers`:
 
@@ -72,9 +71,7 @@ def model_card(
     return _CARD.format(
         model=model,
         name=config.run.output_dir.rstrip("/").split("/")[-1],
-        link=f"https://huggingface.co/{model}" if not model.startswith((".", "/")) else model,
-        version=version("lopt-pp"),
-        num_stages=config.pipeline.num_stages,
+        story=_story(config, f"https://huggingface.co/{model}" if not model.startswith((".", "/")) else model),
         data=rows.summary(),
         steps=steps,
         measured=f"\n\n{_measured(held_out, measured)}" if held_out is not None and measured is not None else "",
@@ -91,3 +88,24 @@ def _shown(value: object) -> str:
 def _measured(rows: TokenizedRows, measured: Measured) -> str:
     exponential = f"perplexity {perplexity(measured.loss):.4g}"
     return f"Loss on {len(rows)} held-out rows of {rows.source}: {measured.loss:.4g} ({exponential})"
+
+
+def _story(config: Config, link: str) -> str:
+    """How the model came about, in a paragraph."""
+    model, number = config.model.model_name_or_path, config.pipeline.num_stages
+    local = local_objective_class(config.objective)
+    begun = f"[{model}]({link}) post-trained with LoPT-PP {version('lopt-pp')}"
+    if config.objective.method == "e2e" or number == 1:
+        how = ", end to end."
+    elif local is None:
+        how = (
+            f": the model was cut into {number} blocks of layers; the last block learned from the next-token loss, and "
+            f"the earlier ones stayed as they were."
+        )
+    else:
+        how = (
+            f", by local learning (LoPT, arXiv 2605.04913): the model was cut into {number} blocks of layers; the last "
+            f"block learned from the next-token loss, each earlier one from {local.summary}, and no gradient crossed a "
+            f"cut. What only the local losses needed existed only in training."
+        )
+    return textwrap.fill(f"{begun}{how} The input and output embeddings are separate tensors.", 120)

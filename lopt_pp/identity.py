@@ -8,7 +8,17 @@ from lopt_pp.best import EVALUATION_ROWS
 from lopt_pp.config import Config
 from lopt_pp.data import Rows, TokenizedRows
 
-_MAY_DIFFER = ("model_name_or_path", "train_file", "eval_file", "output_dir", "overwrite_output_dir", "logging_steps")
+_MAY_DIFFER = (
+    "model_name_or_path",
+    "train_file",
+    "eval_file",
+    "output_dir",
+    "overwrite_output_dir",
+    "logging_steps",
+    "report_to",
+    "logging_dir",
+    "run_name",
+)
 """Between processes: paths of machines, of which what they hold is compared, and what changes no result."""
 
 
@@ -28,8 +38,11 @@ def facts(
 
 def essentials(config: Config, model_config: PreTrainedConfig, rows: Rows, num_replicas: int) -> dict[str, object]:
     """What a run must have in common with the one whose checkpoint it goes on from, by name."""
-    run = config.run
+    run, objective = config.run, config.objective
     groups = config.data.train_sampling_strategy == "group_by_length"
+    local: dict[str, object] = {"--local_objective": objective.local}
+    if objective.local == "next_token":
+        local["--auxiliary_layers"] = objective.auxiliary_layers
     return {
         "--eval_split_size": config.evaluation.eval_split_size,
         **_inputs(model_config, rows),
@@ -37,7 +50,9 @@ def essentials(config: Config, model_config: PreTrainedConfig, rows: Rows, num_r
         "the rows that are grouped by length": run.per_device_train_batch_size if groups else 0,
         **config.data.essentials(),
         "--seed": run.seed,
-        "--method": config.objective.method,
+        # `frozen` is another name of a local objective.
+        "--method": "e2e" if objective.method == "e2e" else "lopt",
+        **local,
         "the dtype of the weights": str(config.stage.parameter_dtype),
     }
 

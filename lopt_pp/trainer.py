@@ -6,8 +6,9 @@ the next hidden states) and, when the queue is full, the neighbour after it.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from lopt_pp.data import DataOrder
+from lopt_pp.data import DataOrder, Microbatch
 from lopt_pp.evaluation import Evaluation, evaluate
+from lopt_pp.insight.probe import Probe
 from lopt_pp.metrics import Record, StageClock, peak_memory
 from lopt_pp.stage import Stage
 from lopt_pp.stream import Header, Receiver, Sender, dtype_code
@@ -21,6 +22,7 @@ def train(
     steps: Iterable[int],
     report: Callable[[Record], None],
     after_step: Callable[[int], None] = lambda steps_done: None,
+    probe: Probe | None = None,
     evaluation: Evaluation | None = None,
 ) -> None:
     """Trains the stages of this process for some optimizer steps.
@@ -33,6 +35,7 @@ def train(
         steps: of the run, to make; may end early.
         report: called with one record per step and stage, see `docs/metrics.md`.
         after_step: called with the number of steps done, when all stages of this process have made the step.
+        probe: measures how far the hidden states that are sent have drifted; None does not.
         evaluation: rows to measure the stages on between steps; the same in every process.
 
     Raises:
@@ -62,16 +65,19 @@ def train(
                 del output, hidden_states
         records: dict[int, Record] = {}
         for stage in stages:
-            with clocks[stage.index]("optimizer"):
-                records[stage.index] = stage.step(step)
+            clock = clocks[stage.index]
+            with clock("optimizer"):
+                record = stage.step(step)
+            if probe is not None and probe.is_due(step):
+                record |= probe.measure(stage, receivers.get(stage.index), senders.get(stage.index), clock)
+            records[stage.index] = record
         if evaluation is not None and evaluation.is_due(step + 1):
             for index, losses in evaluate(stages, receivers, senders, clocks, evaluation).items():
                 records[index] |= losses
-        tokens = sum(batch.num_tokens for batch in batches)
         for stage in stages:
             record = records[stage.index] | clocks[stage.index].read()
-            record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step), "num_tokens": tokens}
-            record["peak_memory_bytes"] = peak_memory(stage.device)
+            record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step)}
+            record |= token_counts(batches) | {"peak_memory_bytes": peak_memory(stage.device)}
             report(record)
         after_step(step + 1)
     for sender in senders.values():
@@ -80,17 +86,33 @@ def train(
         receiver.close()
 
 
+def token_counts(batches: Sequence[Microbatch]) -> Record:
+    """How many tokens a replica's part of a step has: all real ones, and those with a loss."""
+    return {name: sum(getattr(batch, name) for batch in batches) for name in ("num_tokens", "num_targets")}
+
+
 def stream_headers(
-    order: DataOrder, steps: range, stage: Stage, evaluation: Evaluation | None = None
+    order: DataOrder,
+    steps: range,
+    stage: Stage,
+    boundary: int = 0,
+    probe: Probe | None = None,
+    evaluation: Evaluation | None = None,
 ) -> Iterator[Header]:
     """What crosses a boundary in some steps, message by message, as either end derives it from its own data order.
 
-    A step's held-out microbatches follow those that it trains on, and are numbered on.
+    Args:
+        order: of the data.
+        steps: of the run.
+        stage: at one end of the boundary.
+        boundary: the stage that sends.
+        probe: adds a message to some steps; None to none.
+        evaluation: adds its rows' after that, as further microbatches of some steps.
     """
     hidden_size = stage.block.model.config.hidden_size
     for step in steps:
-        shapes = order.shapes(step)
+        shapes = [*order.shapes(step), *(probe.crossing(boundary, step) if probe is not None else ())]
         if evaluation is not None and evaluation.is_due(step + 1):
-            shapes = [*shapes, *evaluation.shapes]
+            shapes += evaluation.shapes
         for microbatch, (rows, tokens) in enumerate(shapes):
             yield Header(step, microbatch, rows, tokens, hidden_size, dtype_code(stage.dtype))

@@ -37,6 +37,7 @@ def record_of(stage: int, step: int) -> dict[str, Any]:
         "wait_receive": 0.0,
         "wait_send": 1.0,
         "schedule": 0.0,
+        "probe": 0.0,
         "eval": 0.0,
     }
     if stage == 1:
@@ -47,6 +48,7 @@ def record_of(stage: int, step: int) -> dict[str, Any]:
             "wait_receive": 5.0,
             "wait_send": 0.0,
             "schedule": 0.0,
+            "probe": 0.0,
             "eval": 0.0,
         }
     return {
