@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import shlex
 import shutil
 import signal
 import tempfile
@@ -22,13 +23,13 @@ from transformers import AutoModelForCausalLM
 
 from lopt_pp import cli
 
-pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.timeout(900)]
 
 STEPS, SAVE_STEPS = 150, 10
 FINISHED = "model.safetensors.index.json"
 WARNING = 120
 """Seconds before the time limit that Slurm gives its warning."""
-PATIENCE = 900
+PATIENCE = 300
 """Seconds; far more than a start takes on a busy machine, or Slurm to notice something."""
 
 
@@ -235,3 +236,21 @@ def test_a_script_that_was_edited_after_the_check_fails_as_fast(cluster: Cluster
     job.until_state("FAILED")
     assert "edited.yaml: unknown flag lerning_rate; did you mean --learning_rate?" in job.logs()
     assert job.restarts() == 0
+
+
+def test_a_cancelled_job_saves_and_does_not_come_back(cluster: Cluster, inputs: Path, tmp_path: Path) -> None:
+    """Nor do the nodes end each other while they save. A stand-in for torchrun takes its time for it."""
+    tools, output_dir = tmp_path / "venv" / "bin", inputs / "cancelled"
+    tools.mkdir(parents=True)
+    (tools / "activate").write_text(f"PATH={shlex.quote(str(tools))}:$PATH\n")
+    save = f"""sleep "$SLURM_NODEID"; touch {shlex.quote(str(output_dir))}/saved$SLURM_NODEID; exit 1"""
+    (tools / "torchrun").write_text(
+        f"#!/bin/bash\ntrap {shlex.quote(save)} TERM\n"
+        f"touch {shlex.quote(str(output_dir))}/started$SLURM_NODEID\nwhile :; do sleep 0.1; done\n"
+    )
+    (tools / "torchrun").chmod(0o755)
+    job = submit(cluster, inputs, "cancelled", "--venv", str(tmp_path / "venv"))
+    until(lambda: len(list(output_dir.glob("started?"))) == 2, PATIENCE, "both nodes")
+    cluster.run("scancel", job.number)
+    job.until_state("CANCELLED")
+    assert len(list(output_dir.glob("saved?"))) == 2 and job.restarts() == 0, job.logs()
