@@ -134,8 +134,9 @@ class Model:
                     optimizer.step()
             parameters = sum(parameter.numel() for stage in stages for parameter in _parameters(stage))
         receives, sends = not spans[0].is_first, not spans[-1].is_last
-        # The message at work is counted where it is: in the received buffer, in what is sent on.
-        waiting = receives * load.queue_depth + sends * (load.queue_depth - 1)
+        # The message at work is counted where it is: in the received buffer, in what is sent on. A stage that only
+        # runs forward is fullest before it sends.
+        waiting = receives * load.queue_depth + sends * (load.queue_depth - stages[-1].learns)
         memory = self._memory(meter, spans, load, queue=waiting * self.message_bytes(load))
         return Needs(parameters, memory, kept, operations)
 

@@ -93,9 +93,9 @@ def run(stages: Sequence[Stage], model: Model, given: Load, steps: range, order:
     train(stages, receivers, senders, order, steps, lambda record: None)
 
 
-def real_peak(model: Model, spans: Sequence[Span], given: Load) -> Meter:
+def real_peak(model: Model, stages: Sequence[Stage], given: Load) -> Meter:
     """Counts a step after the first one, on real tensors."""
-    stages, order = real_stages(model, spans, given), order_of(model, given, steps=2)
+    order = order_of(model, given, steps=2)
     run(stages, model, given, range(1), order)
     meter = Meter()
     for stage in stages:
@@ -111,51 +111,52 @@ def real_peak(model: Model, spans: Sequence[Span], given: Load) -> Meter:
     return meter
 
 
-def check(needs: Needs, meter: Meter) -> None:
+def check(needs: Needs, meter: Meter, besides: int = 0) -> None:
     memory = needs.memory
     assert (memory.weights, memory.optimizer) == (meter.peak["weights"], meter.peak["optimizer"])
     # The real loop has the tokens of all microbatches, and a feed instead of a queue.
     assert memory.gradients == pytest.approx(meter.peak["gradients"], rel=0.02)
-    assert memory.activations == pytest.approx(meter.peak["activations"], rel=0.03)
+    assert memory.activations + besides == pytest.approx(meter.peak["activations"], rel=0.03)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_parameters_are_those_of_the_blocks(family: str) -> None:
-    model = small_model(family)
-    spans = split_evenly(model.depth, 2)
-    whole = sum(model.process([span], load()).parameters for span in spans)
-    stages = real_stages(model, spans, load())
-    assert whole == sum(
-        parameter.numel()
-        for stage in stages
-        for parameter in [*stage.block.parameters(), *stage.objective.parameters()]
-    )
-    assert whole == model.process(spans, load()).parameters
-
-
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "pure_bfloat16"])
-@pytest.mark.parametrize("stages", [[0], [1], [2], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize(
+    ("stages", "dtype", "accumulation"),
+    [
+        ([0, 1, 2], "float32", 1),
+        ([0, 1, 2], "bfloat16", 3),
+        ([0], "bfloat16", 3),
+        ([1], "bfloat16", 1),
+        ([2], "bfloat16", 1),
+        ([2], "pure_bfloat16", 3),
+    ],
+)
 def test_memory_is_that_of_the_real_loop(stages: list[int], dtype: Any, accumulation: int) -> None:
     model, given = small_model(num_hidden_layers=6), load(accumulation, stage=StageConfig(dtype=dtype))
     spans = [split_evenly(6, 3)[stage] for stage in stages]
-    check(model.process(spans, given), real_peak(model, spans, given))
+    check(model.process(spans, given), real_peak(model, real_stages(model, spans, given), given))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_memory_of_each_family_is_that_of_the_real_loop(family: str) -> None:
+def test_each_family_is_as_in_the_real_loop(family: str) -> None:
     model = small_model(family)
     spans = split_evenly(model.depth, 2)
-    check(model.process(spans, load()), real_peak(model, spans, load()))
+    needs = model.process(spans, load())
+    stages = real_stages(model, spans, load())
+    modules = [module for stage in stages for module in (stage.block, stage.objective)]
+    assert needs.parameters == sum(parameter.numel() for module in modules for parameter in module.parameters())
+    check(needs, real_peak(model, stages, load()))
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("method", ["lopt", "frozen"])
 def test_checkpointing_and_methods(family: str, method: Literal["lopt", "frozen"]) -> None:
     model = small_model(family)
     given = load(stage=StageConfig(gradient_checkpointing=True), objective=ObjectiveConfig(method=method))
     for spans in ([split_evenly(model.depth, 2)[0]], split_evenly(model.depth, 2), split_evenly(model.depth, 1)):
-        check(model.process(spans, given), real_peak(model, spans, given))
+        # What only runs forward is fullest while the feed still has the message before.
+        only_forward = method == "frozen" and not spans[-1].is_last
+        queued = model.message_bytes(given) if only_forward else 0
+        check(model.process(spans, given), real_peak(model, real_stages(model, spans, given), given), queued)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen3"])
