@@ -69,7 +69,7 @@ def write_model(folder: Path) -> Path:
 
 def seconds(flags: list[str], cache: Path) -> tuple[float, float]:
     """Of a run of one step, from its start to its end: by the clock, and of its processors."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "lopt-pp", "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(cache)}
     begun, used = time.perf_counter(), _processor_seconds()
     subprocess.run([*launcher, "-m", "lopt_pp.train", *flags], env=environment, check=True, capture_output=True)

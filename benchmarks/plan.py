@@ -132,7 +132,7 @@ def measure(case: Case, model: Path, rows: Path, flags: argparse.Namespace, outp
     given += f" --num_stages 2 --max_steps {max(2, 4 // case.accumulation)} --max_length {flags.max_length}"
     given += f" --per_device_train_batch_size {flags.rows} --gradient_accumulation_steps {case.accumulation}"
     given += f" --dtype {case.dtype} --gradient_checkpointing {case.gradient_checkpointing}"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.processes)]
+    launcher = ["-m", "torch.distributed.run", "--rdzv-backend", "lopt-pp", "--nproc-per-node", str(case.processes)]
     python(*launcher, "-m", "lopt_pp.train", *given.split())
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     peaks = [

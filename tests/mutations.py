@@ -86,7 +86,7 @@ def json_files(document: Any, values: st.SearchStrategy[Any] = JUNK) -> st.Searc
     """Files that are almost the document: JSON that says something else, or no JSON at all."""
     changed = documents(document, values).map(lambda other: json.dumps(other).encode())
     repeated = documents(document, values).map(lambda other: _repeat_keys(document, other).encode())
-    return changed | repeated | contents(json.dumps(document).encode()) | st.just(DEEP.encode())
+    return changed | repeated | contents(json.dumps(document).encode())
 
 
 def _repeat_keys(document: dict[str, Any], other: Any) -> str:

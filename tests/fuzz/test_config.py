@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import os
 from collections.abc import Sequence
 from datetime import timedelta
@@ -49,7 +50,7 @@ def outcome(arguments: Sequence[str]) -> Config | str:
             config = parse_config(arguments)
             json.dumps([config.flags(), config.settings()])
             assert timedelta(seconds=config.pipeline.stream_timeout) > timedelta()
-            assert all(config.optim.peak_learning_rate(is_last) < float("inf") for is_last in (True, False))
+            assert all(math.isfinite(rate) for rate in config.optim.rates_of_earlier_stage(0.1))
             Path(config.run.output_dir).exists()
             config.topology(2)
         except LoptError as error:
