@@ -20,6 +20,7 @@ from safetensors import safe_open
 from tiny import write_model, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import lopt_pp.cli
 import lopt_pp.train
 from lopt_pp.metrics import PHASES
 
@@ -44,7 +45,8 @@ def flags(inputs: Path, output_dir: Path) -> list[str]:
 def trained(inputs: Path) -> tuple[Path, str]:
     """The output directory of a run of the module, and what the run has printed."""
     given = [*flags(inputs, inputs / "out"), "--max_steps", str(STEPS), "--learning_rate", "3e-3"]
-    result = train(2, *given, "--logging_steps", "20", "--reconstruction_weight", "5")
+    more = ["--logging_steps", "20", "--reconstruction_weight", "5", "--trace", "11-12", "--probe_steps", "20"]
+    result = train(2, *given, *more)
     assert result.returncode == 0, result.stderr
     return inputs / "out", result.stderr
 
@@ -114,6 +116,32 @@ def test_metrics_of_every_step_and_stage(trained: tuple[Path, str]) -> None:
     rates = [3e-3 * (1 - step / STEPS) for step in range(STEPS)]
     assert [r["learning_rate"] for r in second] == pytest.approx(rates)
     assert [r["learning_rate"] for r in first] == pytest.approx([rate / 10 for rate in rates])
+
+
+def test_what_the_run_tells_about_itself(trained: tuple[Path, str]) -> None:
+    """The drift, the queue, the trace on one clock, `run.json`, and a report of all of it."""
+    out = trained[0]
+    records = records_of(out)
+    assert [(r["step"], r["stage"]) for r in records if "drift_norm" in r] == [(20, 0), (40, 0), (60, 0)]
+    assert all((0 <= r["queue_length"] <= 4) if r["stage"] == 0 else "queue_length" not in r for r in records)
+
+    spans = [event for event in json.loads((out / "trace.json").read_text())["traceEvents"] if event["ph"] == "X"]
+    assert {(span["tid"], span["args"]["step"]) for span in spans} == {(k, s) for k in (0, 1) for s in (11, 12)}
+    for step in (11, 12):
+        (sent,) = (s for s in spans if (s["tid"], s["args"]["step"], s["name"]) == (0, step, "send"))
+        (got,) = (s for s in spans if (s["tid"], s["args"]["step"], s["name"]) == (1, step, "receive"))
+        assert sent["ts"] < got["ts"] + got["dur"], "received before it was sent: the clocks are not one"
+
+    about = json.loads((out / "run.json").read_text())
+    stages = [stage for process in about["processes"] for stage in process["stages"]]
+    assert [(stage["stage"], stage["layers"], stage["loss"]) for stage in stages] == [
+        (0, [0, 2], "reconstruction_loss"),
+        (1, [2, 4], "loss"),
+    ]
+    assert about["flags"]["learning_rate"] == 3e-3 and about["num_steps"] == STEPS
+    assert all(process["clock"] == {"seconds": 0.0, "error": 0.0} for process in about["processes"])
+    assert lopt_pp.cli.main(["report", str(out)]) == 0
+    assert "The pipeline over time" in (out / "report.html").read_text()
 
 
 def test_both_losses_fall(trained: tuple[Path, str]) -> None:
