@@ -49,7 +49,7 @@ def outcome(arguments: Sequence[str]) -> Config | str:
             config = parse_config(arguments)
             json.dumps([config.flags(), config.settings()])
             assert timedelta(seconds=config.pipeline.stream_timeout) > timedelta()
-            assert all(config.optim.peak_learning_rate(is_last) < float("inf") for is_last in (True, False))
+            assert max(config.optim.rates_of_earlier_stage(1.0)) < float("inf")
             Path(config.run.output_dir).exists()
             config.topology(2)
         except LoptError as error:
