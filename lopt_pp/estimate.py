@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedConfig
 
 from lopt_pp.balance import Costs, layer_kinds, random_microbatch
@@ -102,19 +103,24 @@ class Model:
             model = block_class(self.model_class, self.anatomy, span)(self.config)
         return BlockModel(model, self.anatomy, span)
 
-    def _stage_parts(self, span: Span, load: Load) -> tuple[BlockModel, Objective | None]:
-        """The block at a span, and what it learns from."""
-        block = self._block(span)
-        if not load.objective.train_embeddings:
-            block.hold_embeddings()
-        return block, local_objective(block, load.objective, seed=0, load=self._block)
+    def _objective(self, block: BlockModel, load: Load) -> Objective | None:
+        """What a block learns from. What it copies of the model is made where blocks are: outside of fake tensors."""
+
+        def copy(span: Span) -> BlockModel:
+            with unset_fake_temporarily():
+                return self._block(span)
+
+        return local_objective(block, load.objective, seed=0, load=copy)
 
     def _local_learning(self, spans: Sequence[Span], load: Load) -> Needs:
         meter, kept = Meter(load.memory_multiple), 0
+        blocks = [self._block(span) for span in spans]
+        for block in blocks if not load.objective.train_embeddings else ():
+            block.hold_embeddings()
         with fake_tensors(load.device):
             stages = []
-            for span in spans:
-                block, objective = self._stage_parts(span, load)
+            for block in blocks:
+                objective = self._objective(block, load)
                 modules = [block] if objective is None else [block, objective]
                 _place(modules, load, meter)
                 stages.append(Stage(block, objective, load.optim, 1, config=load.stage))
@@ -157,9 +163,8 @@ class Model:
         return replace(max(moments, key=lambda needs: needs.memory.total), kept=moments[0].kept)
 
     def _one_f_one_b(self, span: Span, load: Load, under_way: int, finds_gradients: bool) -> Needs:
-        meter = Meter(load.memory_multiple)
+        meter, block = Meter(load.memory_multiple), self._block(span)
         with fake_tensors(load.device):
-            block = self._block(span)
             _place([block], load, meter)
             module = PipelineModule(prepare_block(block, load.stage, _CPU), load.stage, 0, splits_backward=False)
             optimizer = Optimizer(block.parameters(), load.optim, 0.0, 1)
@@ -203,7 +208,10 @@ class Model:
     def _gathered(self, span: Span, load: Load) -> int:
         """Weights and gradients of two layers and of what stands around the layers, which FSDP2 has whole at a time:
         one layer at work, and the next on its way."""
-        parts = [part for part in self._stage_parts(span, load) if part is not None]
+        block = self._block(span)
+        with fake_tensors(load.device):
+            objective = self._objective(block, load)
+        parts = [block] if objective is None else [block, objective]
         layers = [
             layer for part in parts for own in part.modules() if isinstance(own, BlockModel) for layer in own.layers
         ]

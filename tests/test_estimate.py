@@ -105,7 +105,7 @@ def real_peak(model: Model, spans: Sequence[Span], given: Load) -> Meter:
     for stage in stages:
         meter.note([*stage.block.parameters(), *stage.block.buffers()], "weights")
         if stage.objective is not None:
-            meter.note(list(stage.objective.parameters()), "weights")
+            meter.note([*stage.objective.parameters(), *stage.objective.buffers()], "weights")
         if stage.optimizer is not None:
             meter.note(list(stage.optimizer.adamw.state.values()), "optimizer")
             for parameter in stage.optimizer.parameters:
