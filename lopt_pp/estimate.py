@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedConfig
 
 from lopt_pp.balance import Costs, layer_kinds, random_microbatch
@@ -20,7 +21,7 @@ from lopt_pp.errors import LoptError, first_line
 from lopt_pp.fake import fake_tensors, make_fake
 from lopt_pp.meter import Meter
 from lopt_pp.needs import Load, Memory, Needs
-from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.objectives import Objective
 from lopt_pp.optim import Optimizer
 from lopt_pp.split import BlockModel, Span, block_class, split_evenly
 from lopt_pp.stage import Stage, local_objective, prepare_block
@@ -60,7 +61,9 @@ class Model:
         Raises:
             LoptError: the model's code does not run on tensors without memory.
         """
-        return self._once(("local", self._parts(spans), load), lambda: self._local_learning(spans, load))
+        # What an objective copies of the model may depend on where its block ends.
+        stops = () if load.objective.local in ("reconstruction", "none") else tuple(span.stop for span in spans)
+        return self._once(("local", self._parts(spans), stops, load), lambda: self._local_learning(spans, load))
 
     def pipeline_process(self, span: Span, load: Load) -> Needs:
         """Of a process that trains the block at `span` end to end with the others, by 1F1B.
@@ -100,13 +103,24 @@ class Model:
             model = block_class(self.model_class, self.anatomy, span)(self.config)
         return BlockModel(model, self.anatomy, span)
 
+    def _objective(self, block: BlockModel, load: Load) -> Objective | None:
+        """What a block learns from. What it copies of the model is made where blocks are: outside of fake tensors."""
+
+        def copy(span: Span) -> BlockModel:
+            with unset_fake_temporarily():
+                return self._block(span)
+
+        return local_objective(block, load.objective, seed=0, load=copy)
+
     def _local_learning(self, spans: Sequence[Span], load: Load) -> Needs:
         meter, kept = Meter(load.memory_multiple), 0
         blocks = [self._block(span) for span in spans]
+        for block in blocks if not load.objective.train_embeddings else ():
+            block.hold_embeddings()
         with fake_tensors(load.device):
             stages = []
             for block in blocks:
-                objective = local_objective(block, load.objective, seed=0)
+                objective = self._objective(block, load)
                 modules = [block] if objective is None else [block, objective]
                 _place(modules, load, meter)
                 stages.append(Stage(block, objective, load.optim, 1, config=load.stage))
@@ -196,14 +210,23 @@ class Model:
         """Weights and gradients of two layers and of what stands around the layers, which FSDP2 has whole at a time:
         one layer at work, and the next on its way."""
         block = self._block(span)
-        sizes = sorted(sum(parameter.numel() for parameter in layer.parameters()) for layer in block.layers)
-        around = sum(parameter.numel() for parameter in block.parameters()) - sum(sizes)
+        with fake_tensors(load.device):
+            objective = self._objective(block, load)
+        parts = [block] if objective is None else [block, objective]
+        layers = [
+            layer for part in parts for own in part.modules() if isinstance(own, BlockModel) for layer in own.layers
+        ]
+        sizes = sorted(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers)
+        around = sum(parameter.numel() for part in parts for parameter in part.parameters()) - sum(sizes)
         return 2 * load.stage.parameter_dtype.itemsize * (sum(sizes[-2:]) + around)
 
     def costs(self, load: Load) -> Costs:
         """The operations of the model's parts for a microbatch, for `lopt_pp.balance.balance`."""
-        learning = replace(load, objective=ObjectiveConfig(), accumulation=1)
-        frozen = load.objective.method == "frozen"
+        # Whatever blocks learn from, their layers cost the same.
+        plain = replace(load.objective, method="lopt", local_objective="reconstruction")
+        learning = replace(load, objective=plain, accumulation=1)
+        given = replace(learning, objective=load.objective)
+        frozen = load.objective.local == "none"
 
         def operations(span: Span, load: Load = learning) -> float:
             return float(self.process([span], load).operations)
@@ -216,16 +239,15 @@ class Model:
         # Two stages of one layer have a head more than one of two.
         head = alone(0) + alone(1) - operations(Span(1, 3, 0, 2)) if self.depth > 1 else 0.0
         layers = tuple(alone(number) - head for number in range(self.depth))
-        earlier = (
-            tuple(alone(number, replace(learning, objective=load.objective)) for number in range(self.depth))
-            if frozen
-            else layers
-        )
+        earlier = tuple(alone(number, given) for number in range(self.depth)) if frozen else layers
+        middle = max(self.depth // 2, 1) - 1
+        # A local loss is taken to be that of a stage that ends in the middle of the model.
+        local_head = head if given == learning or self.depth == 1 else alone(middle, given) - layers[middle]
         return Costs(
             layers=layers,
             earlier_layers=earlier,
             embedding=operations(Span(0, 2, 0, 1)) - layers[0] - head,
-            local_head=0.0 if frozen else head,
+            local_head=0.0 if frozen else local_head,
             output=operations(Span(1, 2, last, last + 1)) - layers[last],
         )
 

@@ -147,13 +147,17 @@ class _HalfLoss(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> Any:
         features, weight, bias = ctx.saved_tensors
         logits, rounded = _logits(ctx.chunk, weight)
-        of_features, of_weight = torch.empty_like(features), torch.zeros_like(weight)
+        of_features = torch.empty_like(features)
+        of_weight = (
+            torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        )  # That of an auxiliary network stands.
         in_float32 = features.new_empty(ctx.chunk, features.shape[1], dtype=torch.float32)
         for part, gradient in zip(features.split(ctx.chunk), of_features.split(ctx.chunk), strict=True):
             torch.mm(part, weight.T, out=rounded[: len(part)])
             lowered = logits.to(weight.dtype)[: len(part)]
             torch.addmm(gradient, lowered, weight, alpha=-1, out=gradient)
-            of_weight.addmm_(lowered.T, part, alpha=-1)
+            if of_weight is not None:
+                of_weight.addmm_(lowered.T, part, alpha=-1)
         del in_float32
         return of_features, of_weight, None if bias is None else torch.zeros_like(bias), None
 

@@ -123,7 +123,7 @@ def _fake_shape(function: Any, *args: Any, **kwargs: Any) -> tuple[int, ...] | N
 
 
 def _operations(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
-    packet = getattr(function, "_overloadpacket", None)
+    packet: Any = getattr(function, "_overloadpacket", None)
     if packet in _ATTENTION:
         return _attention(function, args, kwargs, is_backward=_ATTENTION[packet])
     if packet is _GROUPED:

@@ -113,6 +113,7 @@ def plan(
         "dtype": load.stage.dtype,
         "gradient_checkpointing": load.stage.gradient_checkpointing,
         "method": objective.method,
+        "local_objective": objective.local,
         "sharding": load.sharding,
         "queue_depth": load.queue_depth,
         "device": flags.device,

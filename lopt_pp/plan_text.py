@@ -33,7 +33,9 @@ def _count(number: int, what: str) -> str:
 
 
 def _local(plan: dict[str, Any]) -> list[str]:
-    name = {"lopt": "Local learning", "frozen": "The last block learns, the others only run forward"}[plan["method"]]
+    name = f"Local learning ({plan['local_objective']})"
+    if plan["local_objective"] == "none":
+        name = "The last block learns, the others only run forward"
     message = plan["boundary"]["bytes_per_microbatch"]
     crossing = [message] * (len(plan["stages"]) - 1) + [0]
     lines = [

@@ -200,7 +200,8 @@ class Run:
         order = self.order
         if self.replica != 0:  # All replicas have the same probe.
             order = _data_order(self.config, self.rows, self.tokenizer, 0, self.topology.num_replicas)
-        probe = Probe(order, every, self.topology.num_stages)
+        limit = self.config.objective.max_interface_drift
+        probe = Probe(order, every, self.topology.num_stages, math.inf if limit is None else limit)
         self.world.first_complaint("probe", "")  # All have loaded their blocks: nobody waits long for another.
         probe.remember(self.stages, self.topology, self.world.rank)
         return probe

@@ -4,6 +4,7 @@ The same loop runs in every process, over the stages that it holds. It waits for
 the next hidden states) and, when the queue is full, the neighbour after it.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lopt_pp.data import DataOrder, Microbatch
@@ -12,6 +13,8 @@ from lopt_pp.insight.probe import Probe
 from lopt_pp.metrics import Record, StageClock, peak_memory
 from lopt_pp.stage import Stage
 from lopt_pp.stream import Header, Receiver, Sender, dtype_code
+
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -70,6 +73,7 @@ def train(
                 record = stage.step(step)
             if probe is not None and probe.is_due(step):
                 record |= probe.measure(stage, receivers.get(stage.index), senders.get(stage.index), clock)
+                _stop_drifting(stage, record, probe.limit, step)
             records[stage.index] = record
         if evaluation is not None and evaluation.is_due(step + 1):
             for index, losses in evaluate(stages, receivers, senders, clocks, evaluation).items():
@@ -84,6 +88,20 @@ def train(
         sender.close()
     for receiver in receivers.values():
         receiver.close()
+
+
+def _stop_drifting(stage: Stage, record: Record, limit: float, step: int) -> None:
+    """Ends a stage's learning where its boundary has drifted too far. All its replicas measure the same."""
+    if stage.learns and record.get("drift_norm", 0.0) > limit:
+        stage.stand()
+        logger.warning(
+            "stage %d has stopped learning after step %d: its boundary's drift is %.3g, above --max_interface_drift "
+            "%g. It only runs forward now",
+            stage.index,
+            step + 1,
+            record["drift_norm"],
+            limit,
+        )
 
 
 def token_counts(batches: Sequence[Microbatch]) -> Record:

@@ -47,7 +47,11 @@ def real_stages(model: Model, spans: Sequence[Span], given: Load) -> list[Stage]
     stages = []
     for span in spans:
         block = random_block(model.model_class, model.config, model.anatomy, span)
-        objective = local_objective(block, given.objective, seed=0)
+        if not given.objective.train_embeddings:
+            block.hold_embeddings()
+        objective = local_objective(
+            block, given.objective, 0, lambda part: random_block(model.model_class, model.config, model.anatomy, part)
+        )
         stages.append(Stage(block, objective, given.optim, 10**6, config=given.stage))
     return stages
 
@@ -101,7 +105,7 @@ def real_peak(model: Model, stages: Sequence[Stage], given: Load) -> Meter:
     for stage in stages:
         meter.note([*stage.block.parameters(), *stage.block.buffers()], "weights")
         if stage.objective is not None:
-            meter.note(list(stage.objective.parameters()), "weights")
+            meter.note([*stage.objective.parameters(), *stage.objective.buffers()], "weights")
         if stage.optimizer is not None:
             meter.note(list(stage.optimizer.adamw.state.values()), "optimizer")
             for parameter in stage.optimizer.parameters:
@@ -157,6 +161,21 @@ def test_checkpointing_and_methods(family: str, method: Literal["lopt", "frozen"
         only_forward = method == "frozen" and not spans[-1].is_last
         queued = model.message_bytes(given) if only_forward else 0
         check(model.process(spans, given), real_peak(model, real_stages(model, spans, given), given), queued)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize("embeddings", [True, False])
+def test_an_auxiliary_network_is_counted(family: str, embeddings: bool) -> None:
+    model = small_model(family)
+    given = load(objective=ObjectiveConfig(local_objective="next_token", train_embeddings=embeddings))
+    span = split_evenly(model.depth, 2)[0]
+    needs = model.process([span], given)
+    check(needs, real_peak(model, [span], given))
+    assert needs.parameters > 1.3 * model.process([span], load()).parameters
+    assert needs.operations > 1.3 * model.process([span], load()).operations
+    costs, plain = model.costs(given), model.costs(load())
+    assert costs.layers == plain.layers and costs.local_head > 2 * max(costs.layers) > plain.local_head
+    assert costs.of(0, span.stop, 1) == pytest.approx(needs.operations, rel=0.05)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen3"])

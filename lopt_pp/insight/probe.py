@@ -8,6 +8,7 @@ The last stage has no boundary after it, and gets no such message: with two stag
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -33,9 +34,14 @@ class Probe:
         order: of the data, the same in all processes: the probe is the beginning of its first microbatch.
         every: steps between measurements.
         num_stages: of the run.
+        limit: of the drift, above which a stage stops learning.
+
+    Attributes:
+        limit: likewise.
     """
 
-    def __init__(self, order: DataOrder, every: int, num_stages: int) -> None:
+    def __init__(self, order: DataOrder, every: int, num_stages: int, limit: float = math.inf) -> None:
+        self.limit = limit
         # The rows of a streamed step may all be unusable.
         batch = next(b for step in itertools.count() for b in order.microbatches(step) if b.num_tokens > 0)
         tokens = min(int(batch.token_mask[:_ROWS].sum(dim=1).max()), _TOKENS)

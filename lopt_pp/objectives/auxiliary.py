@@ -44,5 +44,7 @@ def _share_standing(block: BlockModel, head: nn.Module) -> None:
     if not isinstance(embedding, nn.Parameter) or embedding.requires_grad:
         return
     own = head.get_parameter("weight")
+    if own.is_meta:  # A plan has no weights to compare.
+        return
     if embedding.shape == own.shape and torch.equal(embedding, own):
         head.weight = embedding

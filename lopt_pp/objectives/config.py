@@ -52,6 +52,13 @@ class ObjectiveConfig:
             "learns, so that an untrained head does not push pretrained layers about. Later stages train as ever."
         },
     )
+    max_interface_drift: float | None = field(
+        default=None,
+        metadata={
+            "help": "Drift of a boundary (`drift_norm`, measured every --probe_steps) above which the stage before it "
+            "stops learning for the rest of the run: from then on it only runs forward. By default it never does."
+        },
+    )
     train_embeddings: bool = field(
         default=True,
         metadata={"help": "Whether what stands before the first layer (token and position embeddings) is trained."},
@@ -65,6 +72,8 @@ class ObjectiveConfig:
             raise LoptError(f"--auxiliary_layers {self.auxiliary_layers}: at least 1; --local_objective none has none")
         if self.local_head_warmup_steps < 0:
             raise LoptError(f"--local_head_warmup_steps {self.local_head_warmup_steps}: at least 0")
+        if self.max_interface_drift is not None and self.max_interface_drift < 0:
+            raise LoptError(f"--max_interface_drift {self.max_interface_drift}: at least 0")
         if self.method != "lopt" and self.local_objective not in (_DEFAULT, "none"):
             raise LoptError(
                 f"--local_objective {self.local_objective} needs --method lopt; with --method {self.method} no block "

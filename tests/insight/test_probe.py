@@ -114,6 +114,30 @@ def test_a_resumed_run_compares_with_the_pretrained_model(files: Path, tmp_path:
     }
 
 
+def test_a_stage_that_has_drifted_too_far_stops_learning(files: Path, tmp_path: Path) -> None:
+    """After the same step in every layout, and for the rest of the run, past a checkpoint too."""
+    flags = "--num_stages 2 --probe_steps 1 --max_interface_drift 1e-5"
+    records = train(files, tmp_path / "2", 2, flags)
+    first = [record for record in records if record["stage"] == 0]
+    assert ["reconstruction_loss" in record for record in first] == [True, False, False, False]
+    assert len({record["drift_norm"] for record in first}) == 1 and first[0]["drift_norm"] > 1e-5
+    log = (tmp_path / "2" / "rank-0.log").read_text()
+    assert log.count("stage 0 has stopped learning after step 1: its boundary's drift is") == 1
+    losses = [record["loss"] for record in records if record["stage"] == 1]
+    assert len(set(losses)) == STEPS
+    expected = weights(tmp_path / "2" / "out")
+    train(files, tmp_path / "1", 1, flags)
+    checkpoint = tmp_path / "2" / "out" / "checkpoint-2"
+    train(files, tmp_path / "resumed", 2, f"{flags} --resume_from_checkpoint {checkpoint}")
+    for sharding in ("none", "full"):  # Replicas stop together.
+        replicas = f"{flags} --data_parallel 2 --pipeline_processes 1 --sharding {sharding}"
+        shared = train(files, tmp_path / sharding, 2, replicas)
+        assert ["reconstruction_loss" in r for r in shared if r["stage"] == 0] == [True, False, False, False]
+    for other in ("1", "resumed"):
+        got = weights(tmp_path / other / "out")
+        assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
+
+
 def test_nothing_is_measured_where_nothing_drifts(files: Path, tmp_path: Path) -> None:
     assert not drifts(train(files, tmp_path, 1, "--local_objective none --probe_steps 1"))
 

@@ -95,6 +95,7 @@ def test_a_constructor_that_fails() -> None:
         ("reconstruction_weight", -0.5, "at least 0"),
         ("auxiliary_layers", 0, "at least 1"),
         ("local_head_warmup_steps", -1, "at least 0"),
+        ("max_interface_drift", -0.1, "at least 0"),
         ("method", "other", "expected lopt, frozen, e2e"),
         ("train_embeddings", "no", "expected true or false"),
     ],
@@ -102,6 +103,15 @@ def test_a_constructor_that_fails() -> None:
 def test_values(flag: str, value: object, error: str) -> None:
     with pytest.raises(LoptError, match=f"^--{flag} .*{error}"):
         ObjectiveConfig(**{flag: value})  # type: ignore[arg-type]
+
+
+def test_a_drift_that_is_not_measured_cannot_be_too_large() -> None:
+    required = "--model_name_or_path a-model --train_file rows.jsonl --output_dir out --max_interface_drift 0.5"
+    assert parse_config(required.split()).objective.max_interface_drift == 0.5
+    with pytest.raises(
+        LoptError, match="^--max_interface_drift needs a drift that is measured: --probe_steps above 0$"
+    ):
+        parse_config([*required.split(), "--probe_steps", "0"])
 
 
 @pytest.mark.parametrize("method", ["frozen", "e2e"])
