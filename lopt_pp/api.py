@@ -18,7 +18,7 @@ from lopt_pp.course import ask_to_stop
 from lopt_pp.distributed import World, connect, rank_and_size
 from lopt_pp.errors import LoptError
 from lopt_pp.guard import Guard
-from lopt_pp.resume import LATEST, is_restart
+from lopt_pp.resume import LATEST
 from lopt_pp.run import Run
 from lopt_pp.saving import holds_whole_model
 from lopt_pp.stage import NotFiniteError
@@ -141,7 +141,7 @@ def _stop(store: Store, is_prepared: threading.Event, number: signal.Signals) ->
 def _is_done(config: Config, world: World) -> bool:
     """Whether a run that is to go on has come to its end already. All must call this."""
     if world.rank == 0:
-        goes_on = config.checkpoint.resume_from_checkpoint == LATEST or is_restart()
+        goes_on = config.checkpoint.resume_from_checkpoint == LATEST or world.is_restart
         path = Path(config.run.output_dir)
         is_done = goes_on and not config.run.overwrite_output_dir and holds_whole_model(path)
         if is_done:

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed import Store
 
+from lopt_pp.background import in_background
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.flags import check_types
 from lopt_pp.split import Span
@@ -259,8 +260,7 @@ class PartWriter:
         self.finish()
         states = {stage.index: stage.state() for stage in stages}
         if self._is_writer:
-            self._thread = threading.Thread(target=self._write, args=(states, step), daemon=True)
-            self._thread.start()
+            self._thread = in_background(self._write, states, step)
 
     def finish(self) -> None:
         """Waits until what was saved is written."""
@@ -315,8 +315,7 @@ class Committer:
         self._limit = limit
         self.committed: int | None = None
         self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._commit_all, daemon=True)
-        self._thread.start()
+        self._thread = in_background(self._commit_all)
 
     def expect(self, step: int) -> None:
         """Has a checkpoint made of the parts that all stages write, or have written, after `step` steps."""

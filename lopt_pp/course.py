@@ -11,6 +11,8 @@ from typing import Protocol
 
 from torch.distributed import Store
 
+from lopt_pp.background import in_background
+
 _KEY = "stop"
 _NEVER = "never"
 
@@ -75,8 +77,7 @@ class DecidedCourse:
         self._end: int | None = None
         self._agreeing = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._await_request, daemon=True)
-        self._thread.start()
+        self._thread = in_background(self._await_request)
 
     def knows(self, step: int) -> bool:
         return True
@@ -99,15 +100,12 @@ class DecidedCourse:
         self._thread.join()
 
     def _await_request(self) -> None:
-        try:
-            if self._store.get(_KEY).decode() == _NEVER:
-                return
-            with self._changed:
-                self._agreeing, own = True, self._undecided
-            self._store.set(f"{_KEY}/{self._rank}", str(own))
-            end = max(int(self._store.get(f"{_KEY}/{rank}")) for rank in self._deciders)
-        except RuntimeError:
-            return  # The store is gone, which ends this process: see `lopt_pp.guard`.
+        if self._store.get(_KEY).decode() == _NEVER:
+            return
+        with self._changed:
+            self._agreeing, own = True, self._undecided
+        self._store.set(f"{_KEY}/{self._rank}", str(own))
+        end = max(int(self._store.get(f"{_KEY}/{rank}")) for rank in self._deciders)
         with self._changed:
             self._end, self._agreeing = end, False
             self._changed.notify_all()

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
+from lopt_pp.attempt import agree_on_attempt
 from lopt_pp.errors import LoptError
 from lopt_pp.stream import Boundary
 from lopt_pp.topology import PipelineConfig, Topology
@@ -55,6 +56,7 @@ class World:
         store: shared by all processes; an in-process one where there is only this process.
         last_words: another connection to the store, for the end of the process, whatever the first one is busy with.
         store_rank: of the process that holds the store; None where that is the launcher.
+        attempt: of torchrun (`--max-restarts`) at this run, from 1.
     """
 
     rank: int
@@ -64,6 +66,12 @@ class World:
     store: dist.Store
     last_words: dist.Store
     store_rank: int | None = None
+    attempt: int = 1
+
+    @property
+    def is_restart(self) -> bool:
+        """Whether the run was started again after one of its processes had failed."""
+        return self.attempt > 1
 
     def fail(self, message: str, keep: bool = False) -> "Failure":
         """Tells all processes why the run cannot go on.
@@ -201,15 +209,19 @@ def connect(config: PipelineConfig) -> Iterator[World]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     store, rank, size = next(iter(rendezvous("env://")))
+    attempt = 1
+    if is_launchers := os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        attempt = agree_on_attempt(store, rank, size, timedelta(minutes=30))
+        store = dist.PrefixStore(f"attempt {attempt}", store)
     store.set_timeout(timedelta(minutes=30))
     # Gloo carries headers and what is told between processes; NCCL what lives on GPUs.
     groups = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
     dist.init_process_group(
         groups, store=dist.PrefixStore("groups", store), rank=rank, world_size=size, timeout=timedelta(minutes=5)
     )
-    store_rank = None if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
     run = dist.PrefixStore("run", store)
-    world = World(rank, size, device, backend, run, run.clone(), store_rank)  # type: ignore[attr-defined]
+    last_words = run.clone()  # type: ignore[attr-defined]  # The stubs lack it.
+    world = World(rank, size, device, backend, run, last_words, None if is_launchers else 0, attempt)
     try:
         yield world
     finally:

@@ -84,6 +84,8 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, dist.DistNetworkError | dist.DistStoreError) and self._world.size > 1:
+            self.fail(self._without_store())
         if error is not None and self._world.size > 1:
             self._release()
             traceback.print_exception(error)
@@ -142,16 +144,19 @@ class Guard:
         try:
             failure = self._world.await_failure(store)
         except RuntimeError:
-            holder = self._world.store_rank
-            who = "the launcher" if holder is None else self._topology.name_of(holder)
             with self._fate:
                 if not self._over:
-                    self._stop(f"{who}, which holds the run's store, has died or lost its network; {self._name} stops")
+                    self._stop(self._without_store())
             return
         if failure is not None and failure.rank != self._world.rank:
             with self._fate:
                 if not self._over:
                     self._end(failure)
+
+    def _without_store(self) -> str:
+        holder = self._world.store_rank
+        who = "the launcher" if holder is None else self._topology.name_of(holder)
+        return f"{who}, which holds the run's store, has died or lost its network; {self._name} stops"
 
     def _watch_signals(self, woken: socket.socket) -> None:
         interrupted = False

@@ -8,7 +8,6 @@ import errno
 import json
 import logging
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 from torch.distributed import Store
 from tqdm import tqdm
 
+from lopt_pp.background import in_background
 from lopt_pp.metrics import COMPUTE_PHASES
 
 logger = logging.getLogger(__name__)
@@ -73,8 +73,7 @@ class Collector:
         self._seconds: list[Counter[str]] = [Counter() for _ in loss_names]
         """By stage, the seconds of the whole run in each of the record's `*_seconds`."""
         self._num_tokens = 0
-        self._thread = threading.Thread(target=self._collect, daemon=True)
-        self._thread.start()
+        self._thread = in_background(self._collect)
 
     def _collect(self) -> None:
         file = MetricsFile(self._path, self._steps_done)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,11 +16,6 @@ from lopt_pp.split import Span
 logger = logging.getLogger(__name__)
 
 LATEST = "latest"
-
-
-def is_restart() -> bool:
-    """Whether torchrun (`--max-restarts`) has started this run again after a process of it had failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 class Resumable(Protocol):
@@ -65,10 +59,10 @@ def resume(
     Raises:
         LoptError: the checkpoint that `which` names cannot be gone on from.
     """
-    if which is None and not is_restart():
+    if which is None and not world.is_restart:
         return 0
     candidates = [Path(which)] if which not in (None, LATEST) else []
-    is_named = bool(candidates) and not is_restart()
+    is_named = bool(candidates) and not world.is_restart
     if not is_named:
         if world.rank == 0:  # Which there are, all must see alike.
             world.store.set("candidates", json.dumps([path.name for path in complete_checkpoints(output_dir)]))

@@ -35,7 +35,7 @@ from lopt_pp.model import load_model_config, load_tokenizer, write_description
 from lopt_pp.objectives import NextToken, Reconstruction
 from lopt_pp.replicas import Replicas
 from lopt_pp.reporting import Collector, post, post_end
-from lopt_pp.resume import LATEST, is_restart, resume
+from lopt_pp.resume import LATEST, resume
 from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
 from lopt_pp.split import BlockModel, Span, split_at, split_evenly
 from lopt_pp.stage import NotFiniteError, Stage, local_objective
@@ -66,7 +66,7 @@ class Run:
     def __init__(self, config: Config, world: World) -> None:
         self.config, self.world = config, world
         self.output_dir = Path(config.run.output_dir)
-        goes_on = is_restart() or config.checkpoint.resume_from_checkpoint == LATEST
+        goes_on = world.is_restart or config.checkpoint.resume_from_checkpoint == LATEST
         check_output_dir(self.output_dir, config.run.overwrite_output_dir, goes_on)
         if not (config.run.overwrite_output_dir or goes_on):
             check_no_checkpoints(self.output_dir, but=config.checkpoint.resume_from_checkpoint)
@@ -217,7 +217,8 @@ class Run:
                 else:
                     self._train_stages(course, report, after_step)
             steps_done = self._trained[0].steps_done
-            if self.steps_done < steps_done < self.num_steps and not self.config.checkpoint.saves_after(steps_done):
+            saves = self.config.checkpoint.save_steps > 0 and not self.config.checkpoint.saves_after(steps_done)
+            if saves and self.steps_done < steps_done < self.num_steps:
                 checkpoint(steps_done)
             writer.finish()
         except NotFiniteError as error:
