@@ -2,9 +2,9 @@
 
     python benchmarks/families.py [--output families.json] [--seconds 60] [NAME ...]
 
-For each model type: exact, or the reason why it is refused, and how long the check took. Default configs differ from
-those of real models (some cannot even be built), so a refusal here is no verdict on a checkpoint; the program checks
-the config of the one that it is given.
+For each model type: exact, or the reason why it is refused; whether rows may be packed; and how long the check took.
+Default configs differ from those of real models (some cannot even be built), so a refusal here is no verdict on a
+checkpoint; the program checks the config of the one that it is given.
 """
 
 import argparse
@@ -22,10 +22,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.split import split_evenly
 from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.verify_packing import check_packing
 
 
 def verdict(model_type: str) -> str:
-    """`exact`, or the reason for the refusal."""
+    """`exact`, with the reason why rows may not be packed if so; or the reason for the refusal."""
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
@@ -35,9 +36,14 @@ def verdict(model_type: str) -> str:
         return f"it has no default config: {first_line(error)}"
     try:
         model_class = model_class_of(config)
-        check_split(model_class, config, split_evenly(config.num_hidden_layers, 2))
+        spans = split_evenly(config.num_hidden_layers, 2)
+        anatomy = check_split(model_class, config, spans)
     except LoptError as error:
         return str(error)
+    try:
+        check_packing(model_class, config, spans, anatomy)
+    except LoptError as error:
+        return f"exact; {error}"
     return "exact"
 
 
@@ -61,8 +67,12 @@ def main() -> None:
         seconds = time.perf_counter() - begun
         results[model_type] = {"result": result, "seconds": round(seconds, 2)}
         print(f"{model_type:<28} {seconds:6.1f} s  {result}", flush=True)
-    exact = sum(entry["result"] == "exact" for entry in results.values())
-    print(f"{exact} of {len(results)} split exactly; transformers {transformers.__version__}")
+    exact = [entry["result"] for entry in results.values() if str(entry["result"]).startswith("exact")]
+    packed = exact.count("exact")
+    print(
+        f"{len(exact)} of {len(results)} split exactly, {packed} of them may pack rows; "
+        f"transformers {transformers.__version__}"
+    )
     arguments.output.write_text(json.dumps(results, indent=2) + "\n")
 
 

@@ -48,7 +48,7 @@ def main() -> int:
 
         run(arguments)
         return 0
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
+    launcher = ["-m", "torch.distributed.run", "--rdzv-backend", "lopt-pp", "--nproc-per-node", str(PROCESSES)]
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | os.environ
     return subprocess.run([sys.executable, *launcher, __file__, *sys.argv[1:]], env=environment).returncode
 

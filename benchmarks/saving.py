@@ -33,7 +33,16 @@ Records = list[dict[str, Any]]
 
 
 def run(flags: list[str], output: Path) -> Records:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lopt_pp.train"]
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--rdzv-backend",
+        "lopt-pp",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "lopt_pp.train",
+    ]
     python(*launcher, *flags, "--output_dir", str(output))
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 

@@ -45,7 +45,7 @@ def python(*arguments: str) -> str:
 
 def measure(processes: int, flags: list[str], output: Path, skip: int) -> list[dict[str, Any]]:
     """One run; by stage, its figures over the steps after the first `skip`."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launcher = ["-m", "torch.distributed.run", "--rdzv-backend", "lopt-pp", "--nproc-per-node", str(processes)]
     python(*launcher, "-m", "lopt_pp.train", *flags, "--output_dir", str(output))
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     figures = []

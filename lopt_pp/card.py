@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from lopt_pp.config import Config
-from lopt_pp.data import TokenizedRows
+from lopt_pp.data import Rows
 
 _CARD = """\
 ---
@@ -42,7 +42,7 @@ Optimizer steps: {steps}
 """
 
 
-def model_card(config: Config, rows: TokenizedRows, steps_done: Sequence[int], num_steps: int) -> str:
+def model_card(config: Config, rows: Rows, steps_done: Sequence[int], num_steps: int) -> str:
     """The card's text.
 
     Args:
@@ -64,5 +64,11 @@ def model_card(config: Config, rows: TokenizedRows, steps_done: Sequence[int], n
         num_stages=config.pipeline.num_stages,
         data=rows.summary(),
         steps=steps,
-        flags="\n".join(f"| `--{name}` | {value} |" for name, value in config.flags().items() if value is not None),
+        flags="\n".join(
+            f"| `--{name}` | {_shown(value)} |" for name, value in config.flags().items() if value is not None
+        ),
     )
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch.distributed import Store
 
 from lopt_pp.background import in_background
-from lopt_pp.errors import LoptError, first_line
+from lopt_pp.errors import LoptError, first_line, shown
 from lopt_pp.flags import check_types
 from lopt_pp.split import Span
 
@@ -158,7 +158,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise LoptError(f"{path} cannot be read: {first_line(error)}") from error
     try:
         if content["format"] != _FORMAT:
-            raise LoptError(f"{path} has the format {content['format']!r}, and this version reads {_FORMAT}")
+            raise LoptError(f"{path} has the format {shown(content['format'])}, and this version reads {_FORMAT}")
         step, edges, run = content["step"], content["edges"], content["run"]
         parts = tuple(Part(_natural(part["size"]), _hex(part["sha256"])) for part in content["parts"])
         if [0, *edges] != sorted({0, *map(_natural, edges)}) or len(edges) != len(parts) or not parts:
@@ -169,18 +169,18 @@ def read_manifest(directory: Path) -> Manifest:
         spans = tuple(Span(i, len(edges), *ends) for i, ends in enumerate(zip(starts, edges, strict=True)))
         return Manifest(directory, _natural(step), spans, run, parts)
     except (KeyError, TypeError, ValueError) as error:
-        raise LoptError(f"{path} is no manifest of a checkpoint (wrong or missing: {error})") from error
+        raise LoptError(f"{path} is no manifest of a checkpoint (wrong or missing: {first_line(error)})") from error
 
 
 def _natural(value: object) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r}")
+        raise ValueError(shown(value))
     return value
 
 
 def _hex(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
-        raise ValueError(f"{value!r}")
+        raise ValueError(shown(value))
     return value
 
 

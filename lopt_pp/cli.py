@@ -11,8 +11,10 @@ Pipeline-parallel post-training of language models by local learning.
 
 commands:
   train    post-train a model; under torchrun, one process per stage:
-           torchrun --nproc-per-node 2 --no-python lopt-pp train FLAGS   (lopt-pp train --help lists them)
+           torchrun --rdzv-backend lopt-pp --nproc-per-node 2 --no-python lopt-pp train FLAGS
+           (lopt-pp train --help lists them)
   export   make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
+  submit   put a run into the queue of a Slurm cluster: lopt-pp submit run.yaml --nodes 2 --gpus-per-node 4
 """
 
 
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage="lopt-pp COMMAND FLAGS",
     )
     parser.add_argument("--version", action="version", version=version("lopt-pp"))
-    parser.add_argument("command", choices=["train", "export"], help=argparse.SUPPRESS)
+    parser.add_argument("command", choices=["train", "export", "submit"], help=argparse.SUPPRESS)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = parser.parse_args(arguments[:1]).command
     # Late, so that --help does not wait for torch.

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import os
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from trl import TrlParser
 
 from lopt_pp.checkpoint import CheckpointConfig
 from lopt_pp.data import DataConfig
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, first_line, shown
 from lopt_pp.flags import check_types
 from lopt_pp.model import ModelConfig
 from lopt_pp.objectives import ObjectiveConfig
@@ -28,7 +29,8 @@ Post-trains a causal language model by local learning (LoPT), as a pipeline of s
 model's layers, sends detached hidden states forward, and runs its own backward. Start it with torchrun, one process per
 stage:
 
-  torchrun --nproc-per-node 2 -m lopt_pp.train --model_name_or_path MODEL --train_file data.jsonl --output_dir out
+  torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train \\
+      --model_name_or_path MODEL --train_file data.jsonl --output_dir out
 
 Any flag may also stand in a YAML file given by --config FILE, under its own name without the dashes; flags on the
 command line win over the file.
@@ -150,7 +152,7 @@ class _Parser(TrlParser):
 
 
 def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Config:
-    """Reads the flags, and the YAML file that `--config` names.
+    """Reads the flags, and the YAML file that `--config` names, whose `env` goes into the environment.
 
     Raises:
         LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
@@ -160,45 +162,62 @@ def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Confi
     parser = _Parser(
         components,
         prog=prog,
-        usage="torchrun --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS",
+        usage="torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS",
         description=_DESCRIPTION,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+    arguments, path = _take_config_path(arguments)
+    known = {action.dest for action in parser._actions} - {"help"}
+    environment: dict[Any, Any] = {}
+    if path is not None:
+        settings = _read_file(path)
+        environment = settings.pop("env", {})
+        for name in settings:
+            if name not in known:
+                raise LoptError(f"{path}: unknown flag {name}{_suggest(name, known)}")
+        parser.set_defaults_with_config(**settings)
+    *parsed, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise LoptError(f"unknown flag {unknown[0]}{_suggest(unknown[0].lstrip('-').split('=')[0], known)}")
+    config = Config(*parsed)
+    try:
+        for name, value in environment.items():
+            os.environ[name] = str(value)
+    except (OSError, TypeError, ValueError) as error:
+        raise LoptError(f"--config {path}: env: {shown(name)}: {shown(value)}: {first_line(error)}") from error
+    return config
+
+
+def _take_config_path(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The arguments without `--config FILE`, and the file."""
     arguments = [
         part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
     ]
-    file = _config_file(arguments)
-    known = {action.dest for action in parser._actions} - {"help"}
-    for name in file:
-        if name not in known | {"env"}:
-            raise LoptError(f"{arguments[arguments.index('--config') + 1]}: unknown flag {name}{_suggest(name, known)}")
-    try:
-        *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
-    except OSError as error:
-        raise LoptError(f"--config: {error}") from error
-    if unknown:
-        raise LoptError(f"unknown flag {unknown[0]}{_suggest(unknown[0].lstrip('-').split('=')[0], known)}")
-    return Config(*parsed)
-
-
-def _config_file(arguments: Sequence[str]) -> dict[str, Any]:
-    """The mapping in the file after `--config`; checked here since the parser's own errors are tracebacks."""
     if "--config" not in arguments:
-        return {}
-    position = list(arguments).index("--config") + 1
-    if position == len(arguments):
-        raise LoptError("--config: give the path of a YAML file")
-    path = Path(arguments[position])
+        return arguments, None
+    position = arguments.index("--config")
+    if position + 1 == len(arguments) or "--config" in arguments[position + 1 :]:
+        raise LoptError("--config: give the path of a YAML file, once")
+    return arguments[:position] + arguments[position + 2 :], Path(arguments[position + 1])
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, with plain values below `env`."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         raise LoptError(f"--config {path}: {error}") from error
-    except yaml.YAMLError as error:
+    try:
+        content = yaml.safe_load(text)
+    except Exception as error:  # Besides YAMLError, whatever a malformed tag makes of a value: there is no list of it.
         raise LoptError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise LoptError(f"--config {path}: expected lines of the form 'flag: value'")
-    if not isinstance(content.get("env", {}), dict):
+    environment = content.get("env", {})
+    if not isinstance(environment, dict) or any(isinstance(value, list | dict) for value in environment.values()):
         raise LoptError(f"--config {path}: env: expected lines of the form 'NAME: value' below it")
     return content
 

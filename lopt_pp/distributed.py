@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from lopt_pp.attempt import agree_on_attempt
 from lopt_pp.errors import LoptError
+from lopt_pp.store import has_agent_store, join
 from lopt_pp.stream import Boundary
 from lopt_pp.topology import PipelineConfig, Topology
 
@@ -152,6 +153,23 @@ class World:
                     f"all processes must be given the same"
                 )
 
+    @contextmanager
+    def one_process_first(self, what: str) -> Iterator[None]:
+        """Lets the first process of each node do something alone; the others then find on disk what it has made.
+
+        Args:
+            what: it does, another name each time.
+        """
+        local_rank = int(os.environ.get("LOCAL_RANK", "0")) if self.size > 1 else 0
+        done = f"{what}/{self.rank - local_rank}"
+        if local_rank > 0:
+            self.connection(timedelta(days=365)).get(done)
+        try:
+            yield
+        finally:
+            if local_rank == 0:
+                self.store.set(done, "")
+
     def first_complaint(self, key: str, complaint: str) -> str:
         """What the first process, by rank, has to say against something; empty where none has. All must call this.
 
@@ -205,12 +223,13 @@ def connect(config: PipelineConfig) -> Iterator[World]:
         own = dist.HashStore()
         yield World(rank, size, device, backend, own, own)
         return
-    if local_size == size and sys.platform == "linux":
+    is_one_machine = local_size == size
+    if is_one_machine and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    store, rank, size = next(iter(rendezvous("env://")))
+    store: dist.Store = join(rank, size) if is_one_machine else next(iter(rendezvous("env://")))[0]
     attempt = 1
-    if is_launchers := os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if is_launchers := has_agent_store():
         attempt = agree_on_attempt(store, rank, size, timedelta(minutes=30))
         store = dist.PrefixStore(f"attempt {attempt}", store)
     store.set_timeout(timedelta(minutes=30))

@@ -182,7 +182,11 @@ class _PipelineModule(nn.Module):
         torch.manual_seed(derive_seed(self._seed, self.block.span.stage, batch.step, batch.index))
         config, device = self._config, batch.input_ids.device
         with torch.autocast(device.type, config.compute_dtype, enabled=config.autocasts):
-            wanted = {"logits_to_keep": batch.target_positions, "leave_logits": not self._splits_backward}
+            wanted = {
+                "logits_to_keep": batch.target_positions,
+                "leave_logits": not self._splits_backward,
+                "position_ids": batch.position_ids,
+            }
             if hidden_states is None:
                 output = self.block(input_ids=batch.input_ids, **wanted)
             else:
@@ -208,6 +212,7 @@ def pad_alike(batches: Sequence[Microbatch]) -> list[Microbatch]:
                 input_ids=F.pad(batch.input_ids, missing),
                 labels=F.pad(batch.labels, missing, value=IGNORE_INDEX),
                 token_mask=F.pad(batch.token_mask, missing),
+                position_ids=None if batch.position_ids is None else F.pad(batch.position_ids, missing),
             )
         )
     return padded

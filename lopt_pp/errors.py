@@ -1,5 +1,7 @@
 """The errors that a user is meant to read."""
 
+import reprlib
+
 
 class LoptError(Exception):
     """A mistake in what the user gave, or a run that cannot go on; its text says what is at fault and what to do.
@@ -11,3 +13,26 @@ class LoptError(Exception):
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none: for quoting it in a `LoptError`."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, for quoting it in a `LoptError`: short, whatever somebody has put into a file.
+
+    `repr` would not do: YAML's aliases make a few lines a value of terabytes, lists may lie deeper in each other than
+    Python's stack is, and numbers of thousands of digits are refused.
+    """
+    text = _SHORT.repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+class _Short(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxother = 80
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 2**64 else "a number of more than 64 bits"
+
+
+_SHORT = _Short()

@@ -5,13 +5,13 @@ import transformers
 from transformers import PreTrainedConfig
 
 from lopt_pp.config import Config
-from lopt_pp.data import TokenizedRows
+from lopt_pp.data import Rows
 
 _MAY_DIFFER = ("model_name_or_path", "train_file", "output_dir", "overwrite_output_dir", "logging_steps")
 """Between processes: paths of machines, of which what they hold is compared, and what changes no result."""
 
 
-def facts(config: Config, model_config: PreTrainedConfig, rows: TokenizedRows) -> dict[str, object]:
+def facts(config: Config, model_config: PreTrainedConfig, rows: Rows) -> dict[str, object]:
     """What all processes must have in common for the result to mean anything, by name."""
     flags = {f"--{name}": value for name, value in config.flags().items() if name not in _MAY_DIFFER}
     return {
@@ -22,15 +22,15 @@ def facts(config: Config, model_config: PreTrainedConfig, rows: TokenizedRows) -
     }
 
 
-def essentials(
-    config: Config, model_config: PreTrainedConfig, rows: TokenizedRows, num_replicas: int
-) -> dict[str, object]:
+def essentials(config: Config, model_config: PreTrainedConfig, rows: Rows, num_replicas: int) -> dict[str, object]:
     """What a run must have in common with the one whose checkpoint it goes on from, by name."""
     run = config.run
+    groups = config.data.train_sampling_strategy == "group_by_length"
     return {
         **_inputs(model_config, rows),
         "the rows of a step": run.per_device_train_batch_size * run.gradient_accumulation_steps * num_replicas,
-        "--shuffle_dataset": config.data.shuffle_dataset,
+        "the rows that are grouped by length": run.per_device_train_batch_size if groups else 0,
+        **config.data.essentials(),
         "--seed": run.seed,
         "--method": config.objective.method,
         "the dtype of the weights": str(config.stage.parameter_dtype),
@@ -42,7 +42,7 @@ def settings(config: Config, num_steps: int) -> dict[str, object]:
     return {"the number of steps": num_steps, **config.settings()}
 
 
-def _inputs(model_config: PreTrainedConfig, rows: TokenizedRows) -> dict[str, object]:
+def _inputs(model_config: PreTrainedConfig, rows: Rows) -> dict[str, object]:
     return {
         "the training rows (sha256)": rows.digest,
         "the model's config": model_config.to_json_string(use_diff=False),

@@ -46,7 +46,9 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
             trust_remote_code=config.trust_remote_code,
             **({"attn_implementation": config.attn_implementation} if config.attn_implementation else {}),
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (
+        Exception
+    ) as error:  # A config is a class that is called with whatever the file holds: anything may go wrong.
         if "trust_remote_code" in str(error):
             raise LoptError(
                 f"--model_name_or_path {config.model_name_or_path} comes with Python code of its own, which is not run "
@@ -65,7 +67,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(
             config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # The tokenizers library raises bare ones.
         raise LoptError(
             f"--model_name_or_path {config.model_name_or_path}: no tokenizer: {first_line(error)}"
         ) from error

@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import SchedulerType, get_scheduler
 
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, shown
 from lopt_pp.flags import check_types
 
 _FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")
@@ -57,11 +57,12 @@ class OptimConfig:
     warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up; wins over --warmup_ratio."})
 
     def __post_init__(self) -> None:
-        try:
-            # argparse leaves a string.
-            object.__setattr__(self, "lr_scheduler_type", SchedulerType(self.lr_scheduler_type))
-        except ValueError as error:
-            raise LoptError(f"--lr_scheduler_type {self.lr_scheduler_type!r}: {error}") from error
+        if isinstance(self.lr_scheduler_type, str):  # argparse leaves a string.
+            try:
+                object.__setattr__(self, "lr_scheduler_type", SchedulerType(self.lr_scheduler_type))
+            except ValueError as error:
+                given = shown(self.lr_scheduler_type)
+                raise LoptError(f"--lr_scheduler_type {given}: {error}") from error
         check_types(self)
         if self.lr_scheduler_type.value in _FOLLOW_A_METRIC:
             raise LoptError(

@@ -24,7 +24,7 @@ from lopt_pp.checkpoint import (
 )
 from lopt_pp.config import Config
 from lopt_pp.course import UNINTERRUPTED, Course, DecidedCourse, stop_reason
-from lopt_pp.data import DataOrder, TokenizedRows, load_rows
+from lopt_pp.data import DataOrder, Rows, load_rows, with_chat_template
 from lopt_pp.distributed import Failure, World, boundaries, check_shared, mesh_of_processes
 from lopt_pp.end_to_end_stage import EndToEndStage
 from lopt_pp.errors import LoptError
@@ -42,6 +42,7 @@ from lopt_pp.stage import NotFiniteError, Stage, local_objective
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.trainer import stream_headers, train
 from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.verify_packing import check_packing
 from lopt_pp.weights import Checkpoint, load_block
 
 logger = logging.getLogger(__name__)
@@ -81,8 +82,11 @@ class Run:
         spans = split_at(cuts, depth) if cuts is not None else split_evenly(depth, self.topology.num_stages)
         checkpoint = Checkpoint(config.model.model_name_or_path, config.model.model_revision)
         anatomy = check_split(model_class, self.model_config, spans)
-        self.tokenizer = load_tokenizer(config.model)
-        self.rows = load_rows(config.data, self.tokenizer)
+        if config.data.packs_rows:
+            check_packing(model_class, self.model_config, spans, anatomy)
+        self.tokenizer = with_chat_template(load_tokenizer(config.model), config.data)
+        with world.one_process_first("rows"):
+            self.rows = load_rows(config.data, self.tokenizer)
         self.order = _data_order(config, self.rows, self.tokenizer, self.replica, self.topology.num_replicas)
         self.num_steps = _num_steps(config, self.order)
         world.agree(facts(config, self.model_config, self.rows))
@@ -234,6 +238,8 @@ class Run:
             committer.join()
         if collector is not None:
             collector.join()
+            if self.config.data.streaming:  # Only now it is known.
+                logger.info("%s", self.rows.summary())
             _say_how_it_went(collector, self.output_dir)
         return True
 
@@ -356,7 +362,7 @@ class Run:
 
 
 def _data_order(
-    config: Config, rows: TokenizedRows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
+    config: Config, rows: Rows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
 ) -> DataOrder:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return DataOrder(
@@ -368,6 +374,11 @@ def _data_order(
         pad_token_id=pad if pad is not None else 0,
         replica=replica,
         num_replicas=num_replicas,
+        sampling=config.data.train_sampling_strategy,
+        keep_apart=config.data.packs_rows,
+        # Flash attention keeps rows apart only where all of them stand in one.
+        padding_free=config.data.padding_free
+        or (config.data.packing and "flash" in (config.model.attn_implementation or "")),
     )
 
 

@@ -85,7 +85,8 @@ class Anatomy:
     def owns(self, span: Span, tensor: str) -> bool:
         """Whether the tensor of this name in the whole model belongs to the block at `span`."""
         if tensor.startswith(self.layers + "."):
-            return span.start <= int(tensor.removeprefix(self.layers + ".").split(".")[0]) < span.stop
+            layer = tensor.removeprefix(self.layers + ".").split(".")[0]
+            return layer in map(str, range(span.start, span.stop))  # A file may have any names at all.
         return (span.is_first and _within(tensor, self.inputs)) or (span.is_last and _within(tensor, self.outputs))
 
 
@@ -254,6 +255,7 @@ class BlockModel(nn.Module):
         hidden_states: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         leave_logits: bool = False,
+        position_ids: torch.Tensor | None = None,
     ) -> BlockOutput:
         """Runs the block.
 
@@ -262,8 +264,12 @@ class BlockModel(nn.Module):
             hidden_states: `[rows, tokens, hidden]`, on the others.
             logits_to_keep: on the last block, the token positions (int64 `[n]`) whose logits are wanted; 0 is all.
             leave_logits: on the last block, whether to leave the logits to the loss where the head is plain.
+            position_ids: int64 `[rows, tokens]`, where several rows of the data share a row: each counts from 0, by
+                which `transformers` keeps them apart. None where each has a row of its own.
         """
         inputs = {"input_ids": input_ids} if self.span.is_first else {"inputs_embeds": hidden_states}
+        if position_ids is not None:
+            inputs["position_ids"] = position_ids
         self._received = None if self.span.is_first else hidden_states
         logits = features = head = None
         # The layers' parent runs them; on all but the last block there is nothing around it that matters.

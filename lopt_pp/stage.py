@@ -159,7 +159,7 @@ class Stage:
             hidden_states: `[rows, tokens, hidden]` from the stage before; None on the first.
         """
         torch.manual_seed(derive_seed(self._seed, self.index, batch.step, batch.index))
-        wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True}
+        wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True, "position_ids": batch.position_ids}
         with self._autocast(), torch.set_grad_enabled(self.learns):
             if self.block.span.is_first:
                 return self._run(input_ids=batch.input_ids, **wanted)

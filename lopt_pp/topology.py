@@ -86,8 +86,8 @@ class PipelineConfig:
                 raise LoptError(f"--split {self.split} makes {len(cuts) + 1} stages; --num_stages is {self.num_stages}")
         if self.queue_depth < 1:
             raise LoptError(f"--queue_depth {self.queue_depth}: at least 1")
-        if self.stream_timeout <= 0:
-            raise LoptError(f"--stream_timeout {self.stream_timeout}: a number of seconds above 0")
+        if not 0 < self.stream_timeout <= 1e9:
+            raise LoptError(f"--stream_timeout {self.stream_timeout}: a number of seconds above 0, at most 1e9")
 
     @property
     def boundaries(self) -> list[int] | None:

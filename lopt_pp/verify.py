@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.split import Anatomy, BlockModel, Span, block_class, find_layers, modules_around
 
-_TOKENS = 13
-_VOCABULARY = 96
+TOKENS = 13
+VOCABULARY = 96
 
 
 def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
@@ -106,8 +106,8 @@ def miniature_config(config: PreTrainedConfig, widest_head: int | None = None) -
         "intermediate_size": 32,
         "moe_intermediate_size": 16,
         "shared_expert_intermediate_size": 16,
-        "vocab_size": _VOCABULARY,
-        "sliding_window": _TOKENS // 3,
+        "vocab_size": VOCABULARY,
+        "sliding_window": TOKENS // 3,
         "max_position_embeddings": 64,
     }
     for name, size in sizes.items():
@@ -122,6 +122,8 @@ def miniature_config(config: PreTrainedConfig, widest_head: int | None = None) -
         if getattr(config, token, None) is not None:
             setattr(small, token, 0)
     small.dtype = torch.float32
+    if "flash" in (getattr(config, "_attn_implementation", None) or ""):
+        small._attn_implementation = "sdpa"  # Flash attention runs on GPUs only.
     small.tie_word_embeddings = False
     return small
 
@@ -130,18 +132,13 @@ def _whole_and_chained(
     model_class: type[PreTrainedModel], small: PreTrainedConfig, spans: Sequence[Span]
 ) -> tuple[Anatomy, torch.Tensor, torch.Tensor]:
     """Builds the miniature; returns its anatomy, and its logits as a whole and as chained blocks."""
-    with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
-        whole = model_class(small).float().eval()
-        # Initial values hide mistakes: a norm of ones and a bias of zeros are the same in every layer.
-        for parameter in whole.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
+    with miniature(model_class, small) as whole:
         # One row is padded on the right, as in training.
-        input_ids = torch.randint(3, _VOCABULARY, (2, _TOKENS))
-        input_ids[1, _TOKENS // 2 :] = 0
+        input_ids = torch.randint(3, VOCABULARY, (2, TOKENS))
+        input_ids[1, TOKENS // 2 :] = 0
         anatomy, logits = _trace(whole, input_ids)
         _check_causal(whole, input_ids, logits)
-        return anatomy, logits, _chain(model_class, whole, small, anatomy, spans, input_ids)
+        return anatomy, logits, chain(model_class, whole, small, anatomy, spans, input_ids)
 
 
 def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[Anatomy, torch.Tensor]:
@@ -200,13 +197,14 @@ def _check_causal(model: PreTrainedModel, input_ids: torch.Tensor, logits: torch
         raise LoptError(f"{type(model).__name__} is not causal: a later token changes the logits of earlier ones")
 
 
-def _chain(
+def chain(
     model_class: type[PreTrainedModel],
     whole: PreTrainedModel,
     config: PreTrainedConfig,
     anatomy: Anatomy,
     spans: Sequence[Span],
     input_ids: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Runs the blocks one after another, each built and loaded as in training, and returns the logits."""
     hidden_states: torch.Tensor | None = None
@@ -214,10 +212,23 @@ def _chain(
     for span in spans:
         own = {name: tensor for name, tensor in state.items() if anatomy.owns(span, name)}
         block = block_class(model_class, anatomy, span).from_pretrained(None, config=config, state_dict=own).eval()
-        output = BlockModel(block, anatomy, span)(input_ids if span.is_first else None, hidden_states)
+        inputs = input_ids if span.is_first else None
+        output = BlockModel(block, anatomy, span)(inputs, hidden_states, position_ids=position_ids)
         hidden_states = output.hidden_states
     assert output.logits is not None
     return output.logits
+
+
+@contextlib.contextmanager
+def miniature(model_class: type[PreTrainedModel], small: PreTrainedConfig) -> Iterator[PreTrainedModel]:
+    """A model of a small config with random weights; meanwhile nothing has a gradient or changes torch's seed."""
+    with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        whole = model_class(small).float().eval()
+        # Initial values hide mistakes: a norm of ones and a bias of zeros are the same in every layer.
+        for parameter in whole.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+        yield whole
 
 
 @contextlib.contextmanager

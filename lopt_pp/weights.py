@@ -23,7 +23,7 @@ from transformers.core_model_loading import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, first_line
 from lopt_pp.split import Anatomy, BlockModel, Span, block_class
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -74,7 +74,13 @@ class Checkpoint:
                             f"{self.name_or_path}: the index puts {name} in {file_name}, which does not have it"
                         )
                     # Cloned into torch's own aligned memory, so that no result hangs on where a tensor lay in a file.
-                    tensors[name] = file.get_tensor(name).clone()
+                    try:
+                        tensors[name] = file.get_tensor(name).clone()
+                    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+                        # The last four: of a dtype that PyTorch does not have.
+                        raise LoptError(
+                            f"{self.name_or_path}: {file_name}: {name} cannot be read: {first_line(error)}"
+                        ) from error
         return tensors
 
     def _find(self, file_name: str) -> str | None:
@@ -99,8 +105,8 @@ class Checkpoint:
         try:
             # Read rather than mapped: pages of a mapping would count as resident memory until the file is closed.
             return safe_open(path, framework="pt", backend="pread")
-        except SafetensorError as error:
-            raise LoptError(f"{path} is no whole safetensors file: {error}; fetch it again") from error
+        except (SafetensorError, OSError) as error:
+            raise LoptError(f"{path} is no whole safetensors file: {first_line(error)}; fetch it again") from error
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -109,10 +115,10 @@ def _read_index(path: Path) -> dict[str, str]:
         files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         if not all(isinstance(name, str) for name in (*files, *files.values())):
             raise TypeError("names are not strings")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LoptError(f"{path} is no safetensors index with a weight_map of tensor names to file names") from error
     for file_name in set(files.values()):
-        if Path(file_name).name != file_name or file_name in (".", "..") or "\\" in file_name:
+        if Path(file_name).name != file_name or file_name in ("", ".", "..") or set(file_name) & {"\\", "\0"}:
             raise LoptError(f"{path} names the file {file_name!r}, which is not a plain file name beside it")
     return files
 

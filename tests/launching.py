@@ -17,8 +17,8 @@ def environment() -> dict[str, str]:
 
 def torchrun(processes: int, *command: str) -> list[str]:
     """The command line that starts `command` in that many processes on this machine."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return [*launcher, *command]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "lopt-pp"]
+    return [*launcher, "--nproc-per-node", str(processes), *command]
 
 
 def run(command: Sequence[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:

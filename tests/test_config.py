@@ -32,7 +32,7 @@ def test_defaults() -> None:
     flags = parse().flags()
     assert flags == {name: field.default for name, field in FLAGS.items()} | {
         "model_name_or_path": "a-model",
-        "train_file": "rows.jsonl",
+        "train_file": ["rows.jsonl"],
         "output_dir": "out",
     }
     assert (flags["num_stages"], flags["queue_depth"], flags["reconstruction_weight"]) == (2, 2, 10.0)
@@ -80,7 +80,7 @@ def test_booleans(flags: str, shuffle: bool, overwrite: bool) -> None:
         ("--dtype float16", "^--dtype: invalid choice: 'float16' .*float32.*bfloat16"),
         ("--lr_scheduler_type triangle", "^--lr_scheduler_type.*invalid choice: 'triangle' .*linear.*cosine"),
         ("--max_steps", "^--max_steps.*expected one argument"),
-        ("--config", "^--config: give the path of a YAML file$"),
+        ("--config", "^--config: give the path of a YAML file, once$"),
         ("--learning_rate nan", "^--learning_rate nan: expected a finite number$"),
         ("--num_train_epochs inf", "^--num_train_epochs inf: expected a finite number$"),
         ("--per_device_train_batch_size 0", "^--per_device_train_batch_size 0: at least 1$"),
@@ -148,7 +148,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path, form: str, file_fir
         ("learning_rate: [1]", r"^--learning_rate \[1\]: of the wrong type; expected a number$"),
         ("shuffle_dataset: 1", "^--shuffle_dataset 1: of the wrong type; expected true or false$"),
         ("dataset_split: 5", "^--dataset_split 5: of the wrong type; expected a string$"),
-        ("train_file: 5", "^--train_file 5: of the wrong type; expected a string or nothing$"),
+        ("train_file: 5", "^--train_file 5: of the wrong type; expected a list, each a string or nothing$"),
         ("backend: mpi", "^--backend 'mpi': of the wrong type; expected auto, nccl, gloo$"),
         ("lr_scheduler_type: triangle", "^--lr_scheduler_type 'triangle': .*not a valid"),
         ("learning_rate: .nan", "^--learning_rate nan: expected a finite number$"),

@@ -68,6 +68,7 @@ def microbatches(rows: Sequence[tuple[int, int]] = UNEVEN, batch_size: int = 2, 
         shuffle=False,
         seed=0,
         pad_token_id=0,
+        sampling="random",
     )
     return order.microbatches(step)
 

@@ -185,5 +185,5 @@ def test_help_reads_like_documentation(capsys: pytest.CaptureFixture[str]) -> No
         lopt_pp.train.main(["--help"])
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "torchrun --nproc-per-node 2 -m lopt_pp.train --model_name_or_path MODEL" in text
+    assert "torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train \\ --model_name_or_path MODEL" in text
     assert "--reconstruction_learning_rate FLOAT Peak learning rate of the earlier stages" in text

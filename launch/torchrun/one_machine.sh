@@ -20,11 +20,12 @@ fi
 model="$1" train_file="$2" output_dir="$3"
 shift 3
 
-# --standalone: the processes meet at a free port of this machine, so runs side by side do not disturb each other.
+# --rdzv-backend lopt-pp: the processes meet at a free port of the loopback interface, so runs side by side do not disturb
+# each other, and no other machine can reach them; see docs/network.md.
 # Time for a step to end and to be saved when the run is stopped; torchrun would kill it after 30 seconds.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 
-exec torchrun --standalone --max-restarts "${MAX_RESTARTS:-3}" --nproc-per-node "${NPROC_PER_NODE:-2}" \
+exec torchrun --rdzv-backend lopt-pp --max-restarts "${MAX_RESTARTS:-3}" --nproc-per-node "${NPROC_PER_NODE:-2}" \
     -m lopt_pp.train \
     --model_name_or_path "$model" \
     --train_file "$train_file" \

@@ -5,20 +5,19 @@
 #       --output_dir DIR
 #
 # Environment:
-#   HEAD_HOST  name or address of one of the machines, as the others reach it. Required, the same on all.
+#   HEAD_HOST  address of one of the machines, as the others reach it, or a name for it. Required, the same on all. That
+#              machine listens at this address only.
 #   NNODES     number of machines (default 2); the same on all
 #   NPROC_PER_NODE  processes on each (default 1); the same on all. Ranks go from machine to machine, and the replicas of
 #              a stage have ranks in a row, so each boundary crosses the network once.
 #   PORT       free TCP port of that machine, where they meet (default 29500); the same on all
 #   MAX_RESTARTS  times that the run starts again, from its newest checkpoint, when a process has failed (default 3)
 #   RUN_ID     name of the run (default lopt-pp); the same on all. Tells apart runs that meet at the same port.
-#   LOCAL_ADDR address of this machine as the others reach it; differs between them. By default its host name, which
-#              the other machines must then be able to resolve.
 #   IFACE      network interface that the stream of hidden states is bound to, such as eth1; may differ between them.
 #              By default the backend picks one.
 #
 # The traffic is neither encrypted nor authenticated, and carries the hidden states of the training data: use a private
-# network. Besides PORT the machines connect to each other at ports that the system picks.
+# network (docs/network.md). Besides PORT the machines connect to each other at ports that the system picks.
 #
 # All machines need the model and the training rows (the run compares them before it starts). DIR is to be on a file
 # system that all share. Without one, give --save_steps 0 (no checkpoints): each machine then keeps its own part of the
@@ -44,7 +43,6 @@ fi
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
 
 exec torchrun --nnodes "${NNODES:-2}" --nproc-per-node "${NPROC_PER_NODE:-1}" --max-restarts "${MAX_RESTARTS:-3}" \
-    --rdzv-backend c10d --rdzv-endpoint "$HEAD_HOST:$port" --rdzv-id "${RUN_ID:-lopt-pp}" \
-    ${LOCAL_ADDR:+--local-addr "$LOCAL_ADDR"} \
+    --rdzv-backend lopt-pp --rdzv-endpoint "$HEAD_HOST:$port" --rdzv-id "${RUN_ID:-lopt-pp}" \
     -m lopt_pp.train \
     "$@"

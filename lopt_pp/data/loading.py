@@ -2,25 +2,24 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
-import pandas as pd
 from datasets import Dataset, Features, List, Value
-from datasets.exceptions import DatasetsError
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lopt_pp.data import formats
+from lopt_pp.data import formats, shapes
 from lopt_pp.data.config import DataConfig
-from lopt_pp.data.formats import IGNORE_INDEX, EncodedRow, RowEncoder
+from lopt_pp.data.formats import Note, RowEncoder
+from lopt_pp.data.mapping import PRESETS, find_reader
+from lopt_pp.data.reading import Table, quiet_unless, read_rows
+from lopt_pp.data.rows import PackedRows, Rows, TokenizedRows, column, listed
+from lopt_pp.data.streaming import StreamedRows
 from lopt_pp.errors import LoptError, first_line
-
-_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
 _FEATURES = Features(
     {
@@ -28,136 +27,114 @@ _FEATURES = Features(
         "labels": List(Value("int32")),
         "length": Value("int32"),
         "num_targets": Value("int32"),
+        "notes": Value("int8"),
     }
 )
 
+_CHANGES = {
+    Note.TAIL_CUT: "without the messages after their last answer",
+    Note.ONLY_LAST_ANSWER: "with a loss on their last answer only, as the chat template renders earlier ones otherwise",
+}
 
-class TokenizedRows:
-    """The rows to train on, in the order of the data set; their tokens stay on disk until a row is asked for.
+_ROWS_PER_PROCESS = 2000
+"""Fewer are not worth another process for."""
 
-    Attributes:
-        source: the file or data set that they come from, for messages.
-        dropped: how many rows were left out, by reason; reasons without rows are absent.
-        lengths: int64 [rows], the number of tokens of each row.
-        num_targets: int64 [rows], the number of predicted tokens with a loss: of labels other than -100, after the
-            first, which nothing predicts.
+
+def with_chat_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer with the chat template of `--chat_template_path`, or of a preset where it has none of its own.
+
+    Raises:
+        LoptError: there is no such template, or it uses special tokens that the tokenizer lacks.
     """
-
-    def __init__(self, dataset: Dataset, source: str, dropped: Mapping[str, int]) -> None:
-        """Takes a data set with the columns `input_ids`, `labels`, `length` and `num_targets`; see `load_rows`."""
-        self._dataset = dataset
-        self.source = source
-        self.dropped = dict(dropped)
-        self.lengths = _column(dataset, "length")
-        self.num_targets = _column(dataset, "num_targets")
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> EncodedRow:
-        row = self._dataset[index]
-        return EncodedRow(row["input_ids"], row["labels"])
-
-    @cached_property
-    def digest(self) -> str:
-        """The SHA-256, in hex, of all token ids and labels in order: processes with other data have another one."""
-        sha = hashlib.sha256()
-        for table in self._dataset.with_format("arrow").iter(batch_size=1000):
-            for name in ("input_ids", "labels"):
-                column = table[name].combine_chunks()
-                sha.update(column.value_lengths().to_numpy().tobytes())
-                sha.update(column.flatten().to_numpy().tobytes())
-        return sha.hexdigest()
-
-    def summary(self) -> str:
-        """One line for the log, such as `12 rows of train.jsonl: 10 used, 2 left out (2 without a target token)`."""
-        total = len(self) + sum(self.dropped.values())
-        line = f"{total} rows of {self.source}: {len(self)} used"
-        if self.dropped:
-            line += f", {total - len(self)} left out ({_reasons(self.dropped)})"
-        return line
+    path = config.chat_template_path
+    if path is None:
+        preset = PRESETS.get(config.dataset_mapping or "")
+        if preset is not None and preset.chat_template is not None and not tokenizer.chat_template:
+            tokenizer.chat_template = preset.chat_template
+        return tokenizer
+    added: list[str] = []
+    if Path(path).is_file():
+        template = Path(path).read_text(encoding="utf-8")
+    else:
+        try:
+            other = AutoTokenizer.from_pretrained(path)
+            template, added = other.get_chat_template(), list(other.get_added_vocab())
+        except (OSError, ValueError, KeyError) as error:
+            raise LoptError(
+                f"--chat_template_path {path} is neither a file nor a tokenizer with a chat template: "
+                f"{first_line(error)}"
+            ) from error
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in added if token in template and token not in vocabulary]
+    if missing:
+        raise LoptError(
+            f"--chat_template_path {path} uses tokens that the model's tokenizer lacks: {', '.join(missing)}; give a "
+            f"template that does without"
+        )
+    tokenizer.chat_template = template
+    return tokenizer
 
 
-def load_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
-    """Reads the rows that `config` names and tokenizes them (see `RowEncoder` for the shapes of rows).
+def load_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """Reads the rows that `config` names and tokenizes them (see `read_row` for the shapes of rows).
 
     Left out are rows of more than `max_length` tokens and rows without a target token. The tokens are cached on disk by
-    `datasets`, which moves a finished file into place, so the processes of a run may all call this at once.
+    `datasets`, which moves a finished file into place, so the processes of a run may all call this at once; where one
+    of them is first, the others find what it made. With `streaming` nothing is tokenized but a sample.
 
     Raises:
         LoptError: the data cannot be read, a row is malformed (the text has its number, from 1), or no row is left.
     """
-    source = config.train_file or ", ".join(filter(None, (config.dataset_name, config.dataset_config)))
-    with _one_progress_bar():
-        raw = _load_file(Path(config.train_file)) if config.train_file else _load_dataset(config)
-        if len(raw) == 0:
-            raise LoptError(f"{source} has no rows; give data with a row or more")
-        encoded = _encode(raw, RowEncoder(tokenizer), source)
+    reader, version = find_reader(config.dataset_mapping, config.dataset_text_field)
+    encoder = RowEncoder(tokenizer, reader, config.assistant_only_loss, config.completion_only_loss)
+    with quiet_unless(os.environ.get("RANK", "0") == "0"):
+        raw = read_rows(config)
+        if config.streaming:
+            return StreamedRows(raw, encoder, config.max_length, config.packing)
+        assert isinstance(raw, Table)
+        encoded = _encode(raw, encoder, config.dataset_num_proc, version)
+        rows = _usable(encoded, raw.source, config.max_length)
+        return PackedRows(rows, config.max_length) if config.packing else rows
 
-    lengths, num_targets = _column(encoded, "length"), _column(encoded, "num_targets")
-    too_long = lengths > config.max_length
-    untargeted = ~too_long & (num_targets == 0)
+
+def _usable(encoded: Dataset, source: str, max_length: int) -> TokenizedRows:
+    """The rows that can be trained on."""
+    lengths, num_targets, notes = (column(encoded, name) for name in ("length", "num_targets", "notes"))
+    unwanted, too_long = lengths < 0, lengths > max_length
+    untargeted = ~unwanted & ~too_long & (num_targets == 0)
     counts = {
-        f"longer than --max_length {config.max_length}": int(too_long.sum()),
+        f"longer than --max_length {max_length}": int(too_long.sum()),
         "without a target token": int(untargeted.sum()),
+        "by --dataset_mapping": int(unwanted.sum()),
     }
     dropped = {reason: count for reason, count in counts.items() if count}
-    used = np.flatnonzero(~too_long & ~untargeted)
+    used = np.flatnonzero(~unwanted & ~too_long & ~untargeted)
     if len(used) == 0:
         advice = []
         if too_long.any():
             advice.append(f"the shortest of the long ones has {lengths[too_long].min()} tokens: raise --max_length")
         if untargeted.any():
             advice.append("a target token is one of an answer: check the answers, or the role `assistant` of messages")
+        if unwanted.all():
+            advice.append("it returned None for each of them")
         raise LoptError(
-            f"none of the {len(raw)} rows of {source} can be used ({_reasons(dropped)}); {'; '.join(advice)}"
+            f"none of the {len(lengths)} rows of {source} can be used ({listed(dropped)}); {'; '.join(advice)}"
         )
-    return TokenizedRows(encoded.select(used), source, dropped)
+    changed = {change: int((notes[used] & note > 0).sum()) for note, change in _CHANGES.items()}
+    changed = {change: count for change, count in changed.items() if count}
+    return TokenizedRows(encoded.select(used), source, dropped, changed)
 
 
-def _load_file(path: Path) -> Dataset:
-    if not path.is_file():
-        what = "is a directory; give it as --dataset_name, or one of its files" if path.is_dir() else "does not exist"
-        raise LoptError(f"--train_file {path} {what}")
-    builder = _BUILDERS.get(path.suffix.lower())
-    if builder is None:
-        raise LoptError(f"--train_file {path} ends in none of {', '.join(_BUILDERS)}; convert it to one of these")
-    size = path.stat().st_size
-    if size == 0:
-        raise LoptError(f"--train_file {path} is empty; give a file with a row or more")
-    try:
-        options: dict[str, Any] = {}
-        if builder == "json":
-            # `datasets` takes the columns from the first chunk and fails at a key that first appears in a later one.
-            # It would also take rows with the columns of an agent's trace for such a trace, whatever they hold.
-            options = {"chunksize": max(size, 10 << 20), "parse_agent_traces": False}
-        elif builder == "csv":
-            # All columns are text: an answer "007" or "None" is neither a number nor an absent value.
-            columns = pd.read_csv(path, nrows=0).columns
-            options = {"features": Features({column: Value("string") for column in columns})}
-            options |= {"keep_default_na": False, "na_values": [""]}
-        return datasets.load_dataset(builder, data_files=str(path), split="train", **options)
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise LoptError(
-            f"--train_file {path} cannot be read: {first_line(_root(error))}; give a valid {builder} file with a row "
-            f"or more"
-        ) from error
+def _encode(raw: Table, encoder: RowEncoder, num_proc: int | None, version: str) -> Dataset:
+    """Encodes all rows, with their lengths and numbers of targets, which need no reading of tokens afterwards.
 
-
-def _load_dataset(config: DataConfig) -> Dataset:
-    try:
-        return datasets.load_dataset(config.dataset_name, config.dataset_config, split=config.dataset_split)
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        given = f"--dataset_name {config.dataset_name} "
-        if config.dataset_config is not None:
-            given += f"--dataset_config {config.dataset_config} "
-        raise LoptError(
-            f"{given}--dataset_split {config.dataset_split} cannot be loaded: {first_line(_root(error))}"
-        ) from error
-
-
-def _encode(raw: Dataset, encoder: RowEncoder, source: str) -> Dataset:
-    """Encodes all rows, with their lengths and numbers of targets, which need no reading of tokens afterwards."""
+    Args:
+        raw: the rows.
+        encoder: of rows.
+        num_proc: processes to encode in; None is as many as there are cores, if rows are many.
+        version: a text that changes with the user's code.
+    """
+    name: Callable[[int], str] = raw.name
 
     def encode(batch: Mapping[str, list[Any]], indices: list[int], code: str) -> dict[str, list[Any]]:
         rows = []
@@ -165,50 +142,56 @@ def _encode(raw: Dataset, encoder: RowEncoder, source: str) -> Dataset:
             try:
                 rows.append(encoder(dict(zip(batch, values, strict=True))))
             except LoptError as error:
-                raise LoptError(f"row {index + 1} of {source}: {error}") from error
+                raise LoptError(f"{name(index)}: {error}") from error
         return {
-            "input_ids": [row.input_ids for row in rows],
-            "labels": [row.labels for row in rows],
-            "length": [len(row.input_ids) for row in rows],
-            "num_targets": [sum(label != IGNORE_INDEX for label in row.labels[1:]) for row in rows],
+            "input_ids": [row.input_ids if row else [] for row in rows],
+            "labels": [row.labels if row else [] for row in rows],
+            "length": [len(row.input_ids) if row else -1 for row in rows],  # Unlike a row that is empty.
+            "num_targets": [row.num_targets if row else 0 for row in rows],
+            "notes": [int(row.notes) if row else 0 for row in rows],
         }
 
     # The cache goes by the arguments of `encode`, tokenizer included, but would not see a change of the encoder's code.
-    code = hashlib.sha256(Path(formats.__file__).read_bytes()).hexdigest()
-    return raw.map(
-        encode,
-        batched=True,
-        with_indices=True,
-        fn_kwargs={"code": code},
-        remove_columns=raw.column_names,
-        features=_FEATURES,
-        desc="Tokenizing",
-    )
+    sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (formats, shapes))
+    if num_proc is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        num_proc = min(cores, len(raw) // _ROWS_PER_PROCESS)
+    with _workers():
+        return raw.dataset.map(
+            encode,
+            batched=True,
+            with_indices=True,
+            num_proc=num_proc if num_proc > 1 else None,
+            fn_kwargs={"code": hashlib.sha256(sources + version.encode()).hexdigest()},
+            remove_columns=raw.dataset.column_names,
+            features=_FEATURES,
+            desc="Tokenizing",
+        )
+
+
+_forks_workers = False
 
 
 @contextmanager
-def _one_progress_bar() -> Iterator[None]:
-    """Keeps the progress bars of `datasets` to the process of rank 0."""
-    hide = os.environ.get("RANK", "0") != "0" and not datasets.are_progress_bars_disabled()
-    if hide:
-        datasets.disable_progress_bars()
+def _workers() -> Iterator[None]:
+    """Has the processes that are forked in it mind signals in the usual way.
+
+    They would inherit this process's handling of SIGTERM, by which their pool ends them: it would take their end for
+    its own.
+    """
+    global _forks_workers
+    _forks_workers = True
     try:
         yield
     finally:
-        if hide:
-            datasets.enable_progress_bars()
+        _forks_workers = False
 
 
-def _column(dataset: Dataset, name: str) -> np.ndarray:
-    return dataset.with_format("numpy")[name][:].astype(np.int64)
+def _mind_signals() -> None:
+    if _forks_workers:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
 
 
-def _reasons(dropped: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-
-
-def _root(error: BaseException) -> BaseException:
-    """The error at the bottom of a chain of causes: `datasets` wraps what went wrong in general words."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+os.register_at_fork(after_in_child=_mind_signals)

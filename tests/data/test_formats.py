@@ -1,58 +1,14 @@
 """What each shape of row becomes, token by token."""
 
 from collections.abc import Sequence
-from string import ascii_letters, digits, punctuation
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from chat import ANSWER, BOS, CHAT_PROMPT, CHATML, END, MARKED, QUESTION, REWRITING, START, make_tokenizer, spell
 from transformers import PreTrainedTokenizerFast
 
 from lopt_pp.data.formats import RowEncoder
 from lopt_pp.errors import LoptError
-
-BOS, START, END = "<s>", "<|im_start|>", "<|im_end|>"
-
-CHATML = """\
-{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}\
-{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
-
-MARKED = """\
-{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message['role'] == 'assistant' %}\
-{% generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}{% else %}\
-{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}\
-{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
-
-# Like templates of reasoning models: what the last answer begins with is gone once the conversation goes on.
-REWRITING = CHATML.replace(
-    "+ message['content']", "+ ('T' if loop.last and message['role'] == 'assistant' else '') + message['content']"
-)
-
-QUESTION = {"role": "user", "content": "q"}
-ANSWER = {"role": "assistant", "content": "ab"}
-CHAT_PROMPT = (START, "user\nq", END, "\n", START, "assistant\n")
-
-
-def make_tokenizer(template: str | None = None, metaspace: bool = False) -> PreTrainedTokenizerFast:
-    """One token a character, but for the pair "ab"; a text starts with BOS; END is the end-of-sequence token."""
-    vocab = [BOS, START, END, *ascii_letters, *digits, *punctuation, " ", "\n", "▁", "ab"]
-    tokenizer = Tokenizer(models.BPE({token: number for number, token in enumerate(vocab)}, [("a", "b")]))
-    tokenizer.add_special_tokens([BOS, START, END])
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
-    if metaspace:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=BOS,
-        eos_token=END,
-        additional_special_tokens=[START],
-        chat_template=template,
-    )
-
-
-def spell(parts: Sequence[str]) -> list[str]:
-    """Special tokens and "ab" stay whole, anything else falls into characters."""
-    return [token for part in parts for token in ([part] if part in (BOS, START, END, "ab") else part)]
 
 
 def check(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], *expected: tuple[Sequence[str], bool]) -> None:
@@ -167,7 +123,7 @@ def test_conversation_without_answer_has_no_target(messages: list[dict[str, str]
 @pytest.mark.parametrize(
     ("template", "error"),
     [
-        (None, "the tokenizer has no chat template; give a tokenizer that has one"),
+        (None, "the tokenizer has no chat template; give one by --chat_template_path"),
         ("{{ messages | length }}" + CHATML, "the answer's tokens cannot be told"),
         ("{{ raise_exception('roles must alternate') }}", "refuses the conversation: roles must alternate"),
         (MARKED + "{{ raise_exception('not today') }}", "refuses the conversation: not today"),
@@ -183,7 +139,7 @@ def test_conversation_that_the_template_cannot_render(template: str | None, erro
     [
         (
             {"foo": 1, "bar": "x", "text": None},
-            r"no usable columns \(it has: foo, bar\).*input_ids \+ labels; or messages",
+            r"no usable columns \(it has: foo, bar\).*input_ids; or messages; or conversations",
         ),
         ({"text": None}, r"no usable columns \(it has: none that is filled\)"),
         ({"question": "q", "answer": 4}, r"`answer` must be a string, but is 4 \(int\)"),

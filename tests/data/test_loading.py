@@ -1,5 +1,6 @@
 """Files and data sets in, tokenized rows out; and what is said about those that cannot be used."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lopt_pp.data import DataConfig, TokenizedRows, load_rows
+from lopt_pp.data import DataConfig, TokenizedRows, load_rows, with_chat_template
 from lopt_pp.errors import LoptError
 
 WORDS = ["<eos>", "one", "two", "three", "None", "007", "user", "assistant"]
@@ -34,8 +35,10 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-def load(path: Path, tokenizer: PreTrainedTokenizerFast, max_length: int = 64) -> TokenizedRows:
-    return load_rows(DataConfig(train_file=str(path), max_length=max_length), tokenizer)
+def load(path: Path, tokenizer: PreTrainedTokenizerFast, max_length: int = 64, **flags: Any) -> TokenizedRows:
+    rows = load_rows(DataConfig(train_file=[str(path)], max_length=max_length, **flags), tokenizer)
+    assert isinstance(rows, TokenizedRows)
+    return rows
 
 
 def pairs(rows: TokenizedRows) -> list[tuple[list[int], list[int]]]:
@@ -46,9 +49,9 @@ def test_config_values() -> None:
     with pytest.raises(LoptError, match="exactly one of --train_file and --dataset_name; neither"):
         DataConfig()
     with pytest.raises(LoptError, match="exactly one of --train_file and --dataset_name; both"):
-        DataConfig(train_file="a.json", dataset_name="b")
+        DataConfig(train_file=["a.json"], dataset_name="b")
     with pytest.raises(LoptError, match="--max_length is 1; give at least 2"):
-        DataConfig(train_file="a.json", max_length=1)
+        DataConfig(train_file=["a.json"], max_length=1)
 
 
 ROWS = [{"prompt": "one", "completion": "two"}, {"prompt": "three", "completion": "None"}]
@@ -138,8 +141,9 @@ def test_malformed_row_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
     ("name", "content", "error"),
     [
         ("missing.jsonl", None, "missing.jsonl does not exist"),
-        ("", None, "is a directory; give it as --dataset_name"),
-        ("train.txt", "one", r"train.txt ends in none of .json, .jsonl, .parquet, .csv"),
+        ("", None, "is a directory without files that end in .json, .jsonl, .parquet, .csv, .arrow"),
+        ("*.jsonl", None, "matches no file"),
+        ("train.txt", "one", r"train.txt ends in none of .json, .jsonl, .parquet, .csv, .arrow"),
         ("empty.jsonl", "", "empty.jsonl is empty"),
         ("blank.jsonl", "\n\n", "blank.jsonl cannot be read: .*give a valid json file with a row or more"),
         ("head.csv", "text\n", "head.csv cannot be read: .*give a valid csv file with a row or more"),
@@ -208,3 +212,78 @@ def test_only_rank_0_shows_progress(
     load(write(tmp_path / "train.jsonl", ROWS), tokenizer)
     assert ("Tokenizing" in capfd.readouterr().err) == (rank == "0")
     assert not datasets.are_progress_bars_disabled()
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ({"dataset_num_proc": 0}, "^--dataset_num_proc 0: at least 1$"),
+        ({"train_sampling_strategy": "group_by_length", "streaming": True}, "needs the lengths of all rows"),
+        ({"train_sampling_strategy": "group_by_length", "shuffle_dataset": False}, "--shuffle_dataset false forbids"),
+        ({"train_sampling_strategy": "sequential"}, "expected random, batch_rebalance, group_by_length"),
+        ({"train_file": []}, "neither is given"),
+    ],
+)
+def test_flags_that_do_not_go_together(flags: dict[str, Any], error: str) -> None:
+    with pytest.raises(LoptError, match=error):
+        DataConfig(**{"train_file": ["a.json"]} | flags)
+
+
+def test_one_file_may_be_given_as_a_string() -> None:
+    assert DataConfig(train_file="a.json") == DataConfig(train_file=["a.json"])  # type: ignore[arg-type]
+
+
+def test_several_processes_tokenize_alike(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [{"text": " ".join(WORDS[1 + (i + k) % 7] for k in range(1 + i % 5))} for i in range(100)]
+    path = write(tmp_path / "train.jsonl", rows)
+    alone = load(path, tokenizer, dataset_num_proc=1)
+    assert pairs(load(path, tokenizer, dataset_num_proc=2)) == pairs(alone)
+    write(path, [*rows, {"foo": 1}])
+    with pytest.raises(LoptError, match="^row 101 of .*no usable columns"):
+        load(path, tokenizer, dataset_num_proc=2)
+
+
+def test_rows_that_the_mapping_leaves_out(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def keep(row):\n    return {'text': row['a']} if row['a'] != 'one' else None\n"
+    (tmp_path / "chosen.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = write(tmp_path / "train.jsonl", [{"a": "one"}, {"a": "two"}, {"a": "three"}])
+    loaded = load(path, tokenizer, dataset_mapping="chosen:keep")
+    assert [ids for ids, _ in pairs(loaded)] == [[TWO, EOS], [THREE, EOS]]
+    assert loaded.summary() == f"3 rows of {path}: 2 used, 1 left out (1 by --dataset_mapping)"
+
+
+def test_what_was_changed_is_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ' ' + m.content + ' ' }}{% endfor %}" + (
+        "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
+    )
+    ask, reply = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
+    path = write(tmp_path / "train.jsonl", [{"messages": [ask, reply, ask]}, {"messages": [ask, reply]}])
+    assert (
+        load(path, tokenizer).summary() == f"2 rows of {path}: 2 used; 1 without the messages after their last answer"
+    )
+
+
+def test_chat_template_from_a_file(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.role + ' ' + m.content + ' ' }}{% endfor %}")
+    config = DataConfig(train_file=["a.json"], chat_template_path=str(tmp_path / "own.jinja"))
+    assert with_chat_template(tokenizer, config) is tokenizer
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "one"}], tokenize=False) == "user one "
+
+
+def test_chat_template_of_another_tokenizer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "{% for m in messages %}{{ m.role + ' ' + m.content }}{% endfor %}"
+    other.save_pretrained(tmp_path / "other")
+    config = DataConfig(train_file=["a.json"], chat_template_path=str(tmp_path / "other"))
+    assert with_chat_template(tokenizer, config).chat_template == other.chat_template
+    other.add_tokens(["<turn>"], special_tokens=True)
+    other.chat_template = "<turn>" + other.chat_template
+    other.save_pretrained(tmp_path / "other")
+    with pytest.raises(LoptError, match="uses tokens that the model's tokenizer lacks: <turn>; give a template"):
+        with_chat_template(tokenizer, config)
+    config = DataConfig(train_file=["a.json"], chat_template_path=str(tmp_path / "gone"))
+    with pytest.raises(LoptError, match="gone is neither a file nor a tokenizer with a chat template"):
+        with_chat_template(tokenizer, config)

@@ -10,6 +10,7 @@ the repository's files under their names. Comments before a block say what is to
     <!-- tested by: tests/... --> something else runs it
 """
 
+import functools
 import json
 import os
 import re
@@ -149,7 +150,6 @@ def commands_of(code: str) -> Iterator[list[str]]:
 
 def check_words(words: list[str]) -> None:
     """Sees that the scripts, modules and subcommands of a command exist, and that its flags are known somewhere."""
-    code = "".join(path.read_text() for path in sorted(ROOT.glob("*/**/*.py")) if ".venv" not in str(path))
     for position, word in enumerate(words):
         if re.fullmatch(r"[\w/.-]+\.(py|sh)", word) and "/" in word:
             assert (ROOT / word).is_file(), f"{word} does not exist"
@@ -158,7 +158,15 @@ def check_words(words: list[str]) -> None:
         if words[position - 1] == "lopt-pp" and position and word.isalpha():
             assert (ROOT / "lopt_pp" / f"{word}.py").is_file(), f"no command {word}"
         if words[0] != "trl" and (flag := re.match("--([a-z]+(?:_[a-z]+)+)", word)):
-            assert re.search(rf"\b{flag[1]}\b", code), f"no flag {flag[0]}"
+            assert re.search(rf"\b{flag[1]}\b", all_code()), f"no flag {flag[0]}"
+
+
+@functools.cache
+def all_code() -> str:
+    """All that may know a flag."""
+    folders = ("lopt_pp", "benchmarks", "launch", "tests")
+    files = (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+    return "".join(path.read_text() for path in files if path.parent != Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,7 @@ class Ground:
     def by_torchrun(self, restarts: int = 0) -> Iterator["subprocess.Popen[str]"]:
         """The run under torchrun; whatever is left of it at the end is killed."""
         command = torchrun(STAGES, "-m", "lopt_pp.train", *self._flags(resume=False))
-        command.insert(command.index("--standalone"), f"--max-restarts={restarts}")
+        command.insert(command.index("--nproc-per-node"), f"--max-restarts={restarts}")
         log = self._folder / f"log-{time.monotonic_ns()}"
         with log.open("w") as file:
             launcher = subprocess.Popen(command, env=environment(), stdout=file, stderr=file, text=True)

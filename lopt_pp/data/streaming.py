@@ -1,0 +1,144 @@
+"""Rows that are tokenized when their step comes."""
+
+import hashlib
+from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+
+from lopt_pp.data.formats import EncodedRow, RowEncoder
+from lopt_pp.data.packing import pack
+from lopt_pp.data.reading import RawRows
+from lopt_pp.data.rows import Pack, listed, summarize
+from lopt_pp.errors import LoptError
+
+_SAMPLE = 256
+"""Rows that are tokenized before the first step: they tell processes with other data apart, and how long rows are."""
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """An encoded row in little memory: int32 arrays, since steps are kept for a while; or why it is left out."""
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    num_targets: int
+    unusable: str = ""
+
+    def read(self) -> EncodedRow:
+        return EncodedRow(self.input_ids.tolist(), self.labels.tolist())
+
+
+class StreamedRows:
+    """Raw rows, dealt out as the order draws them and tokenized then, one step ahead, in a thread.
+
+    Which rows can be used is not known before. The order is over all of them, and those that cannot be used are left
+    out of their step, so that a step is a function of its own rows alone. With packing, the rows of a step are packed
+    together; so many are drawn for it as fill its packs on average, by a sample.
+
+    Args:
+        raw: the rows.
+        encoder: makes tokens of them.
+        max_length: longest row that is used, and the length of packs, in tokens.
+        packing: whether the rows of a step are packed.
+
+    Raises:
+        LoptError: no row of the sample can be used, or one is malformed.
+    """
+
+    def __init__(self, raw: RawRows, encoder: RowEncoder, max_length: int, packing: bool) -> None:
+        self._raw = raw
+        self._encoder = encoder
+        self._max_length = max_length
+        self._packing = packing
+        self._dropped: dict[int, str] = {}
+        self._dealt = np.zeros(len(raw), dtype=bool)
+        # One thread encodes all rows: tokenizers do not bear two at once.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
+        self._begun: dict[bytes, Future[tuple[list[_Encoded], list[Pack]]]] = {}
+        numbers = np.unique(np.linspace(0, len(raw) - 1, _SAMPLE).astype(np.int64))
+        self._sample = self._encode_all(numbers)
+        lengths = [len(row.input_ids) for row in self._sample if not row.unusable]
+        if not lengths:
+            reasons = Counter(row.unusable for row in self._sample)
+            raise LoptError(
+                f"none of {len(numbers)} rows of {raw.source}, from its first to its last, can be used "
+                f"({listed(reasons)}); check --max_length and the answers"
+            )
+        self.rows_per_pack = max(1, int(max_length / np.mean(lengths))) if packing else 1
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        raise LoptError("--streaming leaves the lengths of rows unknown until their step")
+
+    def deal(self, numbers: np.ndarray) -> list[Pack]:
+        begun = self._begun.pop(numbers.tobytes(), None) or self._thread.submit(self._make, numbers)
+        encoded, packs = begun.result()
+        self._dealt[numbers] = True
+        for number, row in zip(numbers.tolist(), encoded, strict=True):
+            if row.unusable:
+                self._dropped[number] = row.unusable
+        return packs
+
+    def prepare(self, numbers: np.ndarray) -> None:
+        key = numbers.tobytes()
+        if key not in self._begun:
+            self._begun[key] = self._thread.submit(self._make, numbers)
+
+    def _make(self, numbers: np.ndarray) -> tuple[list[_Encoded], list[Pack]]:
+        """Encodes the rows of a step, and packs those that can be used."""
+        encoded = self._encode_all(numbers)
+        usable = [row for row in encoded if not row.unusable]
+        if not self._packing:
+            return encoded, [_pack([row]) for row in usable]
+        lengths = np.array([len(row.input_ids) for row in usable], dtype=np.int64)
+        return encoded, [_pack([usable[place] for place in places]) for places in pack(lengths, self._max_length)]
+
+    def _encode_all(self, numbers: np.ndarray) -> list[_Encoded]:
+        return [self._encode(number) for number in numbers.tolist()]
+
+    def _encode(self, number: int) -> _Encoded:
+        try:
+            row = self._encoder(self._raw[number])
+        except LoptError as error:
+            raise LoptError(f"{self._raw.name(number)}: {error}") from error
+        unusable = ""
+        if row is None:
+            row, unusable = EncodedRow([], []), "by --dataset_mapping"
+        elif len(row.input_ids) > self._max_length:
+            unusable = f"longer than --max_length {self._max_length}"
+        elif row.num_targets == 0:
+            unusable = "without a target token"
+        return _Encoded(np.array(row.input_ids, np.int32), np.array(row.labels, np.int32), row.num_targets, unusable)
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256, in hex, of the rows' outline (of JSONL: the lengths of its lines) and the tokens of a sample."""
+        sha = hashlib.sha256(self._raw.outline)
+        for row in self._sample:
+            sha.update(row.unusable.encode() + row.input_ids.tobytes() + row.labels.tobytes())
+        return sha.hexdigest()
+
+    def summary(self) -> str:
+        """How many rows there are, and what has become of those whose step has come."""
+        line = f"{len(self)} rows of {self._raw.source}, tokenized as their step comes"
+        num_dealt = int(self._dealt.sum())
+        if num_dealt == 0:
+            sampled = Counter(row.unusable for row in self._sample if row.unusable)
+            return f"{line}; of a sample, " + summarize("it", len(self._sample) - sampled.total(), sampled, {})
+        reasons = Counter(self._dropped.values())
+        return f"{line}; so far, " + summarize("it", num_dealt - reasons.total(), reasons, {})
+
+
+def _pack(rows: list[_Encoded]) -> Pack:
+    num_tokens = sum(len(row.input_ids) for row in rows)
+    return Pack(num_tokens, sum(row.num_targets for row in rows), partial(_read, rows))
+
+
+def _read(rows: list[_Encoded]) -> list[EncodedRow]:
+    return [row.read() for row in rows]

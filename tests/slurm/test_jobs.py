@@ -1,0 +1,233 @@
+"""Jobs on a real Slurm: they train over two nodes, and stopping them, in whatever way, changes no weight."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from launching import environment
+from safetensors.torch import load_file
+from slurm.cluster import NODES, Cluster, missing, until
+from tiny import write_model, write_rows
+from transformers import AutoModelForCausalLM
+
+from lopt_pp import cli
+
+pytestmark = [pytest.mark.skipif(bool(missing()), reason=missing()), pytest.mark.timeout(3000)]
+
+STEPS, SAVE_STEPS = 150, 10
+FINISHED = "model.safetensors.index.json"
+WARNING = 120
+"""Seconds before the time limit that Slurm gives its warning."""
+PATIENCE = 900
+"""Seconds; far more than a start takes on a busy machine, or Slurm to notice something."""
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job in the queue, and where its run writes."""
+
+    cluster: Cluster
+    number: str
+    output_dir: Path
+
+    def log(self, node: str = "") -> str:
+        """The job's own log, or that of a node."""
+        folder, name = (self.output_dir / "logs", f"-{node}.log") if node else (self.output_dir.parent, ".log")
+        paths = list(folder.glob(f"*{self.number}{name}"))
+        return paths[0].read_text() if paths else ""
+
+    def logs(self) -> str:
+        return "\n".join([self.log(), *map(self.log, NODES)])
+
+    def until_state(self, *states: str) -> None:
+        """Waits for the job's end, however it is to be."""
+
+        def ended() -> bool:
+            state = self.cluster.job(self.number)["JobState"]
+            assert state in states or state in ("PENDING", "RUNNING", "COMPLETING"), f"{state}:\n{self.logs()}"
+            return state in states
+
+        until(ended, PATIENCE, f"job {self.number} is {' or '.join(states)}")
+
+    def restarts(self) -> int:
+        return int(self.cluster.job(self.number)["Restarts"])
+
+    def until_requeued(self) -> None:
+        """Waits until what ran has ended, and the job is in the queue again, or beyond."""
+
+        def is_requeued() -> bool:
+            job = self.cluster.job(self.number)
+            return job["Restarts"] == "1" and job["JobState"] != "COMPLETING"
+
+        until(is_requeued, PATIENCE, "the job is requeued")
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train."""
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            words = process.info["cmdline"] or []
+            if "lopt_pp.train" in words and "--nnodes" not in words and str(self.output_dir) in words:
+                found.append(process)
+        return found
+
+    def freeze(self) -> psutil.Process:
+        """Holds the run once it has a checkpoint, so that whatever comes next comes in mid-run."""
+        until((self.output_dir / "metrics.jsonl").exists, PATIENCE, "the first step")
+        process = next(worker for worker in self.workers() if worker.environ()["RANK"] == "1")
+        until((self.output_dir / f"checkpoint-{SAVE_STEPS}").is_dir, PATIENCE, "a checkpoint")
+        process.suspend()
+        assert not (self.output_dir / FINISHED).exists(), "the run is over"
+        return process
+
+    def stopped_at(self, number: signal.Signals) -> int:
+        """The step that the run was stopped at by a signal, which it must have been once, with a checkpoint."""
+        said = re.findall(rf"stopped by (\w+): (\d+) of {STEPS} steps are done", self.logs())
+        assert [name for name, _ in said] == [number.name], self.logs()
+        step = int(said[0][1])
+        assert 0 < step < STEPS and (self.output_dir / f"checkpoint-{step}").is_dir()
+        return step
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    # Not pytest's own folder: the path of munge's socket has to be short, and all users must reach it.
+    root = Path(tempfile.mkdtemp(prefix="slurm-"))
+    root.chmod(0o755)
+    try:
+        with Cluster(root) as started:
+            yield started
+    finally:
+        shutil.rmtree(root)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model and rows. Its name needs quoting in the shell, and in what Slurm reads."""
+    folder = tmp_path_factory.mktemp("inputs") / "one's 100% runs"
+    folder.mkdir()
+    write_model(folder / "model")
+    write_rows(folder / "rows.jsonl")
+    return folder
+
+
+def submit(cluster: Cluster, inputs: Path, name: str, *flags: str, **changes: object) -> Submitted:
+    """Submits a run over both nodes, one process on each."""
+    output_dir = inputs / name
+    settings = {"model_name_or_path": str(inputs / "model"), "train_file": str(inputs / "rows.jsonl")}
+    settings |= {"output_dir": str(output_dir), "max_steps": STEPS, "save_steps": SAVE_STEPS, "learning_rate": 1e-3}
+    settings |= {"per_device_train_batch_size": 2, "lr_scheduler_type": "cosine"}
+    file = inputs / f"{name}.yaml"
+    file.write_text("".join(f"{key}: {json.dumps(value)}\n" for key, value in (settings | changes).items()))
+    command = f"--nodes 2 --gpus-per-node 0 --processes-per-node 1 --time 20 --signal-seconds {WARNING}".split()
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        for variable, value in (environment() | cluster.environment).items():
+            patch.setenv(variable, value)
+        patch.chdir(inputs)
+        assert cli.main(["submit", str(file), *command, *flags]) == 0
+    number = re.search(r"^job (\d+) is in the queue: 2 nodes with 1 process each$", said.getvalue(), re.MULTILINE)
+    assert number, said.getvalue()
+    return Submitted(cluster, number[1], output_dir)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, inputs: Path) -> Submitted:
+    job = submit(cluster, inputs, "undisturbed")
+    job.until_state("COMPLETED")
+    return job
+
+
+def weights(directory: Path) -> dict[str, torch.Tensor]:
+    return {name: t for file in directory.glob("model-*.safetensors") for name, t in load_file(file).items()}
+
+
+def assert_same_weights(job: Submitted, undisturbed: Submitted) -> None:
+    found, expected = weights(job.output_dir), weights(undisturbed.output_dir)
+    assert found.keys() == expected.keys() and expected
+    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
+
+
+def test_a_job_over_two_nodes_leaves_a_model(inputs: Path, undisturbed: Submitted) -> None:
+    _, info = AutoModelForCausalLM.from_pretrained(undisturbed.output_dir, output_loading_info=True)
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    start = load_file(inputs / "model" / "model.safetensors")
+    trained = weights(undisturbed.output_dir)
+    moved = [name for name in trained if name in start and not torch.equal(start[name], trained[name])]
+    assert any(".0." in name for name in moved) and any(".3." in name for name in moved)
+
+
+def test_each_node_has_a_stage_and_a_log(undisturbed: Submitted) -> None:
+    logs = [undisturbed.log(node) for node in NODES]
+    spoke = [set(re.findall(r"^\[(stage \d) \(rank \d\)\]", log, re.MULTILINE)) for log in logs]
+    assert {"stage 0"} in spoke and all(len(stages) <= 1 for stages in spoke), logs
+    assert re.search(
+        r"job \d+, start 1: n\[1-2\], 1 processes on each, meeting at 127\.0\.0\.1:2\d{4};", undisturbed.log()
+    )
+
+
+def test_a_requeued_job_ends_with_the_same_weights(cluster: Cluster, inputs: Path, undisturbed: Submitted) -> None:
+    job = submit(cluster, inputs, "requeued")
+    job.freeze()
+    cluster.run("scontrol", "requeue", job.number)  # It wakes what it ends.
+    job.until_requeued()
+    step = job.stopped_at(signal.SIGTERM)
+    job.until_state("COMPLETED")
+    assert f"after step {step}" in job.logs()
+    assert_same_weights(job, undisturbed)
+
+
+def test_a_job_goes_on_after_its_time_limit_with_the_same_weights(
+    cluster: Cluster, inputs: Path, undisturbed: Submitted
+) -> None:
+    job = submit(cluster, inputs, "limited")
+    held = job.freeze()
+    # Slurm warns two minutes before the limit. With at most two minutes left, that is when it next looks.
+    hours, minutes, _ = cluster.job(job.number)["RunTime"].split(":")
+    cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * int(hours) + int(minutes) + 2}")
+    until(lambda: signal.SIGUSR1 in pending(held), PATIENCE, "Slurm's warning")
+    held.resume()
+    job.until_requeued()
+    cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=20")
+    step = job.stopped_at(signal.SIGUSR1)
+    assert "back into the queue" in job.log()
+    job.until_state("COMPLETED")
+    assert f"after step {step}" in job.logs()
+    assert_same_weights(job, undisturbed)
+
+
+def pending(process: psutil.Process) -> set[signal.Signals]:
+    """The signals that wait for a held process."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    mask = 0
+    for field in re.findall(r"^(?:SigPnd|ShdPnd):\s+([0-9a-f]+)$", status, re.MULTILINE):
+        mask |= int(field, 16)
+    return {number for number in signal.Signals if mask >> (number - 1) & 1}
+
+
+def test_a_bad_config_ends_the_job_with_the_reason_in_the_log(cluster: Cluster, inputs: Path) -> None:
+    """One that no check at submission can know: the model has four layers."""
+    job = submit(cluster, inputs, "bad", num_stages=5, pipeline_processes=2)
+    job.until_state("FAILED")
+    assert "lopt-pp: error: --num_stages 5 is more than the model's 4 layers; give at most 4" in job.logs()
+    assert f"the reason is in {job.output_dir}/logs/{job.number}-NODE.log" in job.log()
+    assert job.restarts() == 0 and not list(job.output_dir.glob("*.safetensors*"))
+
+
+def test_a_script_that_was_edited_after_the_check_fails_as_fast(cluster: Cluster, inputs: Path) -> None:
+    job = submit(cluster, inputs, "edited", "--", "--hold")
+    with (inputs / "edited.yaml").open("a") as file:
+        file.write("lerning_rate: 1\n")
+    cluster.run("scontrol", "release", job.number)
+    job.until_state("FAILED")
+    assert "edited.yaml: unknown flag lerning_rate; did you mean --learning_rate?" in job.logs()
+    assert job.restarts() == 0
