@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sizes import Load, Model
 
 from lopt_pp.balance import Costs, balance
-from lopt_pp.objectives import _CUDA_LOGITS
+from lopt_pp.objectives import CUDA_LOGITS
 from lopt_pp.split import Span, split_at, split_evenly
 
 # Memory.
@@ -74,7 +74,7 @@ def held_by_task_loss(model: Model, load: Load) -> int:
     """
     r, c, d = load.residual_bytes, load.compute_bytes, model.hidden
     weight = model.vocabulary * d * (2 * c + 4 if load.stage.autocasts else c)
-    chunk = min(load.microbatch, max(1, _CUDA_LOGITS // model.vocabulary))
+    chunk = min(load.microbatch, max(1, CUDA_LOGITS // model.vocabulary))
     logits = chunk * model.vocabulary * (4 + (c if c < 4 else 0))
     return load.microbatch * ((4 + 2 * r) * d + 2 * c * d) + weight + logits
 

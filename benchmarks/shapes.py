@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from lopt_pp.data import TokenizedRows
 
@@ -73,12 +73,12 @@ def random_rows(vocabulary: int, tokens: int, number: int) -> TokenizedRows:
     return TokenizedRows(Dataset.from_dict(columns), "random tokens", {})
 
 
-def write_model(path: Path) -> Path:
-    """Writes a model with the shapes of SmolLM2-135M, random weights, and a tokenizer of its vocabulary's size."""
+def write_model(path: Path, config: PreTrainedConfig | None = None) -> Path:
+    """Writes a model with random weights (by default of the shapes of SmolLM2-135M), and a tokenizer of its size."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMOLLM2_135M))
-    model.save_pretrained(path)
-    vocabulary = {f"t{number}": number for number in range(SMOLLM2_135M["vocab_size"])}
+    config = LlamaConfig(**SMOLLM2_135M) if config is None else config
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    vocabulary = {f"t{number}": number for number in range(config.vocab_size)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t1", pad_token="t2").save_pretrained(path)
     return path

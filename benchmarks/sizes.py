@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from lopt_pp.errors import LoptError
-from lopt_pp.objectives import Reconstruction
+from lopt_pp.objectives import reconstruction_head
 from lopt_pp.split import Span, block_class, block_config, split_evenly
 from lopt_pp.stage import StageConfig
 from lopt_pp.verify import check_split, model_class_of
@@ -205,7 +205,7 @@ class Model:
     @cached_property
     def local_head(self) -> int:
         """Parameters of a reconstruction head."""
-        return _numel(Reconstruction(self.hidden, 1.0, torch.Generator()))
+        return _numel(reconstruction_head(self.hidden, torch.Generator()))
 
 
 def _numel(module: nn.Module) -> int:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -17,7 +16,7 @@ from lopt_pp.data import DataOrder, Microbatch
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.split import Anatomy, BlockModel, BlockOutput, Span, block_class, split_at
-from lopt_pp.stage import Stage, StageConfig, local_objective
+from lopt_pp.stage import Stage, StageConfig, local_objective, prepare_objective
 from lopt_pp.topology import Topology
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class Costs:
         layers: of each decoder layer, on the last stage.
         earlier_layers: the same on an earlier stage, which may only run forward.
         embedding: of what comes before the layers.
-        local_head: of an earlier stage's own loss.
+        local_head: of an earlier stage's own loss, with its head or auxiliary network.
         output: of the final norm, the output head and the task loss.
     """
 
@@ -180,13 +179,22 @@ def measure(
         device: to measure on.
     """
     depth = config.num_hidden_layers
+    # Whatever blocks learn from, their layers cost the same, which is measured with the cheapest objective.
+    plain = replace(objective, method="lopt", local_objective="reconstruction")
+    frozen = replace(plain, method="frozen")
     batch = random_microbatch(shape, config.vocab_size, device)
     received = torch.randn(*shape, config.hidden_size, device=device, dtype=stage.compute_dtype)
 
-    def seconds(span: Span, method: Literal["lopt", "frozen"]) -> float:
-        """Of a whole stage."""
+    def make_block(span: Span) -> BlockModel:
         block = random_block(model_class, config, anatomy, span)
-        own = local_objective(block, replace(objective, method=method), seed=0)
+        if not objective.train_embeddings:
+            block.hold_embeddings()
+        return block
+
+    def seconds(span: Span, objective: ObjectiveConfig) -> float:
+        """Of a whole stage."""
+        block = make_block(span)
+        own = local_objective(block, objective, seed=0)
         timed = Stage(block, own, optim, num_steps=10**6, config=stage, device=device)
 
         def microbatch() -> None:
@@ -197,12 +205,15 @@ def measure(
 
         return _seconds(microbatch, lambda: timed.step(0), accumulation, device)
 
-    def local_head_seconds() -> float:
-        block = random_block(model_class, config, anatomy, Span(1, 3, 0, 1))
-        head = local_objective(block, replace(objective, method="lopt"), seed=0)
-        assert head is not None
-        head.to(device, stage.parameter_dtype)
-        optimizer = Optimizer(head.parameters(), optim, 0.0, num_steps=10**6)
+    def local_head_seconds(objective: ObjectiveConfig) -> float:
+        """Of the loss of an earlier stage, which is taken to end in the middle of the model."""
+        middle = max(depth // 2, 1)
+        head = local_objective(make_block(Span(1, 3, middle - 1, middle)), objective, seed=0, load=make_block)
+        if head is None:
+            return 0.0
+        prepare_objective(head, stage, device)
+        parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        optimizer = Optimizer(parameters, optim, 0.0, num_steps=10**6) if parameters else None
         hidden_states = received.detach().to(stage.parameter_dtype).requires_grad_()
 
         def microbatch() -> None:
@@ -210,26 +221,26 @@ def measure(
                 loss = head(BlockOutput(received, hidden_states, None), batch)
             loss.backward()
 
-        return _seconds(microbatch, optimizer.step, accumulation, device)
+        return _seconds(microbatch, optimizer.step if optimizer else lambda: None, accumulation, device)
 
-    kinds = [_kind(model_class, config, anatomy, number) for number in range(depth)]
+    kinds = layer_kinds(model_class, config, anatomy)
 
-    def by_layer(method: Literal["lopt", "frozen"]) -> list[float]:
+    def by_layer(objective: ObjectiveConfig) -> list[float]:
         """Of a stage of one layer, for each layer."""
-        of_kind = {kind: seconds(Span(1, 3, kinds.index(kind), kinds.index(kind) + 1), method) for kind in set(kinds)}
+        of_kind = {
+            kind: seconds(Span(1, 3, kinds.index(kind), kinds.index(kind) + 1), objective) for kind in set(kinds)
+        }
         return [of_kind[kind] for kind in kinds]
 
-    head = local_head_seconds()
-    layers = [max(layer - head, 0.0) for layer in by_layer("lopt")]
-    earlier = by_layer("frozen") if objective.method == "frozen" else layers
+    head = local_head_seconds(plain)
+    layers = [max(layer - head, 0.0) for layer in by_layer(plain)]
+    only_forward = objective.local == "none"
     return Costs(
         layers=tuple(layers),
-        earlier_layers=tuple(earlier),
-        embedding=max(seconds(Span(0, 2, 0, 1), "lopt") - layers[0] - head, 0.0)
-        if objective.method != "frozen"
-        else 0.0,
-        local_head=head if objective.method == "lopt" else 0.0,
-        output=max(seconds(Span(1, 2, depth - 1, depth), "lopt") - layers[-1], 0.0),
+        earlier_layers=tuple(by_layer(frozen) if only_forward else layers),
+        embedding=0.0 if only_forward else max(seconds(Span(0, 2, 0, 1), plain) - layers[0] - head, 0.0),
+        local_head=head if objective == plain else local_head_seconds(objective),
+        output=max(seconds(Span(1, 2, depth - 1, depth), plain) - layers[-1], 0.0),
     )
 
 
@@ -276,14 +287,20 @@ def random_block(
     return BlockModel(block, anatomy, span)
 
 
-def _kind(model_class: type[PreTrainedModel], config: PreTrainedConfig, anatomy: Anatomy, number: int) -> str:
-    """What makes layers cost the same: their tensors' shapes, and their entries in lists of the config."""
-    span = Span(1, 3, number, number + 1)
+def layer_kinds(model_class: type[PreTrainedModel], config: PreTrainedConfig, anatomy: Anatomy) -> list[str]:
+    """Of each layer what makes layers cost the same: its tensors' shapes, and its entries in lists of the config."""
     with torch.device("meta"):
-        layer = block_class(model_class, anatomy, span)(config).get_submodule(f"{anatomy.layers}.{number}")
-    shapes = [(name, tuple(tensor.shape)) for name, tensor in layer.state_dict().items()]
-    entries = [value[number] for value in vars(config).values() if _is_per_layer(value, config.num_hidden_layers)]
-    return repr((shapes, entries))
+        layers = model_class(config).get_submodule(anatomy.layers).children()
+    lists = [value for value in vars(config).values() if _is_per_layer(value, config.num_hidden_layers)]
+    return [
+        repr(
+            (
+                [(name, tuple(tensor.shape)) for name, tensor in layer.state_dict().items()],
+                [value[number] for value in lists],
+            )
+        )
+        for number, layer in enumerate(layers)
+    ]
 
 
 def _is_per_layer(value: object, depth: int) -> bool:

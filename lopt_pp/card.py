@@ -1,10 +1,12 @@
 """The model card of a trained model."""
 
+import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
 
 from lopt_pp.config import Config
 from lopt_pp.data import Rows
+from lopt_pp.objectives import local_objective_class
 
 _CARD = """\
 ---
@@ -16,10 +18,7 @@ tags:
 
 # {name}
 
-[{model}]({link}) post-trained with LoPT-PP {version}, by local learning (LoPT, arXiv 2605.04913): the model was cut
-into {num_stages} blocks of layers; the last block learned from the next-token loss, each earlier one from the
-reconstruction of its own input, and no gradient crossed a cut. The small heads that reconstruct existed only in
-training. The input and output embeddings are separate tensors, since two blocks owned them.
+{story}
 
 It is an ordinary model of `transformers`:
 
@@ -59,9 +58,7 @@ def model_card(config: Config, rows: Rows, steps_done: Sequence[int], num_steps:
     return _CARD.format(
         model=model,
         name=config.run.output_dir.rstrip("/").split("/")[-1],
-        link=f"https://huggingface.co/{model}" if not model.startswith((".", "/")) else model,
-        version=version("lopt-pp"),
-        num_stages=config.pipeline.num_stages,
+        story=_story(config, f"https://huggingface.co/{model}" if not model.startswith((".", "/")) else model),
         data=rows.summary(),
         steps=steps,
         flags="\n".join(
@@ -72,3 +69,24 @@ def model_card(config: Config, rows: Rows, steps_done: Sequence[int], num_steps:
 
 def _shown(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _story(config: Config, link: str) -> str:
+    """How the model came about, in a paragraph."""
+    model, number = config.model.model_name_or_path, config.pipeline.num_stages
+    local = local_objective_class(config.objective)
+    begun = f"[{model}]({link}) post-trained with LoPT-PP {version('lopt-pp')}"
+    if config.objective.method == "e2e" or number == 1:
+        how = ", end to end."
+    elif local is None:
+        how = (
+            f": the model was cut into {number} blocks of layers; the last block learned from the next-token loss, and "
+            f"the earlier ones stayed as they were."
+        )
+    else:
+        how = (
+            f", by local learning (LoPT, arXiv 2605.04913): the model was cut into {number} blocks of layers; the last "
+            f"block learned from the next-token loss, each earlier one from {local.summary}, and no gradient crossed a "
+            f"cut. What only the local losses needed existed only in training."
+        )
+    return textwrap.fill(f"{begun}{how} The input and output embeddings are separate tensors.", 120)

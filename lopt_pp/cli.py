@@ -14,8 +14,11 @@ commands:
            torchrun --rdzv-backend lopt-pp --nproc-per-node 2 --no-python lopt-pp train FLAGS
            (lopt-pp train --help lists them)
   export   make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
+  plan     say what a run will need, from the config alone: lopt-pp plan MODEL_OR_CONFIG FLAGS
   submit   put a run into the queue of a Slurm cluster: lopt-pp submit run.yaml --nodes 2 --gpus-per-node 4
 """
+
+_COMMANDS = ("train", "export", "plan", "submit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage="lopt-pp COMMAND FLAGS",
     )
     parser.add_argument("--version", action="version", version=version("lopt-pp"))
-    parser.add_argument("command", choices=["train", "export", "submit"], help=argparse.SUPPRESS)
+    parser.add_argument("command", choices=_COMMANDS, help=argparse.SUPPRESS)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = parser.parse_args(arguments[:1]).command
     # Late, so that --help does not wait for torch.

@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import os
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -19,7 +19,7 @@ from lopt_pp.data import DataConfig
 from lopt_pp.errors import LoptError, first_line, shown
 from lopt_pp.flags import check_types
 from lopt_pp.model import ModelConfig
-from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.objectives import ObjectiveConfig, local_objective_class
 from lopt_pp.optim import OptimConfig
 from lopt_pp.stage import StageConfig
 from lopt_pp.topology import PipelineConfig, Topology
@@ -88,6 +88,9 @@ class Config:
     checkpoint: CheckpointConfig
     run: RunConfig
 
+    def __post_init__(self) -> None:
+        local_objective_class(self.objective)  # Whether there is such a one.
+
     def topology(self, world_size: int) -> Topology:
         """Lays the run over the processes that there are.
 
@@ -110,7 +113,9 @@ class Config:
 
     def settings(self) -> dict[str, Any]:
         """The flags that change what a run learns and may change on its way, with their values."""
-        chosen = {"reconstruction_weight": self.objective.reconstruction_weight, "dtype": self.stage.dtype}
+        objective = dataclasses.asdict(self.objective)
+        names = ("reconstruction_weight", "local_head_warmup_steps", "train_embeddings")
+        chosen = {name: objective[name] for name in names} | {"dtype": self.stage.dtype}
         chosen |= dataclasses.asdict(self.optim)
         return {f"--{name}": value.value if isinstance(value, Enum) else value for name, value in chosen.items()}
 
@@ -152,18 +157,31 @@ class _Parser(TrlParser):
 
 
 def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Config:
-    """Reads the flags, and the YAML file that `--config` names, whose `env` goes into the environment.
+    """Reads the flags of a run, and the YAML file that `--config` names, whose `env` goes into the environment.
 
     Raises:
         LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
         SystemExit: after `--help`.
     """
     components: list[Any] = [component.type for component in dataclasses.fields(Config)]
+    usage = "torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS"
+    return Config(*parse_components(components, arguments, prog, usage, _DESCRIPTION))
+
+
+def parse_components(
+    components: Iterable[Any], arguments: Sequence[str], prog: str, usage: str, description: str
+) -> list[Any]:
+    """Reads flags, and the YAML file that `--config` names, into one config of each of the components.
+
+    Raises:
+        LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
+        SystemExit: after `--help`.
+    """
     parser = _Parser(
         components,
         prog=prog,
-        usage="torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS",
-        description=_DESCRIPTION,
+        usage=usage,
+        description=description,
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
@@ -182,13 +200,12 @@ def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Confi
     )
     if unknown:
         raise LoptError(f"unknown flag {unknown[0]}{_suggest(unknown[0].lstrip('-').split('=')[0], known)}")
-    config = Config(*parsed)
     try:
         for name, value in environment.items():
             os.environ[name] = str(value)
     except (OSError, TypeError, ValueError) as error:
         raise LoptError(f"--config {path}: env: {shown(name)}: {shown(value)}: {first_line(error)}") from error
-    return config
+    return parsed
 
 
 def _take_config_path(arguments: Sequence[str]) -> tuple[list[str], Path | None]:

@@ -57,7 +57,7 @@ class EndToEndPipeline:
         replicas: Replicas | None = None,
     ) -> None:
         self._modules = [
-            _PipelineModule(
+            PipelineModule(
                 prepare_block(block, config, torch.device(device)), config, seed, splits_backward="Bubble" in schedule
             )
             for block in blocks
@@ -130,7 +130,7 @@ class EndToEndPipeline:
             scale_grads=False,
         )
 
-    def _build_stage(self, module: "_PipelineModule", wrapped: nn.Module, rows: int, tokens: int) -> PipelineStage:
+    def _build_stage(self, module: "PipelineModule", wrapped: nn.Module, rows: int, tokens: int) -> PipelineStage:
         span, hidden_size = module.block.span, module.block.model.config.hidden_size
         # Only a description. Without it every new shape would cost a forward and a backward to find it out.
         shape = rows, tokens, hidden_size
@@ -147,7 +147,7 @@ class EndToEndPipeline:
         )
 
 
-class _PipelineModule(nn.Module):
+class PipelineModule(nn.Module):
     """A block as the schedules run it: hidden states in (but on the first) and out; the loss out of the last.
 
     Args:

@@ -24,15 +24,20 @@ def facts(config: Config, model_config: PreTrainedConfig, rows: Rows) -> dict[st
 
 def essentials(config: Config, model_config: PreTrainedConfig, rows: Rows, num_replicas: int) -> dict[str, object]:
     """What a run must have in common with the one whose checkpoint it goes on from, by name."""
-    run = config.run
+    run, objective = config.run, config.objective
     groups = config.data.train_sampling_strategy == "group_by_length"
+    local: dict[str, object] = {"--local_objective": objective.local}
+    if objective.local == "next_token":
+        local["--auxiliary_layers"] = objective.auxiliary_layers
     return {
         **_inputs(model_config, rows),
         "the rows of a step": run.per_device_train_batch_size * run.gradient_accumulation_steps * num_replicas,
         "the rows that are grouped by length": run.per_device_train_batch_size if groups else 0,
         **config.data.essentials(),
         "--seed": run.seed,
-        "--method": config.objective.method,
+        # `frozen` is another name of a local objective.
+        "--method": "e2e" if objective.method == "e2e" else "lopt",
+        **local,
         "the dtype of the weights": str(config.stage.parameter_dtype),
     }
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -25,12 +25,20 @@ class OptimConfig:
     learning_rate: float = field(
         default=2e-5, metadata={"help": "Peak learning rate of the last stage (the task loss)."}
     )
-    reconstruction_learning_rate: float | None = field(
+    local_learning_rate: float | None = field(
         default=None,
         metadata={
-            "help": "Peak learning rate of the earlier stages and their heads; by default a tenth of --learning_rate. "
-            "The paper sets the two equal, which did harm on a small model: Adam makes full-sized steps for any loss, "
-            "however small, so equal rates move the pretrained first half as far as the second, blind to the task."
+            "help": "Peak learning rate of the earlier stages. By default a tenth of --learning_rate for "
+            "reconstruction, all of it for next_token. The paper sets the two equal, which did harm to reconstruction "
+            "on a small model: Adam makes full-sized steps for any loss, however small, so equal rates move the "
+            "pretrained first half as far as the second, blind to the task."
+        },
+    )
+    local_head_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Peak learning rate of the earlier stages' heads and auxiliary networks; by default that of their "
+            "blocks."
         },
     )
     weight_decay: float = field(
@@ -72,40 +80,60 @@ class OptimConfig:
         for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise LoptError(f"--{name} {getattr(self, name)}: at least 0")
-        if self.reconstruction_learning_rate is not None and self.reconstruction_learning_rate < 0:
-            raise LoptError(f"--reconstruction_learning_rate {self.reconstruction_learning_rate}: at least 0")
+        for name in ("local_learning_rate", "local_head_learning_rate"):
+            if getattr(self, name) is not None and getattr(self, name) < 0:
+                raise LoptError(f"--{name} {getattr(self, name)}: at least 0")
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise LoptError(f"--{name} {getattr(self, name)}: at least 0 and below 1")
 
-    def peak_learning_rate(self, is_last: bool) -> float:
-        """Of the last stage, or of an earlier one."""
-        if is_last:
-            return self.learning_rate
-        rate = self.reconstruction_learning_rate
-        return self.learning_rate / 10 if rate is None else rate
+    def rates_of_earlier_stage(self, share: float) -> tuple[float, float]:
+        """The peak learning rates of an earlier stage's block and of its head.
+
+        Args:
+            share: of --learning_rate that the block has by default.
+        """
+        given = self.local_learning_rate
+        block = share * self.learning_rate if given is None else given
+        head = self.local_head_learning_rate
+        return block, block if head is None else head
 
 
 class Optimizer:
     """AdamW with its schedule and gradient clipping, over the parameters of one stage.
 
     Args:
-        parameters: of the block and its head.
+        parameters: of the block.
         config: as given by the user.
-        learning_rate: the peak.
+        learning_rate: their peak.
         num_steps: of the whole run.
+        head: more parameters, of the block's own objective.
+        head_learning_rate: their peak.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], config: OptimConfig, learning_rate: float, num_steps: int
+        self,
+        parameters: Iterable[nn.Parameter],
+        config: OptimConfig,
+        learning_rate: float,
+        num_steps: int,
+        head: Iterable[nn.Parameter] = (),
+        head_learning_rate: float = 0.0,
     ) -> None:
-        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        owners = [
+            ([parameter for parameter in own if parameter.requires_grad], rate)
+            for own, rate in ((parameters, learning_rate), (head, head_learning_rate))
+        ]
+        self.parameters = [parameter for own, _ in owners for parameter in own]
+        groups: list[dict[str, Any]] = []
+        for own, rate in owners:
+            matrices, vectors = ([p for p in own if (p.ndim < 2) == is_vector] for is_vector in (False, True))
+            groups.append({"params": matrices, "lr": rate, "weight_decay": config.weight_decay})
+            groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
         self.max_grad_norm = config.max_grad_norm
         self.is_fused = config.optim == "adamw_torch_fused"
-        matrices = [parameter for parameter in self.parameters if parameter.ndim >= 2]
-        vectors = [parameter for parameter in self.parameters if parameter.ndim < 2]
         self.adamw = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            [group for group in groups if group["params"]],
             lr=learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             eps=config.adam_epsilon,
@@ -122,7 +150,7 @@ class Optimizer:
 
     @property
     def learning_rate(self) -> float:
-        """Of the coming step."""
+        """Of the block, for the coming step."""
         return float(self.schedule.get_last_lr()[0])
 
     def clip(self) -> torch.Tensor:

@@ -2,17 +2,19 @@
 
 Each replica trains on microbatches of its own. Its loss is its share of the step's mean over all replicas, so their
 gradients are to be summed; both wrappers take the mean, which the stage makes up for by a factor.
+
+A block and its objective are wrapped apart, since one may learn while the other stands: each wrapper waits for the
+gradients of its own parameters, once there are any.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from lopt_pp.split import BlockModel, BlockOutput
+from lopt_pp.split import BlockModel
 
 
 @dataclass(frozen=True)
@@ -32,13 +34,13 @@ class Replicas:
     def size(self) -> int:
         return self.mesh.size()
 
-    def shard(self, block: BlockModel, objective: nn.Module) -> None:
-        """Leaves each process its share of the parameters: layer by layer, the rest of the block, the local head."""
-        for layer in block.layers:
-            fully_shard(layer, mesh=self.mesh)
-        fully_shard(block, mesh=self.mesh)
-        if any(True for _ in objective.parameters()):
-            fully_shard(objective, mesh=self.mesh)
+    def shard(self, module: nn.Module) -> None:
+        """Leaves each process its share of the parameters of a block or an objective: layer by layer, then the rest."""
+        for part in list(module.modules()):
+            for layer in part.layers if isinstance(part, BlockModel) else ():
+                fully_shard(layer, mesh=self.mesh)
+        if any(True for _ in module.parameters()):
+            fully_shard(module, mesh=self.mesh)
 
     def replicate(self, module: nn.Module) -> DistributedDataParallel:
         """Wraps a module so that the gradients of its parameters become the mean over the replicas."""
@@ -50,15 +52,3 @@ class Replicas:
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
-
-
-class Learner(nn.Module):
-    """The parameters that a stage trains, as one module; its forward is the block's."""
-
-    def __init__(self, block: BlockModel, objective: nn.Module) -> None:
-        super().__init__()
-        self.block = block
-        self.objective = objective
-
-    def forward(self, **inputs: Any) -> BlockOutput:
-        return self.block(**inputs)

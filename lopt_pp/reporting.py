@@ -110,14 +110,20 @@ class Collector:
         losses = [
             f"stage {stage} {name} {record[name]:.4g}"
             for stage, (name, record) in enumerate(zip(self._loss_names, records, strict=True))
-            if name is not None
+            if name is not None and name in record
         ]
         return ", ".join([*losses, self._speed()])
 
     def _short_status(self, records: Sequence[dict[str, Any]]) -> str:
-        """The task loss, the reconstruction losses of the stages before it, and the speed."""
-        *earlier, loss = (record[name] for name, record in zip(self._loss_names, records, strict=True) if name)
-        local = [f"reconstruction {'/'.join(f'{value:.3g}' for value in earlier)}"] if earlier else []
+        """The task loss, the local losses of the stages before it, and the speed."""
+        named = [
+            (name, record[name])
+            for name, record in zip(self._loss_names, records, strict=True)
+            if name and name in record
+        ]
+        *earlier, (_, loss) = named
+        values = "/".join(f"{value:.3g}" for _, value in earlier)
+        local = [f"{earlier[0][0].removesuffix('_loss')} {values}"] if earlier else []
         return ", ".join([f"loss {loss:.4g}", *local, self._speed()])
 
     def _speed(self) -> str:

@@ -32,7 +32,7 @@ from lopt_pp.guard import complain
 from lopt_pp.identity import essentials, facts, settings
 from lopt_pp.metrics import Record
 from lopt_pp.model import load_model_config, load_tokenizer, write_description
-from lopt_pp.objectives import NextToken, Reconstruction
+from lopt_pp.objectives import NextToken, local_objective_class
 from lopt_pp.replicas import Replicas
 from lopt_pp.reporting import Collector, post, post_end
 from lopt_pp.resume import LATEST, resume
@@ -41,7 +41,7 @@ from lopt_pp.split import BlockModel, Span, split_at, split_evenly
 from lopt_pp.stage import NotFiniteError, Stage, local_objective
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.trainer import stream_headers, train
-from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.verify import check_sample, check_split, model_class_of
 from lopt_pp.verify_packing import check_packing
 from lopt_pp.weights import Checkpoint, load_block
 
@@ -106,7 +106,15 @@ class Run:
             (self.output_dir / STOPPED).unlink(missing_ok=True)
             logger.info("%s", self.rows.summary())
             logger.info("%s, cut into %s; %d steps", model_class.__name__, "; ".join(map(str, spans)), self.num_steps)
-        self._make_stages(lambda span: load_block(checkpoint, model_class, self.model_config, anatomy, span))
+
+        def load(span: Span) -> BlockModel:
+            return load_block(checkpoint, model_class, self.model_config, anatomy, span)
+
+        def load_copy(span: Span) -> BlockModel:
+            check_sample(model_class, self.model_config, anatomy, span)
+            return load(span)
+
+        self._make_stages(load, load_copy)
         if config.checkpoint.save_steps > 0 or goes_on:
             why = "checkpoints need an --output_dir that all machines share, or --save_steps 0"
             check_shared(world, self.output_dir, why)
@@ -124,8 +132,13 @@ class Run:
         if world.rank == 0 and config.run.overwrite_output_dir and not goes_on:
             remove_checkpoints(self.output_dir, after=self.steps_done)
 
-    def _make_stages(self, load: Callable[[Span], BlockModel]) -> None:
-        """Makes what this process trains: its stages, or its part of an end-to-end pipeline."""
+    def _make_stages(self, load: Callable[[Span], BlockModel], load_copy: Callable[[Span], BlockModel]) -> None:
+        """Makes what this process trains: its stages, or its part of an end-to-end pipeline.
+
+        Args:
+            load: makes the block at a span.
+            load_copy: makes a copy of parts of other blocks, for an objective.
+        """
         config, world = self.config, self.world
         self.stages: list[Stage] = []
         self.end_to_end: EndToEndStage | None = None
@@ -137,6 +150,8 @@ class Run:
             replicas = Replicas(mesh["replica"], sharded=config.pipeline.sharding == "full")
         for index in self.own_stages:
             block = load(self.spans[index])
+            if not config.objective.train_embeddings:
+                block.hold_embeddings()
             if is_end_to_end:
                 self.end_to_end = EndToEndStage(
                     block,
@@ -152,10 +167,11 @@ class Run:
             self.stages.append(
                 Stage(
                     block,
-                    local_objective(block, config.objective, config.run.seed),
+                    local_objective(block, config.objective, config.run.seed, load_copy),
                     config.optim,
                     self.num_steps,
                     config=config.stage,
+                    local_head_warmup_steps=config.objective.local_head_warmup_steps,
                     seed=config.run.seed,
                     device=world.device,
                     replicas=replicas,
@@ -306,7 +322,8 @@ class Run:
         logger.warning("stopped by %s: %s; %s", reason, done, how)
 
     def _collector(self) -> Collector:
-        earlier = Reconstruction.name if self.config.objective.method == "lopt" else None
+        local = local_objective_class(self.config.objective)
+        earlier = None if local is None else local.name
         return Collector(
             self.world.connection(_FOREVER),
             self.output_dir / "metrics.jsonl",

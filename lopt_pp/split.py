@@ -6,9 +6,9 @@ that they have in the whole model: a tensor of layer 17 is called `model.layers.
 """
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -21,12 +21,22 @@ from lopt_pp.errors import LoptError
 
 @dataclass(frozen=True)
 class Span:
-    """The place of one block: stage `stage` of `num_stages` holds the layers `start` to `stop - 1`."""
+    """The place of one block: stage `stage` of `num_stages` holds the layers `start` to `stop - 1`.
+
+    Attributes:
+        chosen: of these layers, the ones that it has, in order; None for all of them.
+    """
 
     stage: int
     num_stages: int
     start: int
     stop: int
+    chosen: tuple[int, ...] | None = None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The numbers of its layers in the whole model."""
+        return tuple(range(self.start, self.stop)) if self.chosen is None else self.chosen
 
     @property
     def is_first(self) -> bool:
@@ -36,7 +46,21 @@ class Span:
     def is_last(self) -> bool:
         return self.stage == self.num_stages - 1
 
+    def sample_after(self, depth: int, number: int) -> "Span":
+        """The rest of the model after this block, with fewer layers: the last of each of `number` equal stretches.
+
+        Args:
+            depth: layers of the model.
+            number: of layers; where fewer follow, it has all of them.
+        """
+        following = depth - self.stop
+        number = min(number, following)
+        chosen = tuple(self.stop - 1 + -(-following * turn // number) for turn in range(1, number + 1))
+        return Span(self.num_stages - 1, self.num_stages, self.stop, depth, chosen)
+
     def __str__(self) -> str:
+        if self.chosen is not None:
+            return f"layers {', '.join(map(str, self.chosen))}"
         return f"layers {self.start}-{self.stop - 1}"
 
 
@@ -56,9 +80,11 @@ def split_evenly(num_layers: int, num_stages: int) -> tuple[Span, ...]:
 def split_at(boundaries: Iterable[int], num_layers: int) -> tuple[Span, ...]:
     """Cuts before each layer named in `boundaries` (ascending, without 0 and `num_layers`)."""
     edges = [0, *boundaries, num_layers]
-    if any(stop <= start for start, stop in pairwise(edges)):
+    if any(stop <= start for start, stop in itertools.pairwise(edges)):
         raise LoptError(f"the boundaries {edges[1:-1]} do not ascend within the model's {num_layers} layers")
-    return tuple(Span(stage, len(edges) - 1, start, stop) for stage, (start, stop) in enumerate(pairwise(edges)))
+    return tuple(
+        Span(stage, len(edges) - 1, start, stop) for stage, (start, stop) in enumerate(itertools.pairwise(edges))
+    )
 
 
 @dataclass(frozen=True)
@@ -86,7 +112,7 @@ class Anatomy:
         """Whether the tensor of this name in the whole model belongs to the block at `span`."""
         if tensor.startswith(self.layers + "."):
             layer = tensor.removeprefix(self.layers + ".").split(".")[0]
-            return layer in map(str, range(span.start, span.stop))  # A file may have any names at all.
+            return layer in map(str, span.layers)  # A file may have any names at all.
         return (span.is_first and _within(tensor, self.inputs)) or (span.is_last and _within(tensor, self.outputs))
 
 
@@ -122,11 +148,11 @@ def modules_around(model: nn.Module, layers: str) -> Iterator[str]:
 
 
 class _Layers(nn.ModuleList):
-    """A run of a model's layers, named by their numbers in the whole model, indexed from 0."""
+    """Some of a model's layers, named by their numbers in the whole model, indexed from 0."""
 
-    def __init__(self, layers: Iterable[nn.Module] = (), start: int = 0) -> None:
+    def __init__(self, layers: Iterable[nn.Module] = (), numbers: Iterable[int] | None = None) -> None:
         super().__init__()
-        for number, layer in enumerate(layers, start):
+        for number, layer in zip(itertools.count() if numbers is None else numbers, layers, strict=False):
             self.add_module(str(number), layer)
 
     def __getitem__(self, index: int | slice) -> Any:
@@ -155,7 +181,7 @@ def block_class(model_class: type[PreTrainedModel], anatomy: Anatomy, span: Span
             parent_name, _, list_name = anatomy.layers.rpartition(".")
             parent = self.get_submodule(parent_name)
             layers = list(parent.get_submodule(list_name).children())
-            setattr(parent, list_name, _Layers(layers[span.start : span.stop], span.start))
+            setattr(parent, list_name, _Layers([layers[number] for number in span.layers], span.layers))
             parent.config = block_config(config, span)
             if not span.is_first:
                 for name in anatomy.inputs:
@@ -176,8 +202,8 @@ def block_config(config: PreTrainedConfig, span: Span) -> PreTrainedConfig:
     block = copy.deepcopy(config)
     for name, value in vars(config).items():
         if isinstance(value, list | tuple) and len(value) == depth:
-            setattr(block, name, value[span.start : span.stop])
-    block.num_hidden_layers = span.stop - span.start
+            setattr(block, name, type(value)(value[number] for number in span.layers))
+    block.num_hidden_layers = len(span.layers)
     return block
 
 
@@ -230,6 +256,11 @@ class BlockModel(nn.Module):
     def layers(self) -> list[nn.Module]:
         """The decoder layers of the block, in order."""
         return list(self.model.get_submodule(self._anatomy.layers).children())
+
+    def hold_embeddings(self) -> None:
+        """Lets what stands before the layers (token and position embeddings) stand: it is not trained."""
+        for name in self._anatomy.inputs:
+            self.model.get_submodule(name).requires_grad_(False)
 
     def _enter(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """Lets the received hidden states into the first layer, whatever the family's forward made of its inputs.

@@ -15,25 +15,43 @@ from transformers import PreTrainedModel
 from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.errors import LoptError
 from lopt_pp.flags import check_types
-from lopt_pp.objectives import NextToken, Objective, ObjectiveConfig, Reconstruction
+from lopt_pp.objectives import NextToken, Objective, ObjectiveConfig, Site, local_objective_class, make_objective
 from lopt_pp.optim import OptimConfig, Optimizer
-from lopt_pp.replicas import Learner, Replicas
-from lopt_pp.split import BlockModel, BlockOutput
+from lopt_pp.replicas import Replicas
+from lopt_pp.split import BlockModel, BlockOutput, Span
 from lopt_pp.state import read_state, write_state
+
+_STANDS = "stands"
+"""In the saved state of a stage whose learning has ended."""
 
 
 class NotFiniteError(LoptError):
     """A loss or a gradient that is not finite. The stage's weights are those of the last good step."""
 
 
-def local_objective(block: BlockModel, config: ObjectiveConfig, seed: int) -> Objective | None:
-    """What the block learns from: the task if it is the last; None where it only runs forward."""
+def nothing_to_load(span: Span) -> BlockModel:
+    """For where there is no pretrained model to make an objective from."""
+    raise LoptError(f"there is no pretrained model here to load {span} from")
+
+
+def local_objective(
+    block: BlockModel, config: ObjectiveConfig, seed: int, load: Callable[[Span], BlockModel] = nothing_to_load
+) -> Objective | None:
+    """What the block learns from: the task if it is the last; None where it only runs forward.
+
+    Args:
+        block: with its pretrained weights.
+        config: the flags.
+        seed: of the run.
+        load: makes a model of further layers; see `lopt_pp.objectives.Site`.
+    """
     if block.span.is_last:
         return NextToken()
-    if config.method == "frozen":
+    kind = local_objective_class(config)
+    if kind is None:
         return None
     generator = torch.Generator().manual_seed(derive_seed(seed, block.span.stage))
-    return Reconstruction(block.model.config.hidden_size, config.reconstruction_weight, generator)
+    return make_objective(kind, Site(block, config, generator, load))
 
 
 @dataclass(frozen=True)
@@ -87,6 +105,7 @@ class Stage:
         optim: learning rates and AdamW.
         num_steps: of the whole run, for the schedule.
         config: how it computes.
+        local_head_warmup_steps: at the beginning of the run in which the block stands, and only its objective learns.
         seed: of the run. Dropout is a function of (seed, stage, step, microbatch), whatever process runs it.
         device: where the stage lives.
         replicas: the processes that hold the same stage; None if there is only this one.
@@ -100,6 +119,7 @@ class Stage:
         num_steps: int,
         *,
         config: StageConfig = StageConfig(),
+        local_head_warmup_steps: int = 0,
         seed: int = 0,
         device: torch.device | str = "cpu",
         replicas: Replicas | None = None,
@@ -115,9 +135,12 @@ class Stage:
         self._parameter_dtype = config.parameter_dtype
         self._seed = seed
         self._run: Callable[..., BlockOutput] = block
-        self._ddp: DistributedDataParallel | None = None
+        self._loss: Callable[[BlockOutput, Microbatch], torch.Tensor] | None = objective
+        self._ddp: list[DistributedDataParallel] = []
+        self._warmup_steps = 0
         self._losses: list[torch.Tensor] = []
         self.steps_done = 0
+        self._stands = False
         self.updating = threading.Lock()
         """Held while weights change, so that another thread can save them between two steps."""
         self._modules: dict[str, torch.nn.Module] = {"block": block.model}
@@ -126,18 +149,46 @@ class Stage:
             block.eval().requires_grad_(False)
             return
         self._modules["objective"] = objective
-        objective.to(self.device, config.parameter_dtype)
+        prepare_objective(objective, config, self.device)
+        has_head = any(parameter.requires_grad for parameter in objective.parameters())
+        if has_head:
+            self._warmup_steps = local_head_warmup_steps
         if replicas and replicas.sharded:
-            replicas.shard(block, objective)
+            replicas.shard(block)
+            replicas.shard(objective)
         elif replicas:
-            self._run = self._ddp = replicas.replicate(Learner(block, objective))
-        parameters = [*block.parameters(), *objective.parameters()]
-        self.optimizer = Optimizer(parameters, optim, optim.peak_learning_rate(block.span.is_last), num_steps)
+            self._run = replicas.replicate(block)
+            self._ddp.append(self._run)
+            if has_head:
+                self._loss = replicas.replicate(objective)
+                self._ddp.append(self._loss)
+        rate = head_rate = optim.learning_rate
+        if not block.span.is_last:
+            rate, head_rate = optim.rates_of_earlier_stage(objective.rate_share)
+        self.optimizer = Optimizer(block.parameters(), optim, rate, num_steps, objective.parameters(), head_rate)
 
     @property
     def learns(self) -> bool:
         """Whether the stage has a loss; otherwise it only runs forward."""
         return self.objective is not None
+
+    @property
+    def block_learns(self) -> bool:
+        """Whether the block learns in the coming step; it may stand while its head warms up."""
+        return self.learns and self.steps_done >= self._warmup_steps
+
+    def stand(self) -> None:
+        """Ends the stage's learning, between two steps: from here on its block only runs forward, and stays as it is.
+
+        The objective and the optimizer are let go. All replicas of the stage must call this after the same step.
+        """
+        with self.updating:
+            self.block.eval()
+            self._run = self.block
+            self.objective = self._loss = self.optimizer = None
+            self._ddp = []
+            self._modules = {"block": self.block.model}
+            self._stands = True
 
     def count(self, counts: TokenCounts) -> int:
         """Of the tokens of a step, the number that the stage's loss counts."""
@@ -149,7 +200,10 @@ class Stage:
 
         Sharded replicas add up their gradients in each microbatch, since none has room for all of them.
         """
-        return contextlib.nullcontext() if is_last or self._ddp is None else self._ddp.no_sync()
+        waiting = contextlib.ExitStack()
+        for replica in () if is_last else self._ddp:
+            waiting.enter_context(replica.no_sync())
+        return waiting
 
     def forward(self, batch: Microbatch, hidden_states: torch.Tensor | None) -> BlockOutput:
         """Runs the block on one microbatch.
@@ -160,7 +214,7 @@ class Stage:
         """
         torch.manual_seed(derive_seed(self._seed, self.index, batch.step, batch.index))
         wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True, "position_ids": batch.position_ids}
-        with self._autocast(), torch.set_grad_enabled(self.learns):
+        with self._autocast(), torch.set_grad_enabled(self.block_learns):
             if self.block.span.is_first:
                 return self._run(input_ids=batch.input_ids, **wanted)
             # With weights in float32 so is everything that the blocks add to; only the crossing itself is rounded.
@@ -179,16 +233,17 @@ class Stage:
             batch: the same microbatch.
             step_count: the number of counted tokens in the whole optimizer step, over all replicas.
         """
-        assert self.objective is not None
+        assert self.objective is not None and self._loss is not None
         with self._autocast():
-            loss = self.objective(output, batch) / max(step_count, 1)
+            loss = self._loss(output, batch) / max(step_count, 1)
         self._losses.append(loss.detach())
         # The replicas' gradients are averaged, and are to be summed.
         return loss * (self.objective.weight * self.num_replicas)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""
-        return read_state(self._modules, self.optimizer)
+        state = read_state(self._modules, self.optimizer)
+        return state | {_STANDS: torch.tensor(True)} if self._stands else state
 
     def resume(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
         """Goes on from what `state` gave after `steps_done` steps, in this layout of replicas or another.
@@ -196,6 +251,8 @@ class Stage:
         Raises:
             LoptError: it is another stage's.
         """
+        if _STANDS in state:
+            self.stand()
         write_state(state, self._modules, self.optimizer, steps_done)
         self.steps_done = steps_done
 
@@ -215,7 +272,7 @@ class Stage:
 
         Returns:
             This replica's share of the step's mean loss (unweighted), the gradient norm (before clipping) and the
-            learning rate, by name; nothing of a stage that does not learn.
+            block's learning rate, by name; nothing of a stage that does not learn.
 
         Raises:
             NotFiniteError: before anything is changed.
@@ -234,7 +291,8 @@ class Stage:
                     f"{value}; a lower learning rate, --max_grad_norm or --dtype float32 may help, or look at its rows"
                 )
         check_norm(norm, self.index, step)
-        record = {self.objective.name: sum(losses), "grad_norm": norm, "learning_rate": self.optimizer.learning_rate}
+        rate = self.optimizer.learning_rate if self.block_learns else 0.0
+        record = {self.objective.name: sum(losses), "grad_norm": norm, "learning_rate": rate}
         with self.updating:
             self.optimizer.step()
             self.steps_done += 1
@@ -259,6 +317,14 @@ def prepare_block(block: BlockModel, config: StageConfig, device: torch.device) 
     if config.gradient_checkpointing:
         checkpoint_layers(block.model)
     return block
+
+
+def prepare_objective(objective: Objective, config: StageConfig, device: torch.device) -> None:
+    """Does the same for an objective, and for what it may have of further layers."""
+    objective.to(device, config.parameter_dtype).train()
+    for part in objective.modules():
+        if isinstance(part, BlockModel):
+            prepare_block(part, config, device)
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

@@ -1,6 +1,9 @@
-"""All that a stage's next step depends on, as plain tensors: weights, local head and optimizer state."""
+"""All that a stage's next step depends on, as plain tensors: weights, local head and optimizer state.
 
-from collections.abc import Mapping
+Of the objective, parameters that stand are left out: they come from the pretrained model again, as they did at first.
+"""
+
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -10,6 +13,8 @@ from lopt_pp.errors import LoptError
 from lopt_pp.optim import Optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_BLOCK = "block"
+"""The prefix of the tensors that make the trained model, and are saved whether they are trained or not."""
 
 
 def read_state(modules: Mapping[str, nn.Module], optimizer: Optimizer | None) -> dict[str, torch.Tensor]:
@@ -19,12 +24,10 @@ def read_state(modules: Mapping[str, nn.Module], optimizer: Optimizer | None) ->
         modules: by the prefix that their tensors get. Where replicas hold a share each, all must call this.
         optimizer: of their parameters; None where nothing is trained.
     """
-    state = {}
+    state = {name: _copy(tensor) for name, tensor in _tensors(modules)}
+    if optimizer is None:
+        return state
     for prefix, module in modules.items():
-        for name, tensor in module.state_dict().items():
-            state[f"{prefix}.{name}"] = _copy(tensor)
-        if optimizer is None:
-            continue
         for name, parameter in module.named_parameters():
             for moment, tensor in optimizer.state_of(parameter).items():
                 state[f"{moment}.{prefix}.{name}"] = _copy(tensor)
@@ -36,13 +39,17 @@ def write_state(
 ) -> None:
     """Puts what `read_state` gave, of any layout of the replicas, into modules and optimizer.
 
+    A parameter of which the state has no moments has had no gradient so far, such as a block's while its head warms up.
+
     Raises:
         LoptError: a tensor is missing, or of another shape or dtype; nothing has been changed then.
     """
-    targets = {f"{prefix}.{name}": t for prefix, module in modules.items() for name, t in module.state_dict().items()}
+    targets = dict(_tensors(modules))
     moments: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
     for prefix, module in modules.items():
         for name, parameter in module.named_parameters() if optimizer is not None and steps_done > 0 else ():
+            if not any(f"{moment}.{prefix}.{name}" in state for moment in _MOMENTS):
+                continue
             moments[parameter] = {m: _tensor(state, f"{m}.{prefix}.{name}") for m in _MOMENTS}
             for moment in ("exp_avg", "exp_avg_sq"):
                 _check(f"{moment}.{prefix}.{name}", moments[parameter][moment], parameter)
@@ -61,6 +68,17 @@ def write_state(
             for parameter, moment in moments.items()
         }
         optimizer.resume(own, steps_done)
+
+
+def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tensor]]:
+    """What is saved of the modules themselves, by name."""
+    for prefix, module in modules.items():
+        tensors = module.state_dict()
+        named = module.named_parameters(remove_duplicate=False)
+        standing = {name for name, parameter in named if not parameter.requires_grad and prefix != _BLOCK}
+        for name, tensor in tensors.items():
+            if name not in standing:
+                yield f"{prefix}.{name}", tensor
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,8 @@ the split does not carry, is refused here instead of being trained wrongly.
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -62,18 +63,9 @@ def check_split(model_class: type[PreTrainedModel], config: PreTrainedConfig, sp
         LoptError: the class does not split exactly (or is not causal); the text says why.
     """
     name = model_class.__name__
-    failure = Exception()
-    # Heads as narrow as most families bear; where one does not (rotary factors listed by dimension), its own width.
-    for widest_head in (32, None):
-        try:
-            anatomy, logits, chained = _whole_and_chained(model_class, miniature_config(config, widest_head), spans)
-            break
-        except LoptError:
-            raise
-        except Exception as error:  # Whatever a class of transformers, or the user's own, may raise.
-            failure = error
-    else:
-        raise LoptError(f"{name} cannot be split: its miniature fails with: {first_line(failure)}") from failure
+    anatomy, logits, chained = _on_miniature(
+        model_class, config, lambda small: _whole_and_chained(model_class, small, spans), f"{name} cannot be split"
+    )
     if not torch.equal(logits, chained):
         difference = (logits - chained).abs().max().item()
         raise LoptError(
@@ -82,6 +74,53 @@ def check_split(model_class: type[PreTrainedModel], config: PreTrainedConfig, sp
             f"states that they get"
         )
     return anatomy
+
+
+def check_sample(model_class: type[PreTrainedModel], config: PreTrainedConfig, anatomy: Anatomy, span: Span) -> None:
+    """Proves on a miniature that layers out of a model give as one block what they give one by one.
+
+    Args:
+        model_class: the whole model's class.
+        config: the whole model's config.
+        anatomy: of the class.
+        span: the layers, and what follows the last one.
+
+    Raises:
+        LoptError: they do not, or do not run at all; the text says why.
+    """
+    reason = f"{model_class.__name__} cannot give {span} to an auxiliary network"
+    singles = [Span(1 + (layer == span.layers[-1]), 3, layer, layer + 1) for layer in span.layers]
+    together, one_by_one = _on_miniature(
+        model_class, config, lambda small: _sampled(model_class, small, anatomy, [[span], singles]), reason
+    )
+    if not torch.equal(together, one_by_one):
+        raise LoptError(f"{reason}: its layers depend on something besides the hidden states that they get")
+
+
+_Result = TypeVar("_Result")
+
+
+def _on_miniature(
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    check: Callable[[PreTrainedConfig], _Result],
+    reason: str,
+) -> _Result:
+    """Runs a check with the config of a miniature.
+
+    Raises:
+        LoptError: it cannot be run; or that of the check.
+    """
+    failure = Exception()
+    # Heads as narrow as most families bear; where one does not (rotary factors listed by dimension), its own width.
+    for widest_head in (32, None):
+        try:
+            return check(miniature_config(config, widest_head))
+        except LoptError:
+            raise
+        except Exception as error:  # Whatever a class of transformers, or the user's own, may raise.
+            failure = error
+    raise LoptError(f"{reason}: its miniature fails with: {first_line(failure)}") from failure
 
 
 def miniature_config(config: PreTrainedConfig, widest_head: int | None = None) -> PreTrainedConfig:
@@ -138,7 +177,17 @@ def _whole_and_chained(
         input_ids[1, TOKENS // 2 :] = 0
         anatomy, logits = _trace(whole, input_ids)
         _check_causal(whole, input_ids, logits)
-        return anatomy, logits, chain(model_class, whole, small, anatomy, spans, input_ids)
+        return anatomy, logits, chain(model_class, whole.state_dict(), small, anatomy, spans, input_ids)
+
+
+def _sampled(
+    model_class: type[PreTrainedModel], small: PreTrainedConfig, anatomy: Anatomy, ways: Sequence[Sequence[Span]]
+) -> list[torch.Tensor]:
+    """The miniature's logits where random hidden states go through each of several chains of later blocks."""
+    with miniature(model_class, small) as whole:
+        received = torch.randn(2, TOKENS, small.hidden_size)
+        state = whole.state_dict()
+        return [chain(model_class, state, small, anatomy, spans, received) for spans in ways]
 
 
 def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[Anatomy, torch.Tensor]:
@@ -199,22 +248,23 @@ def _check_causal(model: PreTrainedModel, input_ids: torch.Tensor, logits: torch
 
 def chain(
     model_class: type[PreTrainedModel],
-    whole: PreTrainedModel,
+    state: Mapping[str, torch.Tensor],
     config: PreTrainedConfig,
     anatomy: Anatomy,
     spans: Sequence[Span],
-    input_ids: torch.Tensor,
+    entering: torch.Tensor,
     position_ids: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Runs the blocks one after another, each built and loaded as in training, and returns the logits."""
-    hidden_states: torch.Tensor | None = None
-    state = whole.state_dict()
+    """Runs the blocks one after another, each built and loaded as in training, and returns the logits.
+
+    What enters is token ids where the first of them is the model's first, else hidden states.
+    """
     for span in spans:
         own = {name: tensor for name, tensor in state.items() if anatomy.owns(span, name)}
         block = block_class(model_class, anatomy, span).from_pretrained(None, config=config, state_dict=own).eval()
-        inputs = input_ids if span.is_first else None
-        output = BlockModel(block, anatomy, span)(inputs, hidden_states, position_ids=position_ids)
-        hidden_states = output.hidden_states
+        name = "input_ids" if span.is_first else "hidden_states"
+        output = BlockModel(block, anatomy, span)(**{name: entering}, position_ids=position_ids)
+        entering = output.hidden_states
     assert output.logits is not None
     return output.logits
 

@@ -3,6 +3,7 @@
 It shares nothing with the package: rows are collated here, the boundary is a detach in a hook, one AdamW has both.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def without_padding(microbatches: Sequence[Any]) -> list[list[Row]]:
 
 def train(
     model_path: str,
-    head_state: Sequence[torch.Tensor],
+    head_state: Sequence[torch.Tensor] | None,
     steps: Sequence[Sequence[Sequence[Row]]],
     *,
     boundary: int | None,
@@ -47,7 +48,8 @@ def train(
 ) -> dict[str, torch.Tensor]:
     """Trains for the given steps (each a list of microbatches of rows), linear decay, no warm-up, no clipping.
 
-    Without a boundary, the whole model learns from the task.
+    Without a boundary, the whole model learns from the task. Without a head's state, the first half learns from the
+    task too, by a copy of the last layer and of what comes after it.
 
     Returns:
         The weights of the whole model.
@@ -55,23 +57,33 @@ def train(
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).train()
     model.config.tie_word_embeddings = False
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    head = Head(model.config.hidden_size)
-    if boundary is not None:
+    head: nn.Module = Head(model.config.hidden_size)
+    standing = model.lm_head.weight.detach().clone()
+    if head_state is None:
+        head = nn.ModuleList([copy.deepcopy(model.model.layers[-1]), copy.deepcopy(model.model.norm)])
+    elif boundary is not None:
         for parameter, value in zip(head.parameters(), head_state, strict=True):
             parameter.data.copy_(value)
-    seen: dict[str, torch.Tensor] = {}
+    seen: dict[str, Any] = {}
 
     def enter_first(_: nn.Module, args: tuple) -> None:
         seen["input"] = args[0].detach()
 
-    def cut(_: nn.Module, args: tuple) -> tuple:
-        seen["middle"] = args[0]
-        return (args[0].detach(), *args[1:])
+    def cut(_: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        seen["middle"], seen["places"] = args[0], kwargs
+        return (args[0].detach(), *args[1:]), kwargs
+
+    def local_loss(labels: list[int]) -> torch.Tensor:
+        if head_state is not None:
+            return weight * (head(seen["middle"]) - seen["input"]).pow(2).mean(-1).sum() / real
+        layer, norm = head
+        logits = norm(layer(seen["middle"], **seen["places"]))[0] @ standing.T
+        return nn.functional.cross_entropy(logits[:-1], torch.tensor(labels[1:]), reduction="sum") / targets
 
     layers = model.model.layers
     if boundary is not None:
         layers[0].register_forward_pre_hook(enter_first)
-        layers[boundary].register_forward_pre_hook(cut)
+        layers[boundary].register_forward_pre_hook(cut, with_kwargs=True)
         first = [*model.model.embed_tokens.parameters(), *layers[:boundary].parameters(), *head.parameters()]
         second = [*layers[boundary:].parameters(), *model.model.norm.parameters(), *model.lm_head.parameters()]
     else:
@@ -96,8 +108,7 @@ def train(
                 logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
                 task = nn.functional.cross_entropy(logits[:-1], torch.tensor(labels[1:]), reduction="sum") / targets
                 if boundary is not None:
-                    error = (head(seen["middle"]) - seen["input"]).pow(2).mean(-1).sum() / real
-                    task = task + weight * error
+                    task = task + local_loss(labels)
                 task.backward()
         adam.step()
         adam.zero_grad()

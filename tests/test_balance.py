@@ -57,8 +57,8 @@ def test_a_stage_that_only_runs_forward_gets_more_layers() -> None:
     assert [span.stop - span.start for span in balance(costs, [1, 1])] == [6, 2]
 
 
-@pytest.mark.parametrize("method", ["lopt", "frozen"])
-def test_layers_of_a_kind_are_timed_once(method: str) -> None:
+@pytest.mark.parametrize("local", ["reconstruction", "next_token", "none", "own_objective:TokenItself"])
+def test_layers_of_a_kind_are_timed_once(local: str) -> None:
     config = tiny_config("qwen3_moe", num_hidden_layers=6, mlp_only_layers=[0, 1, 2, 4])
     model_class = model_class_of(config)
     costs = measure(
@@ -67,7 +67,7 @@ def test_layers_of_a_kind_are_timed_once(method: str) -> None:
         check_split(model_class, config, split_evenly(6, 2)),
         shape=(2, 16),
         accumulation=2,
-        objective=ObjectiveConfig(method=method),  # type: ignore[arg-type]
+        objective=ObjectiveConfig(local_objective=local),
         optim=OptimConfig(),
         stage=StageConfig(),
         device=torch.device("cpu"),
@@ -75,8 +75,8 @@ def test_layers_of_a_kind_are_timed_once(method: str) -> None:
     for layers in (costs.layers, costs.earlier_layers):
         dense, sparse = {layers[number] for number in (0, 1, 2, 4)}, {layers[number] for number in (3, 5)}
         assert len(dense) == len(sparse) == 1 and dense != sparse and min(dense | sparse) > 0
-    assert (costs.earlier_layers == costs.layers) == (method == "lopt")
-    assert (costs.local_head > 0) == (method == "lopt")
+    assert (costs.earlier_layers == costs.layers) == (local != "none")
+    assert (costs.local_head > 0) == (local != "none")
 
 
 def test_auto_says_what_it_chose_and_trains_on_it(tmp_path: Path) -> None:

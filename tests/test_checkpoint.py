@@ -99,6 +99,19 @@ def test_the_weights_end_as_if_nothing_had_happened(
     assert (interrupted / "checkpoint-9").is_dir()
 
 
+def test_an_auxiliary_network_goes_on_too(files: Path, tmp_path: Path) -> None:
+    """From within the warm-up and from after it; from the checkpoint and the pretrained model, which has the head."""
+    given = f"{BATCH} --local_objective next_token --local_head_warmup_steps 4 --train_embeddings false"
+    train(files, tmp_path / "whole", 2, given)
+    checkpoint = tmp_path / "whole" / "out" / "checkpoint-3"
+    first = read_manifest(checkpoint).read_part(0)
+    assert "objective.network.model.model.norm.weight" in first and not any("lm_head" in name for name in first)
+    for step in (3, 6):
+        log, out = tmp_path / f"log-{step}", tmp_path / f"from-{step}"
+        train(files, log, 2, f"{given} --resume_from_checkpoint {checkpoint.with_name(f'checkpoint-{step}')}", out)
+        assert same(out, tmp_path / "whole" / "out")
+
+
 @pytest.mark.parametrize("sharding", ["none", "full"])
 def test_replicas_go_on_from_one_and_one_from_replicas(files: Path, tmp_path: Path, sharding: str) -> None:
     """Within the rounding of float32, since gradients are summed in another order. (Without dropout.)"""
@@ -150,6 +163,8 @@ def test_latest_without_any_begins_at_the_beginning(files: Path, tmp_path: Path)
         ("--model_name_or_path {}/other", "is of another run: the model's config"),
         ("--per_device_train_batch_size 3", "is of another run: the rows of a step is 6, and was 4"),
         ("--seed 7", "is of another run: --seed is 7, and was 42"),
+        ("--method frozen", "is of another run: --local_objective is 'none', and was 'reconstruction'"),
+        ("--method e2e --split 2", "is of another run: --method is 'e2e', and was 'lopt'"),
         ("--max_steps 6", "has done 6 steps, and the run has 6"),
         ("--resume_from_checkpoint {}/nothing", "nothing is no complete checkpoint: it has no manifest.json"),
     ],
@@ -165,7 +180,7 @@ def test_what_a_run_cannot_go_on_from(files: Path, tmp_path: Path, flags: str, e
 
 def test_another_number_of_stages_goes_on_from_the_weights(files: Path, tmp_path: Path) -> None:
     checkpoint = files / "whole" / "out" / "checkpoint-6"
-    rates = "--learning_rate 0 --reconstruction_learning_rate 0 --weight_decay 0"
+    rates = "--learning_rate 0 --local_learning_rate 0 --weight_decay 0"
     log = train(files, tmp_path, 1, f"{BATCH} --num_stages 3 --resume_from_checkpoint {checkpoint} {rates}")
     assert "optimizer state and local heads start anew" in log
     assert "going on with another setting than before: --learning_rate is 0.0, and was 0.001" in log

@@ -21,6 +21,8 @@ from lopt_pp.weights import Checkpoint, load_block
 
 STEPS = 6
 
+WARMUP = ["--local_head_warmup_steps", "3", "--local_head_learning_rate", "3e-3"]
+
 # Name, extra flags, and which stage is made slow by how much per microbatch.
 CASES: dict[str, tuple[list[str], int | None]] = {
     "queue 1": (["--queue_depth", "1"], None),
@@ -32,6 +34,15 @@ CASES: dict[str, tuple[list[str], int | None]] = {
     "dropout": (["--model_name_or_path", "GPT2"], None),
     "4 stages": (["--num_stages", "4"], None),
     "one stage": (["--num_stages", "1"], None),
+    "next token": (["--local_objective", "next_token", *WARMUP], 0),
+    "next token, dropout": (["--local_objective", "next_token", "--model_name_or_path", "GPT2", *WARMUP], None),
+    "next token, bfloat16, 4 stages": (
+        ["--local_objective", "next_token", "--dtype", "bfloat16", "--num_stages", "4", "--train_embeddings", "false"]
+        + ["--gradient_checkpointing", "true", "--gradient_accumulation_steps", "2"],
+        None,
+    ),
+    "own objective": (["--local_objective", "own_objective:TokenItself", "--queue_depth", "7", *WARMUP], 1),
+    "none": (["--local_objective", "none", "--gradient_accumulation_steps", "2"], None),
 }
 
 
@@ -73,9 +84,12 @@ def test_two_processes_equal_one(runs: Path, case: str) -> None:
     together, alone = weights(runs / "2" / case), weights(runs / "1" / case)
     assert together.keys() == alone.keys()
     assert all(torch.equal(together[name], alone[name]) for name in alone)
-    start = weights(runs / ("gpt2" if case == "dropout" else "model"))
+    start = weights(runs / ("gpt2" if "dropout" in case else "model"))
+    assert alone.keys() - start.keys() <= {"lm_head.weight"}, "something that exists only in training was saved"
     moved = [name for name in alone if name in start and not torch.equal(start[name], alone[name])]
-    assert any(".0." in name for name in moved) and any(".3." in name for name in moved)
+    assert any(".0." in name for name in moved) == (case != "none") and any(".3." in name for name in moved)
+    embedding = "transformer.wte.weight" if "dropout" in case else "model.embed_tokens.weight"
+    assert (embedding in moved) == (case not in ("none", "next token, bfloat16, 4 stages"))
 
 
 def test_queue_depth_and_speed_change_nothing(runs: Path) -> None:
@@ -95,16 +109,38 @@ def test_metrics_agree(runs: Path) -> None:
     assert [(step, stage) for step, stage, *_ in losses(2)] == [(s, k) for s in range(1, STEPS + 1) for k in (0, 1)]
 
 
+def test_the_losses_have_their_names(runs: Path) -> None:
+    names = {
+        "next token": "auxiliary_loss",
+        "own objective": "token_loss",
+        "none": None,
+        "queue 1": "reconstruction_loss",
+    }
+    for case, name in names.items():
+        lines = (runs / "2" / case / "metrics.jsonl").read_text().splitlines()
+        for record in map(json.loads, lines):
+            losses = {key for key in record if key.endswith("loss")}
+            assert losses == ({"loss"} if record["stage"] == 1 else {name} - {None})
+        card = (runs / "2" / case / "README.md").read_text()
+        story = {
+            "auxiliary_loss": "auxiliary network",
+            "token_loss": "telling its own tokens",
+            None: "stayed as they were",
+        }
+        assert story.get(name, "reconstruction of its own input") in " ".join(card.split())
+
+
+@pytest.mark.parametrize("objective", ["reconstruction", "next_token"])
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_the_method_in_plain_pytorch_gives_the_same_weights(tmp_path: Path, accumulation: int) -> None:
+def test_the_method_in_plain_pytorch_gives_the_same_weights(tmp_path: Path, accumulation: int, objective: str) -> None:
     steps, seed, epsilon = 20, 5, 1e-6
     model = write_model(tmp_path / "model", tie_word_embeddings=True)
     rows_file = write_rows(tmp_path / "rows.jsonl", number=50)
     # Token by token labels, some rows with a single target: means of means would show.
     flags = f"--model_name_or_path {model} --train_file {rows_file} --output_dir {tmp_path / 'out'} --max_steps {steps}"
     flags += f" --per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation} --learning_rate 1e-3"
-    flags += f" --reconstruction_learning_rate 3e-4 --weight_decay 0.05 --adam_epsilon {epsilon} --max_grad_norm 0"
-    flags += f" --seed {seed} --reconstruction_weight 10"
+    flags += f" --local_learning_rate 3e-4 --weight_decay 0.05 --adam_epsilon {epsilon} --max_grad_norm 0"
+    flags += f" --seed {seed} --reconstruction_weight 10 --local_objective {objective} --auxiliary_layers 1"
     cases = tmp_path / "cases.json"
     cases.write_text(json.dumps([{"name": "method", "flags": flags.split()}]))
     result = run(torchrun(2, str(TESTS / "worker.py"), str(cases)))
@@ -129,7 +165,7 @@ def test_the_method_in_plain_pytorch_gives_the_same_weights(tmp_path: Path, accu
     assert isinstance(head, Reconstruction)
     expected = reference.train(
         str(model),
-        [parameter.detach() for parameter in head.parameters()],
+        [parameter.detach() for parameter in head.parameters()] if objective == "reconstruction" else None,
         plan,
         boundary=2,
         weight=10.0,

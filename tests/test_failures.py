@@ -205,7 +205,7 @@ def test_a_first_stage_loss_that_is_not_finite(inputs: Path, tmp_path: Path) -> 
 def test_a_last_stage_loss_that_is_not_finite(inputs: Path, tmp_path: Path) -> None:
     """Also when the first stage has finished its part by then."""
     given = flags(inputs, tmp_path / "out", "--queue_depth", "50", "--learning_rate", "1e30", steps=4)
-    given += ["--reconstruction_learning_rate", "1e-4"]
+    given += ["--local_learning_rate", "1e-4"]
     with ranks(tmp_path, given, given) as started:
         error = failed(started)
     assert re.search(r"stage 1: the loss of step 2, microbatch 1 is (nan|inf)", error)

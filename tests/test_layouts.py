@@ -15,7 +15,9 @@ from transformers import AutoTokenizer
 
 from lopt_pp.data import DataConfig, DataOrder, load_rows
 
-COMMON = "--learning_rate 1e-3 --reconstruction_learning_rate 3e-4 --adam_epsilon 1e-6 --weight_decay 0.1 --max_steps 8"
+COMMON = "--learning_rate 1e-3 --local_learning_rate 3e-4 --adam_epsilon 1e-6 --weight_decay 0.1 --max_steps 8"
+
+NEXT_TOKEN = "--local_objective next_token --local_head_warmup_steps 3 --train_embeddings false"
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +53,16 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 
 def assert_close(
-    first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], start: dict[str, torch.Tensor]
+    first: dict[str, torch.Tensor],
+    second: dict[str, torch.Tensor],
+    start: dict[str, torch.Tensor],
+    embeddings_stand: bool = False,
 ) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
+        if embeddings_stand and "embed_tokens" in name:
+            assert torch.equal(tensor, start[name]) and torch.equal(second[name], start[name])
+            continue
         moved = (tensor - start.get(name, start["model.embed_tokens.weight"])).abs().max()
         assert moved > 5e-4, f"{name} has hardly moved: the comparison would prove nothing"
         torch.testing.assert_close(
@@ -67,6 +75,7 @@ LAYOUTS = {
     "a stage for each layer": ("--num_stages 4 --gradient_accumulation_steps 2", [2, 4]),
     "cuts by hand": ("--num_stages 3 --split 1,2", [2]),
     "frozen": ("--method frozen --num_stages 3", [3]),
+    "next token, 3 stages": ("--local_objective next_token --local_head_warmup_steps 3 --num_stages 3", [3]),
     "pure_bfloat16": ("--dtype pure_bfloat16", [2]),
     "gradient checkpointing": ("--gradient_checkpointing true", [2]),
 }
@@ -88,6 +97,11 @@ def test_processes_change_nothing(files: Path, tmp_path: Path, name: str) -> Non
         "--num_stages 2 --data_parallel 2",
         "--num_stages 2 --data_parallel 2 --sharding full",
         "--num_stages 3 --data_parallel 2 --pipeline_processes 1 --sharding full",
+        pytest.param(f"--num_stages 2 {NEXT_TOKEN} --data_parallel 2 --pipeline_processes 1", id="next token"),
+        pytest.param(
+            f"--num_stages 2 {NEXT_TOKEN} --data_parallel 2 --pipeline_processes 1 --sharding full",
+            id="next token, sharded",
+        ),
     ],
 )
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -100,9 +114,9 @@ def test_two_replicas_equal_one_on_the_whole_batch(files: Path, tmp_path: Path, 
     )
     processes = 2 if "num_stages 1" in flags or "pipeline_processes 1" in flags else 4
     flags += f" --per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation}"
-    assert_close(train(files, tmp_path / "2", processes, flags), alone, weights(files / "model"))
+    assert_close(train(files, tmp_path / "2", processes, flags), alone, weights(files / "model"), NEXT_TOKEN in flags)
     expected, records = metrics(tmp_path / "1"), metrics(tmp_path / "2")
-    for name in ("loss", "reconstruction_loss", "grad_norm", "num_tokens"):
+    for name in ("loss", "reconstruction_loss", "auxiliary_loss", "grad_norm", "num_tokens"):
         both, alone = ([record.get(name, 0.0) for record in run] for run in (records, expected))
         assert both == pytest.approx(alone, rel=1e-3)
 
@@ -116,6 +130,19 @@ def test_frozen_stages_stand_and_the_last_one_learns(files: Path, tmp_path: Path
     first, last = metrics(tmp_path)[:2]
     assert "reconstruction_loss" not in first and "grad_norm" not in first and first["backward_seconds"] == 0
     assert last["loss"] > 0
+
+
+def test_the_first_steps_are_the_heads_alone(files: Path, tmp_path: Path) -> None:
+    """Where the whole run is warm-up, all blocks but the last are as they were; and so are the stages after them."""
+    start = weights(files / "model")
+    trained = train(files, tmp_path / "1", 2, "--local_head_warmup_steps 8 --local_objective next_token")
+    moved = {name for name, tensor in trained.items() if name in start and not torch.equal(tensor, start[name])}
+    assert moved and all(name.startswith(("model.layers.2", "model.layers.3", "model.norm")) for name in moved)
+    first = [record for record in metrics(tmp_path / "1") if record["stage"] == 0]
+    assert {record["learning_rate"] for record in first} == {0.0} and all(record["grad_norm"] > 0 for record in first)
+    assert first[-1]["auxiliary_loss"] < first[0]["auxiliary_loss"]
+    # What a later stage learns does not depend on what the head of an earlier one has learned meanwhile.
+    assert_same(train(files, tmp_path / "2", 1, "--local_objective none"), trained)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -159,6 +186,7 @@ def test_one_stage_is_ordinary_training(files: Path, tmp_path: Path) -> None:
         ("--gradient_accumulation_steps 4 --num_stages 3 --split 1,2", 3),
         ("--num_stages 2 --data_parallel 2", 4),
         ("--num_stages 2 --data_parallel 2 --pipeline_processes 1 --sharding full", 2),
+        ("--train_embeddings false", 2),
     ],
 )
 def test_end_to_end_is_the_same_in_one_process_and_as_a_pipeline(
@@ -168,8 +196,10 @@ def test_end_to_end_is_the_same_in_one_process_and_as_a_pipeline(
     accumulation = flags.partition("--gradient_accumulation_steps ")[2][:1] or "1"
     # One process holds the whole model, wherever the cuts of others lie.
     alone = f"--method e2e --split 3 --per_device_train_batch_size {size} --gradient_accumulation_steps {accumulation}"
+    embeddings_stand = "train_embeddings" in flags
+    alone += " --train_embeddings false" * embeddings_stand
     expected = train(files, tmp_path / "1", 1, alone)
     trained = train(files, tmp_path / "2", processes, f"--method e2e --per_device_train_batch_size 3 {flags}")
-    assert_close(trained, expected, weights(files / "model"))
+    assert_close(trained, expected, weights(files / "model"), embeddings_stand)
     losses = [[record["loss"] for record in metrics(tmp_path / run) if "loss" in record] for run in ("1", "2")]
     assert len(losses[0]) == 8 and losses[1] == pytest.approx(losses[0], rel=1e-3)

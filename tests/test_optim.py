@@ -55,17 +55,47 @@ def rates_of_transformers(kind: SchedulerType, warmup: int) -> list[float]:
     return seen
 
 
-def test_reconstruction_learns_at_a_tenth_by_default() -> None:
+def test_earlier_stages_learn_at_their_objectives_share_by_default() -> None:
     config = OptimConfig(learning_rate=3e-4)
-    assert config.peak_learning_rate(is_last=True) == 3e-4
-    assert config.peak_learning_rate(is_last=False) == pytest.approx(3e-5)
+    assert config.rates_of_earlier_stage(0.1) == pytest.approx((3e-5, 3e-5))
+    assert config.rates_of_earlier_stage(1.0) == (3e-4, 3e-4)
 
 
 @pytest.mark.parametrize("rate", [3e-4, 0.0])
-def test_reconstruction_rate_as_given(rate: float) -> None:
-    config = OptimConfig(learning_rate=3e-4, reconstruction_learning_rate=rate)
-    assert config.peak_learning_rate(is_last=False) == rate
-    assert config.peak_learning_rate(is_last=True) == 3e-4
+def test_local_rates_as_given(rate: float) -> None:
+    config = OptimConfig(learning_rate=3e-4, local_learning_rate=rate)
+    assert config.rates_of_earlier_stage(0.1) == (rate, rate)
+    config = OptimConfig(learning_rate=3e-4, local_head_learning_rate=rate)
+    assert config.rates_of_earlier_stage(1.0) == (3e-4, rate)
+    config = OptimConfig(learning_rate=3e-4, local_learning_rate=1e-5, local_head_learning_rate=rate)
+    assert config.rates_of_earlier_stage(1.0) == (1e-5, rate)
+
+
+def test_a_head_has_a_rate_of_its_own_on_the_same_schedule() -> None:
+    (matrix, vector), (head, _) = make_parameters(), make_parameters()
+    optimizer = Optimizer([matrix, vector], OptimConfig(weight_decay=0.5), PEAK, STEPS, [head], 10 * PEAK)
+    assert optimizer.learning_rate == PEAK
+    for parameter in (matrix, vector, head):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    torch.testing.assert_close(matrix.detach(), torch.full((3, 4), 2.0 * (1 - PEAK * 0.5)))
+    torch.testing.assert_close(head.detach(), torch.full((3, 4), 2.0 * (1 - 10 * PEAK * 0.5)))
+    assert optimizer.learning_rate == pytest.approx(PEAK * 9 / 10)
+    rates = [group["lr"] for group in optimizer.adamw.param_groups]
+    assert rates == pytest.approx([PEAK * 9 / 10, PEAK * 9 / 10, 10 * PEAK * 9 / 10])
+
+
+def test_what_has_no_gradient_stands() -> None:
+    """A block while its head warms up: no decay, no moments."""
+    (matrix, vector), (head, _) = make_parameters(), make_parameters()
+    matrix.grad = vector.grad = None
+    optimizer = Optimizer([matrix, vector], OptimConfig(weight_decay=0.5), PEAK, STEPS, [head], PEAK)
+    assert head.grad is not None
+    norm = head.grad.norm()
+    assert torch.equal(optimizer.clip(), norm)
+    optimizer.step()
+    assert torch.equal(matrix, torch.full((3, 4), 2.0)) and torch.equal(vector, torch.full((5,), 2.0))
+    assert not optimizer.state_of(matrix) and optimizer.state_of(head)
 
 
 @pytest.mark.parametrize("kind", WORKING)
@@ -161,7 +191,8 @@ def test_frozen_parameters_are_left_alone() -> None:
     ("flag", "value", "expected"),
     [
         ("learning_rate", -1e-5, "at least 0"),
-        ("reconstruction_learning_rate", -1e-5, "at least 0"),
+        ("local_learning_rate", -1e-5, "at least 0"),
+        ("local_head_learning_rate", -1e-5, "at least 0"),
         ("weight_decay", -0.1, "at least 0"),
         ("adam_epsilon", -1e-8, "at least 0"),
         ("max_grad_norm", -1.0, "at least 0"),

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from lopt_pp.data import DataOrder, Microbatch, TokenizedRows
+from lopt_pp.errors import LoptError
 from lopt_pp.objectives import NextToken, ObjectiveConfig, Reconstruction
 from lopt_pp.optim import OptimConfig
 from lopt_pp.split import BlockModel, Span, split_evenly
@@ -319,6 +320,127 @@ def test_bfloat16_keeps_weights_gradients_and_optimizer_in_float32(llama: Path, 
     state = [tensor for entry in stage.optimizer.adamw.state.values() for tensor in entry.values()]
     assert len(state) == 3 * len(parameters(stage))
     assert {tensor.dtype for tensor in state} == {torch.float32}
+
+
+def make_warming_stage(model: Path, objective: ObjectiveConfig, steps: int = 2, **optim: float) -> Stage:
+    block = make_block(model, FIRST)
+    if not objective.train_embeddings:
+        block.hold_embeddings()
+    config = AutoConfig.from_pretrained(model)
+    model_class = model_class_of(config)
+    anatomy = check_split(model_class, config, split_evenly(4, 2))
+    own = local_objective(
+        block, objective, 0, lambda span: load_block(Checkpoint(str(model)), model_class, config, anatomy, span)
+    )
+    optim = {"learning_rate": 1e-2, "weight_decay": 0.1} | optim
+    return Stage(block, own, OptimConfig(**optim), 10, local_head_warmup_steps=steps)  # type: ignore[arg-type]
+
+
+OBJECTIVES = {
+    "reconstruction": ObjectiveConfig(),
+    "next token": ObjectiveConfig(local_objective="next_token"),
+    "own": ObjectiveConfig(local_objective="own_objective:TokenItself"),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_block_stands_while_its_head_warms_up(llama: Path, name: str) -> None:
+    """To the bit, weight decay and moments included; then it learns at the rate of the schedule."""
+    stage = make_warming_stage(llama, OBJECTIVES[name], steps=2)
+    block, head = dict(stage.block.named_parameters()), dict(stage.objective.named_parameters())
+    head = {name: parameter for name, parameter in head.items() if parameter.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in block.items()}
+    rates = []
+    for step in range(4):
+        assert stage.block_learns == (step >= 2)
+        start = {name: parameter.detach().clone() for name, parameter in head.items()}
+        accumulate(stage, microbatches(step=step))
+        assert all((parameter.grad is not None) == (step >= 2) for parameter in block.values())
+        rates.append(stage.step(step)["learning_rate"])
+        assert not any(torch.equal(parameter, start[name]) for name, parameter in head.items())
+        stands = [torch.equal(parameter, before[name]) for name, parameter in block.items()]
+        assert all(stands) if step < 2 else not any(stands)
+    share = stage.objective.rate_share
+    assert rates == pytest.approx([0, 0, 1e-2 * share * 8 / 10, 1e-2 * share * 7 / 10])
+    assert {float(stage.optimizer.state_of(parameter)["step"]) for parameter in block.values()} == {2.0}
+
+
+def test_a_head_warms_up_at_a_rate_of_its_own(llama: Path) -> None:
+    """The first step of Adam moves each number by the rate, or nothing."""
+    rate = 3e-3
+    stage = make_warming_stage(llama, ObjectiveConfig(), local_head_learning_rate=rate, weight_decay=0.0)
+    start = {name: parameter.detach().clone() for name, parameter in stage.objective.named_parameters()}
+    accumulate(stage, microbatches())
+    stage.step(0)
+    for name, parameter in stage.objective.named_parameters():
+        assert (parameter - start[name]).abs().max().item() == pytest.approx(rate, rel=1e-2)
+
+
+def test_an_objective_without_a_head_has_nothing_to_warm_up(llama: Path) -> None:
+    stage = make_warming_stage(llama, ObjectiveConfig(local_objective="own_objective:Small"))
+    assert stage.block_learns
+    accumulate(stage, microbatches())
+    assert stage.step(0)["size_loss"] > 0
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_embeddings_may_stand(llama: Path, name: str) -> None:
+    stage = make_warming_stage(llama, dataclasses.replace(OBJECTIVES[name], train_embeddings=False), steps=0)
+    embedding = stage.block.model.get_input_embeddings().weight
+    before = values(stage)
+    accumulate(stage, microbatches())
+    stage.step(0)
+    after = values(stage)
+    assert [name for name in before if torch.equal(before[name], after[name])] == ["model.model.embed_tokens.weight"]
+    assert embedding.grad is None and not stage.optimizer.state_of(embedding)
+
+
+def test_standing_ends_the_learning(llama: Path) -> None:
+    """Between two steps; what the block gives from then on is what it gave, and it can be saved and gone on from."""
+    stage = make_warming_stage(llama, ObjectiveConfig(), steps=0)
+    accumulate(stage, microbatches())
+    stage.step(0)
+    before = values(stage)
+    stage.stand()
+    [batch] = microbatches(batch_size=4, step=1)
+    output = stage.forward(batch, None)
+    assert not stage.learns and not stage.block_learns and not output.hidden_states.requires_grad
+    assert stage.step(1) == {} and stage.steps_done == 2
+    kept = {name: value for name, value in before.items() if not name.startswith("head.")}
+    assert equal(values(stage), kept)
+
+    state = stage.state()
+    assert not any(name.startswith(("objective.", "exp_avg.")) for name in state)
+    other = make_warming_stage(llama, ObjectiveConfig(), steps=0)
+    other.resume(state, 2)
+    assert not other.learns and other.steps_done == 2 and equal(values(other), kept)
+    assert other.state().keys() == state.keys()
+    assert torch.equal(other.forward(batch, None).hidden_states, output.hidden_states)
+
+
+@pytest.mark.parametrize("done", [1, 3])
+def test_a_stage_goes_on_from_its_state(llama: Path, done: int) -> None:
+    """Within the warm-up, where the block has no moments yet, and after it. Standing copies are not in it."""
+    config = ObjectiveConfig(local_objective="next_token", train_embeddings=False)
+
+    def train(stage: Stage, steps: range) -> dict[str, torch.Tensor]:
+        for step in steps:
+            accumulate(stage, microbatches(step=step))
+            stage.step(step)
+        return stage.state()
+
+    stage = make_warming_stage(llama, config)
+    state = train(stage, range(done))
+    assert "objective.network.model.lm_head.weight" not in state
+    assert "block.model.embed_tokens.weight" in state and "exp_avg.block.model.embed_tokens.weight" not in state
+    assert ("exp_avg.block.model.layers.0.mlp.up_proj.weight" in state) == (done == 3)
+    expected = train(stage, range(done, 5))
+    again = make_warming_stage(llama, config)
+    again.resume(state, done)
+    assert equal(train(again, range(done, 5)), expected)
+    del state["step.objective.network.model.model.norm.weight"]
+    with pytest.raises(LoptError, match="has no tensor step.objective.network.model.model.norm.weight"):
+        make_warming_stage(llama, config).resume(state, done)
 
 
 def test_bfloat16_hidden_states_are_rounded_only_where_they_cross(llama: Path) -> None:

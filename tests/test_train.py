@@ -186,4 +186,4 @@ def test_help_reads_like_documentation(capsys: pytest.CaptureFixture[str]) -> No
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train \\ --model_name_or_path MODEL" in text
-    assert "--reconstruction_learning_rate FLOAT Peak learning rate of the earlier stages" in text
+    assert "--local_learning_rate FLOAT Peak learning rate of the earlier stages" in text

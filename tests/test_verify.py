@@ -7,8 +7,8 @@ from transformers import LlamaForCausalLM, LlamaModel
 from transformers.models.bert import BertConfig
 
 from lopt_pp.errors import LoptError
-from lopt_pp.split import split_evenly
-from lopt_pp.verify import check_split, miniature_config, model_class_of
+from lopt_pp.split import Span, split_evenly
+from lopt_pp.verify import check_sample, check_split, miniature_config, model_class_of
 
 
 class SkipModel(LlamaModel):
@@ -47,6 +47,15 @@ def test_a_connection_across_the_boundary_is_refused() -> None:
         LoptError, match="SkipForCausalLM cannot be split exactly.*layers 0-1, layers 2-3.*besides the hidden"
     ):
         check_split(SkipForCausalLM, config, split_evenly(4, 2))
+
+
+def test_layers_that_depend_on_others_cannot_be_an_auxiliary_network() -> None:
+    """Of the sample, the first layer's output would be added to the input of the last."""
+    config = tiny_config("llama")
+    anatomy = check_split(SkipForCausalLM, config, [Span(0, 1, 0, 4)])
+    check_sample(LlamaForCausalLM, config, anatomy, Span(1, 2, 2, 4, (2, 3)))
+    with pytest.raises(LoptError, match="SkipForCausalLM cannot give layers 0, 3 to an auxiliary network"):
+        check_sample(SkipForCausalLM, config, anatomy, Span(1, 2, 0, 4, (0, 3)))
 
 
 def test_a_module_used_on_both_sides_is_refused() -> None:

@@ -195,7 +195,8 @@ def test_a_job_goes_on_after_its_time_limit_with_the_same_weights(
     hours, minutes, _ = cluster.job(job.number)["RunTime"].split(":")
     cluster.run("scontrol", "update", f"JobId={job.number}", f"TimeLimit={60 * int(hours) + int(minutes) + 2}")
     until(lambda: signal.SIGUSR1 in pending(held), PATIENCE, "Slurm's warning")
-    held.resume()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        held.resume()
     job.until_requeued()
     cluster.run("scontrol", "update", f"JobId={job.number}", "TimeLimit=20")
     step = job.stopped_at(signal.SIGUSR1)
@@ -206,8 +207,11 @@ def test_a_job_goes_on_after_its_time_limit_with_the_same_weights(
 
 
 def pending(process: psutil.Process) -> set[signal.Signals]:
-    """The signals that wait for a held process."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
+    """The signals that wait for a held process; all, where it has gone: Slurm may wake what it warns."""
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return set(signal.Signals)
     mask = 0
     for field in re.findall(r"^(?:SigPnd|ShdPnd):\s+([0-9a-f]+)$", status, re.MULTILINE):
         mask |= int(field, 16)

@@ -1,0 +1,25 @@
+"""What each block learns from: the task on the last block, a local objective on the others.
+
+`base.py` says what an objective is; each stands in a file of its own beside it, and `choice.py` finds the one that the
+flags name.
+"""
+
+from lopt_pp.objectives.auxiliary import AuxiliaryNextToken
+from lopt_pp.objectives.base import Objective, Site
+from lopt_pp.objectives.choice import local_objective_class, make_objective
+from lopt_pp.objectives.config import ObjectiveConfig
+from lopt_pp.objectives.reconstruction import Reconstruction, reconstruction_head
+from lopt_pp.objectives.task import CUDA_LOGITS, NextToken
+
+__all__ = [
+    "CUDA_LOGITS",
+    "AuxiliaryNextToken",
+    "NextToken",
+    "Objective",
+    "ObjectiveConfig",
+    "Reconstruction",
+    "Site",
+    "local_objective_class",
+    "make_objective",
+    "reconstruction_head",
+]

@@ -1,0 +1,48 @@
+"""Next-token learning before the last block: an auxiliary network stands in for the rest of the model."""
+
+import torch
+from torch import nn
+
+from lopt_pp.data import Microbatch, TokenCounts
+from lopt_pp.objectives.base import Objective, Site
+from lopt_pp.objectives.task import NextToken
+from lopt_pp.split import BlockModel, BlockOutput
+
+
+class AuxiliaryNextToken(Objective):
+    """A thinned copy of the rest of the model on the block learns the task, and its gradient goes on into the block.
+
+    The network is made of the pretrained model's own parts: layers at even distances out of those that follow the block
+    (the construction of AugLocal, arXiv 2402.17318), the final norm, and the output head, which stands. It sees what
+    the last stage sees of the task, the same labels at the same places, and nothing of its weights.
+    """
+
+    name = "auxiliary_loss"
+    rate_share = 1.0
+    summary = "the next-token loss of a small auxiliary network that stood on it"
+
+    def __init__(self, site: Site) -> None:
+        super().__init__()
+        depth = site.block.model.config.num_hidden_layers
+        self.network = site.load(site.block.span.sample_after(depth, site.config.auxiliary_layers))
+        head = self.network.model.get_output_embeddings()
+        head.requires_grad_(False)
+        _share_standing(site.block, head)
+        self._task = NextToken()
+
+    def count(self, counts: TokenCounts) -> int:
+        return self._task.count(counts)
+
+    def forward(self, output: BlockOutput, batch: Microbatch) -> torch.Tensor:
+        logits = {"logits_to_keep": batch.target_positions, "leave_logits": True}
+        return self._task(self.network(hidden_states=output.hidden_states, **logits), batch)
+
+
+def _share_standing(block: BlockModel, head: nn.Module) -> None:
+    """Holds the output head and the input embedding once where they are the same (tied) and both of them stand."""
+    embedding = getattr(block.model.get_input_embeddings(), "weight", None)
+    if not isinstance(embedding, nn.Parameter) or embedding.requires_grad:
+        return
+    own = head.get_parameter("weight")
+    if embedding.shape == own.shape and torch.equal(embedding, own):
+        head.weight = embedding

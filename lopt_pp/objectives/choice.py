@@ -1,0 +1,74 @@
+"""Finds the local objective that the flags name, and makes it."""
+
+import importlib
+import inspect
+import operator
+
+from lopt_pp.errors import LoptError, first_line
+from lopt_pp.objectives.auxiliary import AuxiliaryNextToken
+from lopt_pp.objectives.base import Objective, Site
+from lopt_pp.objectives.config import ObjectiveConfig
+from lopt_pp.objectives.reconstruction import Reconstruction
+
+_OWN: dict[str, type[Objective]] = {"reconstruction": Reconstruction, "next_token": AuxiliaryNextToken}
+
+
+def local_objective_class(config: ObjectiveConfig) -> type[Objective] | None:
+    """What the blocks before the last learn from; None where they only run forward.
+
+    Raises:
+        LoptError: `--local_objective` names nothing, or something that is no objective.
+    """
+    if config.local == "none":
+        return None
+    return _OWN.get(config.local) or _import(config.local)
+
+
+def make_objective(kind: type[Objective], site: Site) -> Objective:
+    """Makes an objective for one block.
+
+    Raises:
+        LoptError: its constructor fails.
+    """
+    try:
+        return kind(site)
+    except LoptError:
+        raise
+    except Exception as error:  # Whatever the user's own class may raise.
+        raise LoptError(
+            f"--local_objective {site.config.local}: {kind.__name__}(site) fails for stage {site.block.span.stage} "
+            f"with {_describe(error)}"
+        ) from error
+
+
+def _import(name: str) -> type[Objective]:
+    flag = f"--local_objective {name}"
+    module_name, _, class_name = name.partition(":")
+    if not module_name or not class_name:
+        raise LoptError(f"{flag}: give {', '.join(_OWN)}, none, or an objective of your own as package.module:Class")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # Whatever the user's own module may raise.
+        raise LoptError(f"{flag}: {module_name} cannot be imported: {_describe(error)}") from error
+    try:
+        kind = operator.attrgetter(class_name)(module)
+    except AttributeError as error:
+        raise LoptError(f"{flag}: {module_name} has no {class_name}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Objective)):
+        raise LoptError(f"{flag}: {class_name} is no subclass of lopt_pp.objectives.Objective")
+    if kind.__abstractmethods__:
+        raise LoptError(f"{flag}: {class_name} does not define {', '.join(sorted(kind.__abstractmethods__))}")
+    if not str(getattr(kind, "name", "")).endswith("_loss"):
+        raise LoptError(f"{flag}: {class_name} needs a name that ends in _loss, for logs and metrics")
+    try:
+        inspect.signature(kind).bind(None)
+    except TypeError as error:
+        raise LoptError(
+            f"{flag}: {class_name} is made by {class_name}(site), see lopt_pp.objectives.Site; its constructor takes "
+            f"other arguments ({error})"
+        ) from error
+    return kind
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"

@@ -1,0 +1,77 @@
+"""The flags of the local objectives."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from lopt_pp.errors import LoptError
+from lopt_pp.flags import check_types
+
+_DEFAULT = "reconstruction"
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the blocks learn from."""
+
+    _argument_group_name: ClassVar[str] = "Local objectives"
+
+    method: Literal["lopt", "frozen", "e2e"] = field(
+        default="lopt",
+        metadata={
+            "help": "lopt: the last block learns from the task, every earlier one from its --local_objective. frozen: "
+            "short for --local_objective none, the cheap baseline that local learning must beat. e2e: the whole model "
+            "learns from the task, in one process or as a 1F1B pipeline with one block in each process, for comparison."
+        },
+    )
+    local_objective: str = field(
+        default=_DEFAULT,
+        metadata={
+            "help": "What the blocks before the last learn from. reconstruction: a small head on the block's output "
+            "predicts the block's own input (the paper's). next_token: an auxiliary network on the block learns the "
+            "task from the same labels. none: they only run forward. package.module:Class: an objective of your own."
+        },
+    )
+    reconstruction_weight: float = field(
+        default=10.0,
+        metadata={
+            "help": "Weight of the reconstruction loss (the paper's lambda). Adam makes full-sized steps for any loss, "
+            "so the block's learning rate says far more about how far it moves than this weight does."
+        },
+    )
+    auxiliary_layers: int = field(
+        default=2,
+        metadata={
+            "help": "Layers of the auxiliary network of next_token: copies of pretrained layers, taken at even "
+            "distances from those that follow the block. Copies of the final norm and the output head come after them."
+        },
+    )
+    local_head_warmup_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps at the beginning in which an earlier block stands and only its head, or auxiliary network, "
+            "learns, so that an untrained head does not push pretrained layers about. Later stages train as ever."
+        },
+    )
+    train_embeddings: bool = field(
+        default=True,
+        metadata={"help": "Whether what stands before the first layer (token and position embeddings) is trained."},
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.reconstruction_weight < 0:
+            raise LoptError(f"--reconstruction_weight {self.reconstruction_weight}: at least 0")
+        if self.auxiliary_layers < 1:
+            raise LoptError(f"--auxiliary_layers {self.auxiliary_layers}: at least 1; --local_objective none has none")
+        if self.local_head_warmup_steps < 0:
+            raise LoptError(f"--local_head_warmup_steps {self.local_head_warmup_steps}: at least 0")
+        if self.method != "lopt" and self.local_objective not in (_DEFAULT, "none"):
+            raise LoptError(
+                f"--local_objective {self.local_objective} needs --method lopt; with --method {self.method} no block "
+                f"has a local objective"
+            )
+
+    @property
+    def local(self) -> str:
+        """The local objective that is in force; `none` where the blocks before the last have none."""
+        return self.local_objective if self.method == "lopt" else "none"

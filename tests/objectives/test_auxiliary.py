@@ -1,0 +1,167 @@
+"""The auxiliary network is the rest of the model with layers left out; and what of it learns."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, tiny_config
+from microbatch import VOCABULARY, make_batch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lopt_pp.balance import random_microbatch
+from lopt_pp.objectives import AuxiliaryNextToken, NextToken, ObjectiveConfig, Site
+from lopt_pp.split import BlockModel, BlockOutput, Span, split_at, split_evenly
+from lopt_pp.stage import checkpoint_layers
+from lopt_pp.verify import check_sample, check_split, model_class_of
+from lopt_pp.weights import Checkpoint, load_block
+
+Load = Callable[[Span], BlockModel]
+
+
+def write_model(path: Path, family: str, **changes: Any) -> PreTrainedModel:
+    """A whole model with random weights, none of them at its initial value."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(family, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(path)
+    return model
+
+
+def loader(path: Path, whole: PreTrainedModel, spans: Sequence[Span]) -> Load:
+    """Makes blocks as the trainer does."""
+    config, checkpoint = type(whole.config).from_pretrained(path), Checkpoint(str(path))
+    model_class = model_class_of(config)
+    anatomy = check_split(model_class, config, spans)
+
+    def load(span: Span) -> BlockModel:
+        if span.start == config.num_hidden_layers // 2:
+            check_sample(model_class, config, anatomy, span)
+        return load_block(checkpoint, model_class, config, anatomy, span)
+
+    return load
+
+
+def make_objective(block: BlockModel, load: Load, layers: int = 2) -> AuxiliaryNextToken:
+    return AuxiliaryNextToken(
+        Site(block, ObjectiveConfig(local_objective="next_token", auxiliary_layers=layers), torch.Generator(), load)
+    )
+
+
+def leave_out(whole: PreTrainedModel, layers: str, numbers: Sequence[int]) -> None:
+    """Lets hidden states pass by layers of a whole model."""
+
+    def passing(layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        entered = args[0] if args else kwargs["hidden_states"]
+        return entered if isinstance(output, torch.Tensor) else (entered, *output[1:])
+
+    for number in numbers:
+        whole.get_submodule(layers)[number].register_forward_hook(passing, with_kwargs=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_the_rest_of_the_model_without_some_layers(family: str, tmp_path: Path) -> None:
+    """At every boundary, bit for bit: positions, masks, scales and caps of the family are in their places."""
+    write_model(tmp_path, family)
+    depth = tiny_config(family).num_hidden_layers
+    input_ids = torch.randint(3, 128, (2, 11))
+    load = loader(tmp_path, AutoModelForCausalLM.from_pretrained(tmp_path), split_evenly(depth, 2))
+    for boundary in range(1, depth):
+        whole = AutoModelForCausalLM.from_pretrained(tmp_path)
+        block = load(Span(0, 2, 0, boundary)).eval()
+        network = make_objective(block, load).network.eval()
+        kept = network.span.layers
+        assert len(kept) == min(2, depth - boundary) and kept[-1] == depth - 1 and kept[0] >= boundary
+        leave_out(whole, block._anatomy.layers, [n for n in range(boundary, depth) if n not in kept])
+        with torch.no_grad():
+            expected = whole(input_ids=input_ids, use_cache=False).logits
+            logits = network(hidden_states=block(input_ids).hidden_states).logits
+        assert torch.equal(logits, expected), f"{family} cut at {boundary}"
+
+
+@pytest.mark.parametrize(
+    ("stop", "depth", "number", "layers"),
+    [
+        (15, 30, 2, (22, 29)),
+        (15, 30, 1, (29,)),
+        (15, 30, 3, (19, 24, 29)),
+        (2, 4, 2, (2, 3)),
+        (3, 4, 2, (3,)),
+        (1, 8, 99, (1, 2, 3, 4, 5, 6, 7)),
+    ],
+)
+def test_layers_at_even_distances(stop: int, depth: int, number: int, layers: tuple[int, ...]) -> None:
+    sample = Span(0, 2, 0, stop).sample_after(depth, number)
+    assert sample.layers == layers and sample.is_last and not sample.is_first
+    assert str(sample) == f"layers {', '.join(map(str, layers))}"
+
+
+@pytest.fixture(params=["llama", "gemma2"])
+def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[BlockModel, AuxiliaryNextToken]:
+    """The block and the objective of the first of two stages; one family has a plain output head."""
+    whole = write_model(tmp_path, request.param)
+    spans = split_at([2], whole.config.num_hidden_layers)
+    load = loader(tmp_path, whole, spans)
+    block = load(spans[0])
+    return block, make_objective(block, load)
+
+
+def test_the_loss_is_that_of_the_task_on_what_the_network_gives(
+    trained: tuple[BlockModel, AuxiliaryNextToken],
+) -> None:
+    block, objective = trained
+    batch = make_batch()
+    assert objective.count(batch) == batch.num_targets
+    output = block(batch.input_ids)
+    loss = objective(output, batch)
+    logits = objective.network(hidden_states=output.hidden_states).logits[:, batch.target_positions]
+    assert logits.shape[-1] > VOCABULARY
+    expected = NextToken()(BlockOutput(output.inputs, output.hidden_states, logits), batch)
+    torch.testing.assert_close(loss, expected)
+    of = [output.hidden_states, *block.parameters(), *(p for p in objective.parameters() if p.requires_grad)]
+    first = torch.autograd.grad(loss, of, retain_graph=True)
+    torch.testing.assert_close(first, torch.autograd.grad(expected, of), rtol=1e-3, atol=1e-5)
+    assert all(gradient.any() for gradient in first)
+
+
+def test_the_output_head_stands_and_the_rest_learns(trained: tuple[BlockModel, AuxiliaryNextToken]) -> None:
+    _, objective = trained
+    standing = [name for name, parameter in objective.named_parameters() if not parameter.requires_grad]
+    assert standing == ["network.model.lm_head.weight"]
+    names = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
+    assert any(".norm." in name for name in names) and any(".layers.3." in name for name in names)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_standing_embedding_is_held_once_where_it_is_tied(tmp_path: Path, tied: bool, stands: bool) -> None:
+    whole = write_model(tmp_path, "llama", tie_word_embeddings=tied)
+    load = loader(tmp_path, whole, split_at([2], 4))
+    block = load(Span(0, 2, 0, 2))
+    if stands:
+        block.hold_embeddings()
+    embedding = block.model.get_input_embeddings().weight
+    assert embedding.requires_grad != stands
+    head = make_objective(block, load).network.model.get_output_embeddings().weight
+    assert (head is embedding) == (tied and stands)
+    assert torch.equal(head, embedding) == tied and not head.requires_grad
+
+
+def test_checkpointing_its_layers_changes_no_gradient(trained: tuple[BlockModel, AuxiliaryNextToken]) -> None:
+
+    block, objective = trained
+    batch = random_microbatch((2, 9), 40, torch.device("cpu"))
+    received = block(batch.input_ids).hidden_states.detach().requires_grad_()
+    of = [received, *(p for p in objective.parameters() if p.requires_grad)]
+    objective.train()
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(objective(BlockOutput(received.detach(), received, None), batch), of)
+
+    plain = gradients()
+    checkpoint_layers(objective.network.model)
+    assert all(torch.equal(first, second) for first, second in zip(plain, gradients(), strict=True))

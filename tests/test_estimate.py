@@ -1,0 +1,232 @@
+"""What a plan says of a process is what the real stages, loss, optimizer and loop take."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, Literal
+
+import pytest
+import torch
+from families import FAMILIES, tiny_config
+from launching import TESTS
+from transformers import LlamaModel
+
+from lopt_pp.balance import balance, random_block
+from lopt_pp.data import DataOrder
+from lopt_pp.end_to_end import EndToEndPipeline
+from lopt_pp.errors import LoptError
+from lopt_pp.estimate import Model
+from lopt_pp.meter import Meter
+from lopt_pp.needs import Load, Needs
+from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.split import Span, split_at, split_evenly
+from lopt_pp.stage import Stage, StageConfig, local_objective
+from lopt_pp.stream import LocalStream, Receiver, Sender
+from lopt_pp.trainer import train
+
+sys.path.insert(0, str(TESTS.parent / "benchmarks"))
+from held import SavedTensors  # noqa: E402
+from shapes import random_rows  # noqa: E402
+
+CPU = torch.device("cpu")
+ROWS, TOKENS = 2, 96
+FROZEN = ObjectiveConfig(method="frozen")
+
+
+def load(accumulation: int = 2, **others: Any) -> Load:
+    return Load(ROWS, TOKENS, accumulation, device=CPU, **others)
+
+
+def small_model(family: str = "llama", **changes: Any) -> Model:
+    return Model(tiny_config(family, **{"vocab_size": 1024, **changes}), None)
+
+
+def real_stages(model: Model, spans: Sequence[Span], given: Load) -> list[Stage]:
+    torch.manual_seed(0)
+    stages = []
+    for span in spans:
+        block = random_block(model.model_class, model.config, model.anatomy, span)
+        objective = local_objective(block, given.objective, seed=0)
+        stages.append(Stage(block, objective, given.optim, 10**6, config=given.stage))
+    return stages
+
+
+class Feed:
+    """The ends of a boundary to another process: gives messages made before, and lets go of what it is sent."""
+
+    def __init__(self, message: torch.Tensor) -> None:
+        self._message = message
+
+    def receive(self) -> torch.Tensor:
+        return self._message
+
+    def send(self, hidden_states: torch.Tensor) -> None:
+        self._message = hidden_states
+
+    def close(self) -> None:
+        pass
+
+
+def order_of(model: Model, given: Load, steps: int) -> DataOrder:
+    return DataOrder(
+        random_rows(model.config.vocab_size, given.tokens, given.rows * given.accumulation * steps),
+        per_device_train_batch_size=given.rows,
+        gradient_accumulation_steps=given.accumulation,
+        shuffle=False,
+        seed=0,
+        pad_token_id=0,
+    )
+
+
+def run(stages: Sequence[Stage], model: Model, given: Load, steps: range, order: DataOrder) -> None:
+    """Trains by the real loop."""
+    receivers: dict[int, Receiver] = {}
+    senders: dict[int, Sender] = {}
+    for before, after in pairwise(stages):
+        senders[before.index] = receivers[after.index] = LocalStream()
+    shape = given.rows, given.tokens, model.config.hidden_size
+    if not stages[0].block.span.is_first:
+        receivers[stages[0].index] = Feed(torch.zeros(shape, dtype=given.stage.compute_dtype))
+    if not stages[-1].block.span.is_last:
+        senders[stages[-1].index] = Feed(torch.zeros(()))
+    train(stages, receivers, senders, order, steps, lambda record: None)
+
+
+def real_peak(model: Model, spans: Sequence[Span], given: Load) -> Meter:
+    """Counts a step after the first one, on real tensors."""
+    stages, order = real_stages(model, spans, given), order_of(model, given, steps=2)
+    run(stages, model, given, range(1), order)
+    meter = Meter()
+    for stage in stages:
+        meter.note([*stage.block.parameters(), *stage.block.buffers()], "weights")
+        if stage.objective is not None:
+            meter.note(list(stage.objective.parameters()), "weights")
+        if stage.optimizer is not None:
+            meter.note(list(stage.optimizer.adamw.state.values()), "optimizer")
+            for parameter in stage.optimizer.parameters:
+                parameter.register_post_accumulate_grad_hook(lambda own: meter.note(own.grad, "gradients"))
+    with meter:
+        run(stages, model, given, range(1, 2), order)
+    return meter
+
+
+def check(needs: Needs, meter: Meter) -> None:
+    memory = needs.memory
+    assert (memory.weights, memory.optimizer) == (meter.peak["weights"], meter.peak["optimizer"])
+    # The real loop has the tokens of all microbatches, and a feed instead of a queue.
+    assert memory.gradients == pytest.approx(meter.peak["gradients"], rel=0.02)
+    assert memory.activations == pytest.approx(meter.peak["activations"], rel=0.03)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_parameters_are_those_of_the_blocks(family: str) -> None:
+    model = small_model(family)
+    spans = split_evenly(model.depth, 2)
+    whole = sum(model.process([span], load()).parameters for span in spans)
+    stages = real_stages(model, spans, load())
+    assert whole == sum(
+        parameter.numel()
+        for stage in stages
+        for parameter in [*stage.block.parameters(), *stage.objective.parameters()]
+    )
+    assert whole == model.process(spans, load()).parameters
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "pure_bfloat16"])
+@pytest.mark.parametrize("stages", [[0], [1], [2], [0, 1, 2]], ids=str)
+def test_memory_is_that_of_the_real_loop(stages: list[int], dtype: Any, accumulation: int) -> None:
+    model, given = small_model(num_hidden_layers=6), load(accumulation, stage=StageConfig(dtype=dtype))
+    spans = [split_evenly(6, 3)[stage] for stage in stages]
+    check(model.process(spans, given), real_peak(model, spans, given))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_memory_of_each_family_is_that_of_the_real_loop(family: str) -> None:
+    model = small_model(family)
+    spans = split_evenly(model.depth, 2)
+    check(model.process(spans, load()), real_peak(model, spans, load()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+@pytest.mark.parametrize("method", ["lopt", "frozen"])
+def test_checkpointing_and_methods(family: str, method: Literal["lopt", "frozen"]) -> None:
+    model = small_model(family)
+    given = load(stage=StageConfig(gradient_checkpointing=True), objective=ObjectiveConfig(method=method))
+    for spans in ([split_evenly(model.depth, 2)[0]], split_evenly(model.depth, 2), split_evenly(model.depth, 1)):
+        check(model.process(spans, given), real_peak(model, spans, given))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen3"])
+def test_what_is_kept_is_what_autograd_saves(family: str) -> None:
+    model, given = small_model(family, num_hidden_layers=8), load()
+    span = split_evenly(8, 2)[0]
+    (stage,) = real_stages(model, [span], given)
+    with SavedTensors([*stage.block.parameters(), *stage.objective.parameters()]) as saved:
+        run([stage], model, given, range(1), order_of(model, given, steps=1))
+    # Alive besides are what leaves the stage, and the tokens.
+    needs = model.process([span], given)
+    assert saved.peak <= needs.kept <= 1.05 * saved.peak
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 5])
+def test_1f1b_holds_as_many_microbatches_as_are_under_way(accumulation: int) -> None:
+    model, given = small_model(num_hidden_layers=8), load(accumulation)
+    spans = split_evenly(8, 4)
+    kept = [model.pipeline_process(span, given).kept for span in spans]
+    alone = [model.pipeline_process(span, replace(given, accumulation=1)).kept for span in spans]
+    # PyTorch's 1F1B refuses fewer microbatches than stages; GPipe, which stands in, has all of them under way.
+    under_way = [accumulation] * 4 if accumulation < 4 else [4, 3, 2, 1]
+    assert [most / one for most, one in zip(kept, alone, strict=True)] == pytest.approx(under_way, rel=0.1)
+    message = ROWS * TOKENS * 64 * 4
+    queues = [model.pipeline_process(span, given).memory.queue for span in spans]
+    assert queues == [(accumulation - 1) * sides * message for sides in (1, 2, 2, 1)]
+
+
+def test_end_to_end_in_one_process_is_a_pipeline_of_one_block() -> None:
+    model, given = small_model(), load()
+    (span,) = split_evenly(model.depth, 1)
+    block = random_block(model.model_class, model.config, model.anatomy, span)
+    pipeline = EndToEndPipeline([block], None, config=given.stage)
+    order = order_of(model, given, steps=1)
+    meter = Meter()
+    with meter:
+        pipeline.step(order.microbatches(0), order.counts(0).num_targets)
+    by_plan = model.pipeline_process(span, given).operations, model.process([span], given).operations
+    assert by_plan[0] == by_plan[1] == meter.operations // 2
+
+
+def test_operations_of_parts_add_up_to_those_of_stages() -> None:
+    model, given = small_model("qwen3_moe", num_hidden_layers=6, mlp_only_layers=[0, 3]), load()
+    costs = model.costs(given)
+    for spans in (split_at([2, 5], 6), split_evenly(6, 1)):
+        for span in spans:
+            assert costs.of(span.start, span.stop, int(not span.is_last)) == model.process([span], given).operations
+    frozen = model.costs(replace(given, objective=FROZEN))
+    assert frozen.local_head == 0 and sum(frozen.earlier_layers) < 0.5 * sum(frozen.layers)
+    assert len(balance(costs, [1, 1])) == 2
+
+
+def test_replicas_have_room_for_all_gradients_and_shards_have_their_share() -> None:
+    model, span = small_model(), split_evenly(4, 2)[1]
+    alone, copies, shards = (
+        model.process([span], load(1, replicas=replicas, sharding=sharding)).memory
+        for replicas, sharding in ((1, "none"), (2, "none"), (4, "full"))
+    )
+    assert alone.gradients < copies.gradients == copies.weights
+    assert shards.weights == -(-copies.weights // 4) and shards.optimizer == -(-copies.optimizer // 4)
+    assert copies.gathered == 0 < shards.gathered
+
+
+def test_a_model_that_looks_at_numbers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_model()
+    forward = LlamaModel.forward
+
+    def curious(self: LlamaModel, *args: Any, inputs_embeds: torch.Tensor, **kwargs: Any) -> Any:
+        assert inputs_embeds.sum() > 0
+        return forward(self, *args, inputs_embeds=inputs_embeds, **kwargs)
+
+    monkeypatch.setattr(LlamaModel, "forward", curious)
+    with pytest.raises(LoptError, match="LlamaForCausalLM cannot be planned: on tensors without memory it fails with"):
+        model.process([split_evenly(4, 2)[1]], load())
