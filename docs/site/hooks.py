@@ -35,7 +35,8 @@ FLAGS_PAGE = "reference/flags.md"
 _LINK_OUT = re.compile(r"\]\((?:\.\./)+([^)#\s]+)(?:#[^)\s]*)?\)")
 """A link to a file of the repository outside of docs/, from a page that stands in docs/ itself."""
 
-_FLAG_OR_SKIPPED = re.compile(r"<(a|h[1-6]|pre)\b.*?</\1>|<code>(--([a-z_]+)[^<]*)</code>", re.DOTALL)
+_FLAG_OR_SKIPPED = re.compile(r"<(a|h[1-6]|pre)\b.*?</\1>|<code>(--([a-z0-9_-]+)(?: [^ <]+)?)</code>", re.DOTALL)
+"""A flag, with a value or without; or what is left as it is."""
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -84,16 +85,17 @@ def _is_in_docs_itself(file: File) -> bool:
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links each flag that a page names to its place in the reference."""
+    """Marks each flag that a page names, and links ours to their places in the reference."""
     target = files.get_file_from_path(FLAGS_PAGE)
     if target is None or page.file == target:
         return html
     url = target.url_relative_to(page.file)
 
     def linked(match: re.Match[str]) -> str:
-        if match[3] not in FLAGS:
+        if match[2] is None:
             return match[0]
-        return f'<a href="{url}#{match[3]}"><code>{match[2]}</code></a>'
+        code = f'<code class="flag">{match[2]}</code>'
+        return f'<a href="{url}#{match[3]}">{code}</a>' if match[3] in FLAGS else code
 
     return _FLAG_OR_SKIPPED.sub(linked, html)
 
