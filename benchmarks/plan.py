@@ -1,6 +1,6 @@
 """What `lopt-pp plan` says a process holds, and what it holds in a run of the whole program.
 
-    python benchmarks/plan.py [--models llama qwen3 gpt_neox] [--output plan.json]
+    python benchmarks/plan.py [--models llama qwen3 gpt_neox] [--thorough] [--output plan.json]
 
 Models of about 100 to 200 million parameters with random weights are trained by `lopt_pp.train` on the CPU: as two
 stages in two processes and in one, end to end in one process and as a 1F1B pipeline of two. Columns, in MiB:
@@ -105,15 +105,17 @@ class Case:
         return f"LoPT-PP, {processes}"
 
 
-def cases(model: str) -> Iterator[Case]:
-    """Every layout; and of the first, what changes the activations."""
-    for accumulation in (1, 4):
-        yield Case(model, "lopt", 2, accumulation)
-    yield Case(model, "lopt", 1, 2)
+def cases(model: str, thorough: bool) -> Iterator[Case]:
+    """Every layout; if thorough, also what changes the activations."""
+    yield Case(model, "lopt", 2, 2)
+    yield Case(model, "lopt", 1, 1)
     yield Case(model, "e2e", 1, 2)
-    yield Case(model, "e2e", 2, 4)
-    yield Case(model, "lopt", 2, 2, gradient_checkpointing=True)
-    yield Case(model, "lopt", 2, 2, dtype="bfloat16")
+    yield Case(model, "e2e", 2, 3)
+    if thorough:
+        yield Case(model, "lopt", 2, 1)
+        yield Case(model, "lopt", 2, 8)
+        yield Case(model, "lopt", 2, 2, gradient_checkpointing=True)
+        yield Case(model, "lopt", 2, 2, dtype="bfloat16")
 
 
 def python(*arguments: str) -> str:
@@ -211,7 +213,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rows", type=int, default=2, help="of a microbatch (default: %(default)s)")
-    parser.add_argument("--max_length", type=int, default=512, help="tokens of a row (default: %(default)s)")
+    parser.add_argument("--max_length", type=int, default=256, help="tokens of a row (default: %(default)s)")
+    parser.add_argument("--thorough", action="store_true", help="more microbatches, checkpointing, bfloat16")
     parser.add_argument("--output", type=Path, default=Path("plan.json"), help="(default: %(default)s)")
     flags = parser.parse_args()
 
@@ -223,7 +226,7 @@ def main() -> None:
             folder, config = Path(scratch), config_of(name)
             model = write_model(folder / "model", config)
             rows = write_rows(folder / "rows.jsonl", config.vocab_size, flags.max_length, 16 * flags.rows)
-            for number, case in enumerate(cases(name)):
+            for number, case in enumerate(cases(name, flags.thorough)):
                 entries += compare(case, model, rows, flags, folder / str(number), imports)
                 print("\n".join(table(entries)[-case.processes :]), file=sys.stderr, flush=True)
     print("\n".join(table(entries)))

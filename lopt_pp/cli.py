@@ -16,9 +16,18 @@ commands:
   export   make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
   plan     say what a run will need, from the config alone: lopt-pp plan MODEL_OR_CONFIG FLAGS
   submit   put a run into the queue of a Slurm cluster: lopt-pp submit run.yaml --nodes 2 --gpus-per-node 4
+  report   make a page on a run, with curves, timeline and advice: lopt-pp report OUTPUT_DIR
+  compare  make a page that overlays several runs: lopt-pp compare OUTPUT_DIR OUTPUT_DIR ...
 """
 
-_COMMANDS = ("train", "export", "plan", "submit")
+_MODULES = {
+    "train": "lopt_pp.train",
+    "export": "lopt_pp.export",
+    "plan": "lopt_pp.plan",
+    "submit": "lopt_pp.submit",
+    "report": "lopt_pp.insight.report",
+    "compare": "lopt_pp.insight.compare",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,11 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         usage="lopt-pp COMMAND FLAGS",
     )
     parser.add_argument("--version", action="version", version=version("lopt-pp"))
-    parser.add_argument("command", choices=_COMMANDS, help=argparse.SUPPRESS)
+    parser.add_argument("command", choices=_MODULES, help=argparse.SUPPRESS)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = parser.parse_args(arguments[:1]).command
     # Late, so that --help does not wait for torch.
-    return importlib.import_module(f"lopt_pp.{command}").main(arguments[1:])
+    return importlib.import_module(_MODULES[command]).main(arguments[1:])
 
 
 if __name__ == "__main__":

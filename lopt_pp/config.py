@@ -18,6 +18,7 @@ from lopt_pp.checkpoint import CheckpointConfig
 from lopt_pp.data import DataConfig
 from lopt_pp.errors import LoptError, first_line, shown
 from lopt_pp.flags import check_types
+from lopt_pp.insight.config import ReportConfig
 from lopt_pp.model import ModelConfig
 from lopt_pp.objectives import ObjectiveConfig, local_objective_class
 from lopt_pp.optim import OptimConfig
@@ -86,6 +87,7 @@ class Config:
     optim: OptimConfig
     stage: StageConfig
     checkpoint: CheckpointConfig
+    report: ReportConfig
     run: RunConfig
 
     def __post_init__(self) -> None:

@@ -15,6 +15,7 @@ from lopt_pp.replicas import Replicas
 from lopt_pp.split import BlockModel
 from lopt_pp.stage import NotFiniteError, StageConfig, check_norm
 from lopt_pp.state import read_state, write_state
+from lopt_pp.trainer import token_counts
 
 
 class EndToEndStage:
@@ -103,10 +104,9 @@ class EndToEndStage:
                 loss = self._pipeline.step(batches, order.counts(step).num_targets)
             with clock("optimizer"):
                 record = self._step(step, loss)
-            tokens = sum(batch.num_tokens for batch in batches)
             record |= clock.read()
-            record |= {"step": step + 1, "stage": self.index, "epoch": order.epoch(step), "num_tokens": tokens}
-            record["peak_memory_bytes"] = peak_memory(self.device)
+            record |= {"step": step + 1, "stage": self.index, "epoch": order.epoch(step)}
+            record |= token_counts(batches) | {"peak_memory_bytes": peak_memory(self.device)}
             report(record)
             after_step(step + 1)
 

@@ -102,10 +102,10 @@ class Model:
 
     def _local_learning(self, spans: Sequence[Span], load: Load) -> Needs:
         meter, kept = Meter(load.memory_multiple), 0
+        blocks = [self._block(span) for span in spans]
         with fake_tensors(load.device):
             stages = []
-            for span in spans:
-                block = self._block(span)
+            for block in blocks:
                 objective = local_objective(block, load.objective, seed=0)
                 modules = [block] if objective is None else [block, objective]
                 _place(modules, load, meter)
@@ -149,9 +149,8 @@ class Model:
         return replace(max(moments, key=lambda needs: needs.memory.total), kept=moments[0].kept)
 
     def _one_f_one_b(self, span: Span, load: Load, under_way: int, finds_gradients: bool) -> Needs:
-        meter = Meter(load.memory_multiple)
+        meter, block = Meter(load.memory_multiple), self._block(span)
         with fake_tensors(load.device):
-            block = self._block(span)
             _place([block], load, meter)
             module = PipelineModule(prepare_block(block, load.stage, _CPU), load.stage, 0, splits_backward=False)
             optimizer = Optimizer(block.parameters(), load.optim, 0.0, 1)

@@ -7,7 +7,16 @@ from transformers import PreTrainedConfig
 from lopt_pp.config import Config
 from lopt_pp.data import Rows
 
-_MAY_DIFFER = ("model_name_or_path", "train_file", "output_dir", "overwrite_output_dir", "logging_steps")
+_MAY_DIFFER = (
+    "model_name_or_path",
+    "train_file",
+    "output_dir",
+    "overwrite_output_dir",
+    "logging_steps",
+    "report_to",
+    "logging_dir",
+    "run_name",
+)
 """Between processes: paths of machines, of which what they hold is compared, and what changes no result."""
 
 

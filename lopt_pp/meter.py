@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from torch._library.custom_ops import OPDEFS
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -81,7 +82,10 @@ class Meter(TorchDispatchMode):
         if (inside := _implementation(function)) is not None:
             with self:
                 return inside(*args, **kwargs)
-        if function is aten.index.Tensor and (shape := _shape_of_masked(*args)) is not None:
+        if (
+            isinstance(args[0] if args else None, FakeTensor)
+            and (shape := _fake_shape(function, *args, **kwargs)) is not None
+        ):
             result = args[0].new_empty(shape)
         else:
             result = function(*args, **kwargs)
@@ -97,12 +101,25 @@ def _implementation(function: Any) -> Callable[..., Any] | None:
     return None if definition is None else definition._init_fn
 
 
-def _shape_of_masked(tensor: torch.Tensor, indices: Sequence[torch.Tensor | None]) -> tuple[int, ...] | None:
-    """The shape of what a mask chooses, if all of it is true: fake tensors know no better, and the rows are full."""
-    first, *others = indices
-    if first is None or first.dtype != torch.bool or others:
-        return None
-    return (first.numel(), *tensor.shape[first.ndim :])
+def _fake_shape(function: Any, *args: Any, **kwargs: Any) -> tuple[int, ...] | None:
+    """The shape of a result that fake tensors are at a loss about; None of any other.
+
+    Of what a mask chooses, as if all of it were true: the rows are full. Of products of experts in 32 bits, which only
+    real tensors have.
+    """
+    if function is aten.index.Tensor:
+        first, *others = args[1]
+        if first is None or first.dtype != torch.bool or others:
+            return None
+        return (first.numel(), *args[0].shape[first.ndim :])
+    if function._overloadpacket is _GROUPED and args[0].dtype == torch.float32:
+        left, right = args[:2]
+        if left.ndim == right.ndim == 2:
+            return len(kwargs.get("offs", args[2] if len(args) > 2 else ())), len(left), right.shape[1]
+        return (
+            (*left.shape[:-1], right.shape[-1]) if left.ndim < 3 or right.ndim == 3 else (left.shape[1], right.shape[1])
+        )
+    return None
 
 
 def _operations(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
@@ -111,7 +128,7 @@ def _operations(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], r
         return _attention(function, args, kwargs, is_backward=_ATTENTION[packet])
     if packet is _GROUPED:
         return _grouped(*args[:2])
-    formula = flop_registry.get(packet)
+    formula = flop_registry.get(_IN_PLACE.get(packet, packet))
     return 0 if formula is None else formula(*args, **kwargs, out_val=result)
 
 
@@ -126,6 +143,9 @@ _ATTENTION = {
     for suffix, is_backward in (("", False), ("_backward", True))
 }
 """Fused kernels, with whether they are of a backward."""
+
+_IN_PLACE = {aten.addmm_: aten.addmm, aten.baddbmm_: aten.baddbmm}
+"""Products that have no formula of their own."""
 
 _GROUPED = getattr(aten, "_grouped_mm", None)
 """The products of several experts at once."""

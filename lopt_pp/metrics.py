@@ -3,43 +3,56 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
-PHASES = ("wait_receive", "forward", "backward", "optimizer", "wait_send", "schedule")
+PHASES = ("wait_receive", "forward", "backward", "optimizer", "wait_send", "schedule", "probe")
 """What a stage does in a step: waits for hidden states, runs its block and its loss forward, runs backward, steps its
-optimizer, waits until it may send. End to end across processes, PyTorch's schedule does all but the optimizer, waits
-included. What is left of a step's wall time goes to data and bookkeeping."""
+optimizer, waits until it may send, and now and then measures its boundary's drift. End to end across processes,
+PyTorch's schedule does all but the optimizer, waits included. What is left of a step's wall time goes to data and
+bookkeeping."""
 
 COMPUTE_PHASES = ("forward", "backward", "optimizer")
 
 
-Record = dict[str, float]
-"""What a stage reports of a step, by name."""
+Record = dict[str, Any]
+"""What a stage reports of a step, by name: numbers, and its `intervals`."""
+
+Interval = tuple[str, float, float]
+"""A phase, with the seconds at which it began and ended."""
 
 
 class StageClock:
-    """Adds up the seconds that a stage spends in each phase of a step.
+    """Times each phase of a stage's steps.
 
     On a GPU the phases are timed by CUDA events on the current stream, so that timing never waits for the device; they
-    are read when the step is over.
+    are read when the step is over. One event whose moment on the wall is known joins them to the host's clock, to some
+    tens of microseconds.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._intervals: list[Interval] = []
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-        self._begun = time.perf_counter()
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        if self._on_gpu:
+            self._anchor = torch.cuda.Event(enable_timing=True)
+            self._anchor.record()
+            self._anchor.synchronize()
+        self._intervals, self._events, self._begun = [], [], time.perf_counter()
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
         if not self._on_gpu:
             start = time.perf_counter()
             yield
-            self._seconds[phase] += time.perf_counter() - start
+            self._intervals.append((phase, start, time.perf_counter()))
             return
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         first.record()
@@ -47,17 +60,41 @@ class StageClock:
         last.record()
         self._events.append((phase, first, last))
 
-    def read(self) -> dict[str, float]:
-        """The seconds of each phase, and of the whole step on the wall, since the last call; `*_seconds` by name."""
+    def read(self) -> Record:
+        """Of the time since the last call: the seconds of each phase and of all on the wall, and every interval.
+
+        Returns:
+            `*_seconds` by name, and `intervals`, in seconds of `time.perf_counter`.
+        """
         if self._events:
             self._events[-1][2].synchronize()
-        for phase, first, last in self._events:
-            self._seconds[phase] += first.elapsed_time(last) / 1000
-        now = time.perf_counter()
-        record = {f"{phase}_seconds": seconds for phase, seconds in self._seconds.items()}
-        record["step_seconds"] = now - self._begun
-        self._seconds, self._events, self._begun = dict.fromkeys(PHASES, 0.0), [], now
+        for phase, *ends in self._events:
+            begin, end = (self._begun + self._anchor.elapsed_time(event) / 1000 for event in ends)
+            self._intervals.append((phase, begin, end))
+        seconds = dict.fromkeys(PHASES, 0.0)
+        for phase, begin, end in self._intervals:
+            seconds[phase] += end - begin
+        record: Record = {f"{phase}_seconds": value for phase, value in seconds.items()}
+        record["intervals"], begun = self._intervals, self._begun
+        self._begin_step()
+        record["step_seconds"] = self._begun - begun
         return record
+
+
+def shares(record: Mapping[str, float]) -> dict[str, float]:
+    """The shares of wall time that a stage spent computing and waiting, by name.
+
+    Args:
+        record: `*_seconds` by name, of a step or summed over several.
+    """
+    wall = record["step_seconds"]
+    if schedule := record.get("schedule_seconds", 0.0):
+        return {"in the 1F1B schedule": schedule / wall, "optimizer": record["optimizer_seconds"] / wall}
+    return {
+        "computing": sum(record[f"{phase}_seconds"] for phase in COMPUTE_PHASES) / wall,
+        "waiting to receive": record["wait_receive_seconds"] / wall,
+        "waiting to send": record["wait_send_seconds"] / wall,
+    }
 
 
 def peak_memory(device: torch.device) -> int:

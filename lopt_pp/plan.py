@@ -96,7 +96,8 @@ def plan(
     topology = layout.topology  # Complains early.
     config = load_model_config(model_flags)
     model = Model(config, _cut_by_hand(pipeline, config), model_flags.trust_remote_code)
-    spans, balanced = layout.spans(model), layout.balanced(model)
+    spans = layout.spans(model)
+    balanced = layout.balanced(model) if len(spans) > 1 else spans
     processes = layout.processes(model)
     memory = None if flags.gpu_memory is None else flags.gpu_memory * GIB
     single = Span(0, 1, 0, model.depth)

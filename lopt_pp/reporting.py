@@ -11,6 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from torch.distributed import Store
 from tqdm import tqdm
 
 from lopt_pp.background import in_background
-from lopt_pp.metrics import COMPUTE_PHASES
+from lopt_pp.errors import first_line
+from lopt_pp.insight.timeline import QueueLengths
+from lopt_pp.insight.trackers import Listener
+from lopt_pp.metrics import Record, shares
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +30,20 @@ _BAR = "|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
 """What a terminal of 80 columns has room for."""
 
 
-def post(store: Store, replica: int, record: dict[str, Any]) -> None:
-    """Puts a stage's record of a step where rank 0 finds it."""
-    store.set(f"record/{record['stage']}/{record['step']}/{replica}", json.dumps(record))
+def post(store: Store, replica: int, record: Record, clock_offset: float = 0.0) -> None:
+    """Puts a stage's record of a step where rank 0 finds it.
+
+    Args:
+        store: of the run.
+        replica: that reports.
+        record: of the step.
+        clock_offset: seconds to add to this process's clock to get rank 0's.
+    """
+    intervals = [
+        (phase, *(round(moment + clock_offset, 6) for moment in ends)) for phase, *ends in record.get("intervals", ())
+    ]
+    key = f"record/{record['stage']}/{record['step']}/{replica}"
+    store.set(key, json.dumps(record | {"intervals": intervals}))
 
 
 def post_end(store: Store, step: int) -> None:
@@ -40,7 +55,7 @@ class Collector:
     """Takes the records of all stages, in a thread of rank 0.
 
     Writes one record per step and stage to `metrics.jsonl`, moves the progress bar (on a terminal), logs every
-    `logging_steps` steps.
+    `logging_steps` steps, and tells the listeners.
 
     Args:
         store: a connection to the run's store for this thread alone, with a long timeout.
@@ -50,6 +65,7 @@ class Collector:
         logging_steps: steps between log lines.
         num_replicas: that report each stage.
         steps_done: before this run; their records stay in the file.
+        listeners: that are told of each step, in this thread. One that fails is told of no more.
     """
 
     def __init__(
@@ -61,6 +77,7 @@ class Collector:
         logging_steps: int,
         num_replicas: int = 1,
         steps_done: int = 0,
+        listeners: Sequence[Listener] = (),
     ) -> None:
         self._store = store
         self._path = path
@@ -69,6 +86,8 @@ class Collector:
         self._logging_steps = logging_steps
         self._num_replicas = num_replicas
         self._steps_done = steps_done
+        self._listeners = list(listeners)
+        self._queues = QueueLengths()
         self._begun = time.perf_counter()
         self._seconds: list[Counter[str]] = [Counter() for _ in loss_names]
         """By stage, the seconds of the whole run in each of the record's `*_seconds`."""
@@ -83,8 +102,11 @@ class Collector:
                 first = self._take(0, step)
                 if first is None:
                     break
-                records = [first, *(self._take(stage, step) or {} for stage in range(1, len(self._loss_names)))]
+                replicas = [first, *(self._take(stage, step) or [] for stage in range(1, len(self._loss_names)))]
+                records = [join_replicas(own) for own in replicas]
+                self._add_queue_lengths(records, replicas)
                 file.write(records)
+                self._tell(methodcaller("step", step, records, replicas))
                 for seconds, record in zip(self._seconds, records, strict=True):
                     seconds.update({name: value for name, value in record.items() if name.endswith("_seconds")})
                 self._num_tokens += records[-1]["num_tokens"]
@@ -93,9 +115,29 @@ class Collector:
                 if step % self._logging_steps == 0 or step == self._num_steps:
                     with tqdm.external_write_mode():
                         logger.info("step %d/%d: %s", step, self._num_steps, self._status(records))
+        self._tell(methodcaller("end"))
 
-    def _take(self, stage: int, step: int) -> dict[str, Any] | None:
-        """A stage's record of a step; None where the run has ended before it."""
+    def _add_queue_lengths(self, records: Sequence[Record], replicas: Sequence[Sequence[Record]]) -> None:
+        for stage, (record, *pair) in enumerate(zip(records, replicas, replicas[1:], strict=False)):
+            lengths = [
+                length
+                for replica, (sending, receiving) in enumerate(zip(*pair, strict=True))
+                if (length := self._queues.mean(stage, replica, sending["intervals"], receiving["intervals"]))
+                is not None
+            ]
+            if lengths:
+                record["queue_length"] = sum(lengths) / len(lengths)
+
+    def _tell(self, what: Callable[[Listener], None]) -> None:
+        for listener in list(self._listeners):
+            try:
+                what(listener)
+            except Exception as error:  # Whatever a tracker's library raises: training is not to end of it.
+                logger.warning("%s has failed: %s. Training goes on without it", listener.name, first_line(error))
+                self._listeners.remove(listener)
+
+    def _take(self, stage: int, step: int) -> list[Record] | None:
+        """The records of a stage's replicas of a step; None where the run has ended before it."""
         records = []
         for replica in range(self._num_replicas):
             key = f"record/{stage}/{step}/{replica}"
@@ -104,7 +146,7 @@ class Collector:
                 return None
             records.append(record)
             self._store.delete_key(key)
-        return join_replicas(records)
+        return records
 
     def _status(self, records: Sequence[dict[str, Any]]) -> str:
         losses = [
@@ -135,22 +177,7 @@ class Collector:
 
     def summary(self) -> list[dict[str, float]]:
         """By stage: the share of the run's wall time (from the first step) spent computing, receiving and sending."""
-        shares = []
-        for seconds in self._seconds:
-            wall = seconds["step_seconds"]
-            if schedule := seconds["schedule_seconds"]:
-                shares.append(
-                    {"in the 1F1B schedule": schedule / wall, "optimizer": seconds["optimizer_seconds"] / wall}
-                )
-                continue
-            shares.append(
-                {
-                    "computing": sum(seconds[f"{phase}_seconds"] for phase in COMPUTE_PHASES) / wall,
-                    "waiting to receive": seconds["wait_receive_seconds"] / wall,
-                    "waiting to send": seconds["wait_send_seconds"] / wall,
-                }
-            )
-        return shares
+        return [shares(seconds) for seconds in self._seconds]
 
     @property
     def seconds(self) -> float:
@@ -215,15 +242,15 @@ def records_until(path: Path, step: int) -> list[str]:
 def join_replicas(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One record of a stage's step from those of its replicas.
 
-    Losses are shares of one mean, and tokens are each replica's own: they add up. Seconds are their mean, memory is the
-    most; the rest is the same for all.
+    Losses are shares of one mean, and tokens are each replica's own: they add up. Seconds and utilization are their
+    mean, memory is the most; the rest is the same for all. Intervals are left out.
     """
-    joined = dict(records[0])
+    joined = {name: value for name, value in records[0].items() if name != "intervals"}
     for name in joined:
         values = [record[name] for record in records]
-        if name.endswith("loss") or name == "num_tokens":
+        if name.endswith("loss") or name in ("num_tokens", "num_targets"):
             joined[name] = sum(values)
-        elif name.endswith("_seconds"):
+        elif name.endswith("_seconds") or name == "mfu":
             joined[name] = sum(values) / len(values)
         elif name == "peak_memory_bytes":
             joined[name] = max(values)

@@ -1,6 +1,5 @@
 """One process's part of a training run, from the flags to the saved model or to the checkpoint where it was stopped."""
 
-import functools
 import itertools
 import json
 import logging
@@ -30,11 +29,14 @@ from lopt_pp.end_to_end_stage import EndToEndStage
 from lopt_pp.errors import LoptError
 from lopt_pp.guard import complain
 from lopt_pp.identity import essentials, facts, settings
+from lopt_pp.insight.probe import Probe
+from lopt_pp.insight.start import begin
+from lopt_pp.insight.trackers import Listener, check_installed
 from lopt_pp.metrics import Record
 from lopt_pp.model import load_model_config, load_tokenizer, write_description
 from lopt_pp.objectives import NextToken, local_objective_class
 from lopt_pp.replicas import Replicas
-from lopt_pp.reporting import Collector, post, post_end
+from lopt_pp.reporting import Collector, post_end
 from lopt_pp.resume import LATEST, resume
 from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
 from lopt_pp.split import BlockModel, Span, split_at, split_evenly
@@ -69,6 +71,8 @@ class Run:
         self.output_dir = Path(config.run.output_dir)
         goes_on = world.is_restart or config.checkpoint.resume_from_checkpoint == LATEST
         check_output_dir(self.output_dir, config.run.overwrite_output_dir, goes_on)
+        if world.rank == 0:
+            check_installed(config.report)
         if not (config.run.overwrite_output_dir or goes_on):
             check_no_checkpoints(self.output_dir, but=config.checkpoint.resume_from_checkpoint)
         self.topology = config.topology(world.size)
@@ -115,6 +119,7 @@ class Run:
             return load(span)
 
         self._make_stages(load, load_copy)
+        self.probe = self._make_probe()
         if config.checkpoint.save_steps > 0 or goes_on:
             why = "checkpoints need an --output_dir that all machines share, or --save_steps 0"
             check_shared(world, self.output_dir, why)
@@ -178,6 +183,19 @@ class Run:
                 )
             )
 
+    def _make_probe(self) -> Probe | None:
+        """What measures the boundaries' drift, knowing the pretrained blocks; None where nothing can drift."""
+        every = self.config.report.probe_steps
+        if every == 0 or self._loss_names[0] is None or self.topology.num_stages == 1:
+            return None
+        order = self.order
+        if self.replica != 0:  # All replicas have the same probe.
+            order = _data_order(self.config, self.rows, self.tokenizer, 0, self.topology.num_replicas)
+        probe = Probe(order, every, self.topology.num_stages)
+        self.world.first_complaint("probe", "")  # All have loaded their blocks: nobody waits long for another.
+        probe.remember(self.stages, self.topology, self.world.rank)
+        return probe
+
     @property
     def _trained(self) -> Sequence[Stage | EndToEndStage]:
         """What this process trains."""
@@ -215,8 +233,15 @@ class Run:
             StreamError: a neighbour is gone, or disagrees.
             LoptError: the model, or the checkpoint of a run that was stopped, cannot be written.
         """
-        collector = self._collector() if self.world.rank == 0 else None
-        report = functools.partial(post, self.world.store, self.replica)
+        facts = {
+            "model_class": type(self._trained[0].block.model).__name__,
+            "rows": self.rows.summary(),
+            "num_layers": self.model_config.num_hidden_layers,
+            "num_steps": self.num_steps,
+            "steps_done_before": self.steps_done,
+        }
+        report, listeners = begin(self.world, self.config, self.topology, self._trained, self._loss_names, facts)
+        collector = self._collector(listeners) if self.world.rank == 0 else None
         writer, committer = self._checkpoints()
 
         def checkpoint(steps_done: int) -> None:
@@ -293,16 +318,16 @@ class Run:
         senders: dict[int, Sender] = {}
         for stage in self.stages:
             if stage.index - 1 in ends:
-                headers = stream_headers(self.order, self._steps, stage)
+                headers = stream_headers(self.order, self._steps, stage, stage.index - 1, self.probe)
                 receiver = StreamReceiver(ends[stage.index - 1], headers, pipeline.queue_depth)
                 course = receivers[stage.index] = receiver
             if stage.index in ends:
-                headers = stream_headers(self.order, self._steps, stage)
+                headers = stream_headers(self.order, self._steps, stage, stage.index, self.probe)
                 senders[stage.index] = StreamSender(ends[stage.index], headers, pipeline.queue_depth, course)
             elif stage.index + 1 in self.own_stages:
                 senders[stage.index] = receivers[stage.index + 1] = LocalStream()
         steps = itertools.takewhile(course.goes_on, self._steps)
-        train(self.stages, receivers, senders, self.order, steps, report, after_step)
+        train(self.stages, receivers, senders, self.order, steps, report, after_step, self.probe)
 
     def _say_where_it_stopped(self, steps_done: int, collector: Collector, committer: Committer) -> None:
         """For rank 0: brings log and checkpoint to their end, and leaves word for whoever starts the run again."""
@@ -321,17 +346,23 @@ class Run:
             how = "they are lost, since --save_steps 0 turns checkpoints off"
         logger.warning("stopped by %s: %s; %s", reason, done, how)
 
-    def _collector(self) -> Collector:
+    @property
+    def _loss_names(self) -> list[str | None]:
+        """Of each stage; None where it has no loss."""
         local = local_objective_class(self.config.objective)
         earlier = None if local is None else local.name
+        return [earlier] * (self.topology.num_stages - 1) + [NextToken.name]
+
+    def _collector(self, listeners: Sequence[Listener]) -> Collector:
         return Collector(
             self.world.connection(_FOREVER),
             self.output_dir / "metrics.jsonl",
-            [earlier] * (self.topology.num_stages - 1) + [NextToken.name],
+            self._loss_names,
             self.num_steps,
             self.config.run.logging_steps,
             self.topology.num_replicas,
             self.steps_done,
+            listeners,
         )
 
     @property

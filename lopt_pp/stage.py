@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
@@ -132,6 +133,7 @@ class Stage:
         self.num_replicas = replicas.size if replicas else 1
         self.is_sharded = replicas is not None and replicas.sharded
         self._autocasts = config.autocasts
+        self._compiles = config.torch_compile
         self._parameter_dtype = config.parameter_dtype
         self._seed = seed
         self._run: Callable[..., BlockOutput] = block
@@ -220,6 +222,33 @@ class Stage:
             # With weights in float32 so is everything that the blocks add to; only the crossing itself is rounded.
             assert hidden_states is not None
             return self._run(hidden_states=hidden_states.to(self._parameter_dtype), **wanted)
+
+    @torch.no_grad()
+    def look(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What the block, on any stage but the last, makes of some inputs as it is now; training does not notice.
+
+        Sharded replicas must all call this. Dropout is off.
+
+        Args:
+            inputs: token ids, int64 `[rows, tokens]`, on the first stage; `[rows, tokens, hidden]` on the others.
+
+        Returns:
+            What the next stage would get: `[rows, tokens, hidden]`.
+        """
+        was_training = self.block.training
+        self.block.eval()
+        # Compiled layers would be compiled once more, for other shapes.
+        eager = torch.compiler.set_stance("force_eager") if self._compiles else contextlib.nullcontext()
+        with eager, self._autocast():
+            if self.block.span.is_first:
+                output = self.block(input_ids=inputs)
+            else:
+                output = self.block(hidden_states=inputs.to(self._parameter_dtype))
+        self.block.train(was_training)
+        for module in self.block.modules():
+            if isinstance(module, FSDPModule):  # What only runs forward stays whole, until it is told not to.
+                module.reshard()
+        return self.outgoing(output)
 
     def outgoing(self, output: BlockOutput) -> torch.Tensor:
         """What the next stage gets: the hidden states, detached, contiguous and in the compute dtype."""

@@ -175,7 +175,7 @@ def check_run(config: Config, nodes: int, processes: int) -> None:
     except LoptError as error:
         raise LoptError(f"{_places(nodes, processes)}: {error}") from error
     if config.checkpoint.save_steps == 0:
-        raise LoptError("--save_steps 0: a job that loses a node would begin anew; give the steps between checkpoints")
+        raise LoptError("--save_steps 0: a job that comes back would begin anew; give the steps between checkpoints")
     if config.checkpoint.resume_from_checkpoint not in (None, "latest"):
         raise LoptError(
             f"--resume_from_checkpoint {config.checkpoint.resume_from_checkpoint}: a job goes on from the newest "

@@ -6,7 +6,8 @@ the next hidden states) and, when the queue is full, the neighbour after it.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from lopt_pp.data import DataOrder
+from lopt_pp.data import DataOrder, Microbatch
+from lopt_pp.insight.probe import Probe
 from lopt_pp.metrics import Record, StageClock, peak_memory
 from lopt_pp.stage import Stage
 from lopt_pp.stream import Header, Receiver, Sender, dtype_code
@@ -20,6 +21,7 @@ def train(
     steps: Iterable[int],
     report: Callable[[Record], None],
     after_step: Callable[[int], None] = lambda steps_done: None,
+    probe: Probe | None = None,
 ) -> None:
     """Trains the stages of this process for some optimizer steps.
 
@@ -31,6 +33,7 @@ def train(
         steps: of the run, to make; may end early.
         report: called with one record per step and stage, see `docs/metrics.md`.
         after_step: called with the number of steps done, when all stages of this process have made the step.
+        probe: measures how far the hidden states that are sent have drifted; None does not.
 
     Raises:
         NotFiniteError: a stage's loss or gradient is not finite; its weights are those of the last good step.
@@ -58,12 +61,14 @@ def train(
                         del loss
                 del output, hidden_states
         for stage in stages:
-            with clocks[stage.index]("optimizer"):
+            clock = clocks[stage.index]
+            with clock("optimizer"):
                 record = stage.step(step)
-            tokens = sum(batch.num_tokens for batch in batches)
-            record |= clocks[stage.index].read()
-            record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step), "num_tokens": tokens}
-            record["peak_memory_bytes"] = peak_memory(stage.device)
+            if probe is not None and probe.is_due(step):
+                record |= probe.measure(stage, receivers.get(stage.index), senders.get(stage.index), clock)
+            record |= clock.read()
+            record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step)}
+            record |= token_counts(batches) | {"peak_memory_bytes": peak_memory(stage.device)}
             report(record)
         after_step(step + 1)
     for sender in senders.values():
@@ -72,9 +77,25 @@ def train(
         receiver.close()
 
 
-def stream_headers(order: DataOrder, steps: range, stage: Stage) -> Iterator[Header]:
-    """What crosses a boundary in some steps, message by message, as either end derives it from its own data order."""
+def token_counts(batches: Sequence[Microbatch]) -> Record:
+    """How many tokens a replica's part of a step has: all real ones, and those with a loss."""
+    return {name: sum(getattr(batch, name) for batch in batches) for name in ("num_tokens", "num_targets")}
+
+
+def stream_headers(
+    order: DataOrder, steps: range, stage: Stage, boundary: int = 0, probe: Probe | None = None
+) -> Iterator[Header]:
+    """What crosses a boundary in some steps, message by message, as either end derives it from its own data order.
+
+    Args:
+        order: of the data.
+        steps: of the run.
+        stage: at one end of the boundary.
+        boundary: the stage that sends.
+        probe: adds a message to some steps; None to none.
+    """
     hidden_size = stage.block.model.config.hidden_size
     for step in steps:
-        for microbatch, (rows, tokens) in enumerate(order.shapes(step)):
+        shapes = [*order.shapes(step), *(probe.crossing(boundary, step) if probe is not None else ())]
+        for microbatch, (rows, tokens) in enumerate(shapes):
             yield Header(step, microbatch, rows, tokens, hidden_size, dtype_code(stage.dtype))

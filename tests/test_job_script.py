@@ -16,7 +16,7 @@ SRUN = """\
 #!/bin/bash
 echo "$OMP_NUM_THREADS" >"$STANDINS/threads"
 while [[ "$1" == --* ]]; do shift; done
-SLURM_NODEID=0 exec "$@"
+exec "$@"
 """
 """Starts one node's part in place of all; its own flags are long ones with values."""
 
@@ -106,9 +106,8 @@ def test_each_node_runs_torchrun_and_keeps_its_log(node: Node) -> None:
     )
     assert (logs / "1000007-n1.log").read_text() == "the run speaks\n"
     assert (node.folder / "flags").read_text().splitlines() == [
-        *["--local-addr", "10.0.0.7", "--rdzv-conf", "is_host=1,read_timeout=300"],
         *["--nnodes", "2", "--nproc-per-node", "2", "--max-restarts", "3"],
-        *["--rdzv-backend", "c10d", "--rdzv-endpoint", "10.0.0.7:20007", "--rdzv-id", "1000007-0"],
+        *["--rdzv-backend", "lopt-pp", "--rdzv-endpoint", "10.0.0.7:20007", "--rdzv-id", "1000007-0"],
         *["-m", "lopt_pp.train", "--config", "/shared/run.yaml", "--output_dir", str(node.output_dir)],
         *["--resume_from_checkpoint", "latest"],
     ]

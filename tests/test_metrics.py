@@ -33,6 +33,8 @@ def test_a_clock_sums_each_phase_of_a_step(now: Time) -> None:
                 now.now += weight * seconds
         now.now += 2.0  # Data and bookkeeping.
     record = clock.read()
+    assert [phase for phase, *_ in record["intervals"]] == [*PHASES, *PHASES]
+    assert record.pop("intervals")[1] == ("forward", 100.25, 100.75)
     assert record == {
         "wait_receive_seconds": 0.75,
         "forward_seconds": 1.5,
@@ -40,7 +42,8 @@ def test_a_clock_sums_each_phase_of_a_step(now: Time) -> None:
         "optimizer_seconds": 3.0,
         "wait_send_seconds": 3.75,
         "schedule_seconds": 4.5,
-        "step_seconds": 19.75,
+        "probe_seconds": 5.25,
+        "step_seconds": 25.0,
     }
 
 
@@ -56,7 +59,7 @@ def test_reading_begins_another_step(now: Time) -> None:
 
 
 def test_computing_is_what_is_not_waiting() -> None:
-    assert set(PHASES) - set(COMPUTE_PHASES) == {"wait_receive", "wait_send", "schedule"}
+    assert set(PHASES) - set(COMPUTE_PHASES) == {"wait_receive", "wait_send", "schedule", "probe"}
 
 
 @pytest.mark.gpu

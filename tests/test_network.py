@@ -16,7 +16,7 @@ from watched import WATCH
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 STEPS = 100
-PATIENCE = 120
+PATIENCE = 240
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ def record_of(stage: int, step: int) -> dict[str, Any]:
         "wait_receive": 0.0,
         "wait_send": 1.0,
         "schedule": 0.0,
+        "probe": 0.0,
     }
     if stage == 1:
         seconds = {
@@ -44,6 +45,7 @@ def record_of(stage: int, step: int) -> dict[str, Any]:
             "wait_receive": 5.0,
             "wait_send": 0.0,
             "schedule": 0.0,
+            "probe": 0.0,
         }
     return {
         "step": step,

@@ -10,7 +10,9 @@ the repository's files under their names. Comments before a block say what is to
     <!-- tested by: tests/... --> something else runs it
 """
 
+import contextlib
 import functools
+import io
 import json
 import os
 import re
@@ -27,6 +29,7 @@ import yaml
 from launching import environment
 from tiny import write_model, write_rows
 
+from lopt_pp import cli
 from lopt_pp.config import parse_config
 from lopt_pp.errors import LoptError
 
@@ -156,9 +159,18 @@ def check_words(words: list[str]) -> None:
         if words[position - 1] == "-m" and word.startswith("lopt_pp."):
             assert (ROOT / f"{word.replace('.', '/')}.py").is_file(), f"no module {word}"
         if words[position - 1] == "lopt-pp" and position and word.isalpha():
-            assert (ROOT / "lopt_pp" / f"{word}.py").is_file(), f"no command {word}"
+            assert f"\n  {word} " in commands(), f"no command {word}"
         if words[0] != "trl" and (flag := re.match("--([a-z]+(?:_[a-z]+)+)", word)):
             assert re.search(rf"\b{flag[1]}\b", all_code()), f"no flag {flag[0]}"
+
+
+@functools.cache
+def commands() -> str:
+    """What `lopt-pp --help` says."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        cli.main(["--help"])
+    return shown.getvalue()
 
 
 @functools.cache

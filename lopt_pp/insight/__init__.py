@@ -1,0 +1,1 @@
+"""What a run tells about itself: trackers, traces, the health of its interfaces, reports."""
