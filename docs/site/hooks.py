@@ -131,7 +131,7 @@ def _type_text(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return ", ".join(f"`{value}`" for value in typing.get_args(kind))
     if typing.get_origin(kind) is list:
-        return f"one or more of: {_type_text(typing.get_args(kind)[0])}"
+        return f"{_type_text(typing.get_args(kind)[0])}, one or more"
     if isinstance(kind, type) and issubclass(kind, Enum):
         return ", ".join(f"`{member.value}`" for member in kind)
     return {str: "text", int: "whole number", float: "number", bool: "`true` or `false`"}.get(kind, str(kind))
@@ -152,7 +152,8 @@ def _as_markdown(text: str) -> str:
     parts = text.split("`")
     for number in range(0, len(parts), 2):
         escaped = parts[number].replace("<", "&lt;").replace("*", "\\*")
-        parts[number] = re.sub(r"(--[a-z_]+(?: latest)?)", r"`\1`", escaped)
+        escaped = re.sub(r"docs/([\w-]+)\.md", r"[docs/\1.md](../\1.md)", escaped)
+        parts[number] = re.sub(r"(--[a-z_]+)", r"`\1`", escaped)
     return "`".join(parts)
 
 
