@@ -1,1 +1,32 @@
-"""LoPT-PP: pipeline-parallel post-training by local learning."""
+"""LoPT-PP: pipeline-parallel post-training by local learning.
+
+from lopt_pp import Trainer, load_config
+
+trainer = Trainer(load_config("run.yaml"))
+trainer.train()
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lopt_pp.api import RunError, Trainer, load_config
+    from lopt_pp.config import Config
+    from lopt_pp.errors import LoptError
+
+__all__ = ["Config", "LoptError", "RunError", "Trainer", "load_config"]
+
+_HOMES = {
+    "Config": "lopt_pp.config",
+    "LoptError": "lopt_pp.errors",
+    "RunError": "lopt_pp.api",
+    "Trainer": "lopt_pp.api",
+    "load_config": "lopt_pp.api",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports what is asked for only then: `lopt-pp --help` need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,234 @@
+"""Every command and every piece of Python in README.md and docs/ runs here, or says why not.
+
+The blocks of a page run from top to bottom in a folder of their own, which has `model` (a tiny one), `rows.jsonl` and
+the repository's files under their names. Comments before a block say what is to be done with it:
+
+    <!-- file: run.yaml -->      it is what this file holds; a later block uses it
+    <!-- before: cp -r a b -->   a command to run first
+    <!-- needs: gpu -->          it cannot run here: see NEEDS. Its flags are checked none the less.
+    <!-- takes: long -->         nor that; the scripts that it names are seen to start
+    <!-- tested by: tests/... --> something else runs it
+"""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+from launching import environment
+from tiny import write_model, write_rows
+
+from lopt_pp import cli
+from lopt_pp.config import parse_config
+from lopt_pp.errors import LoptError
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS = {"gpu", "hub", "machines", "registry", "slurm", "trl"}
+MARKS = {"file", "before", "needs", "takes", "tested by"}
+RUNS = {"bash", "python"}
+SHOWN = {"json", "text", "yaml", "jinja"}
+
+_MARK = re.compile(r"<!-- ([a-z ]+): (.*) -->")
+_STARTERS = ("python ", "bash ", "lopt-pp ", "torchrun ")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page.
+
+    Attributes:
+        page: where it stands.
+        line: of its fence, from 1.
+        language: after the fence.
+        code: in it.
+        marks: the comments right before it, by what they say.
+    """
+
+    page: Path
+    line: int
+    language: str
+    code: str
+    marks: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is to run here, and not only to be looked at."""
+        return self.language in RUNS and not self.marks.keys() & {"file", "needs", "takes", "tested by"}
+
+
+def blocks_of(page: Path) -> Iterator[Block]:
+    """The fenced blocks of a page, in order."""
+    marks: dict[str, str] = {}
+    fence, start, code = None, 0, []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if fence is not None:
+            if line.strip() == fence[0]:
+                yield Block(page, start, fence[1], textwrap.dedent("\n".join(code)) + "\n", marks)
+                fence, marks = None, {}
+            else:
+                code.append(line)
+        elif opening := re.match(r"\s*(`{3,})\s*(\S*)", line):
+            fence, start, code = (opening[1], opening[2]), number, []
+        elif mark := _MARK.fullmatch(line.strip()):
+            marks[mark[1]] = mark[2]
+        elif line.strip():
+            marks = {}
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_a_block_says_what_it_is(block: Block) -> None:
+    assert block.language in RUNS | SHOWN, f"a block of the language {block.language!r}"
+    assert block.marks.keys() <= MARKS
+    if "needs" in block.marks:
+        assert set(block.marks["needs"].split(", ")) <= NEEDS
+    if "takes" in block.marks:
+        assert block.marks["takes"] == "long"
+    if "tested by" in block.marks:
+        path, _, test = block.marks["tested by"].partition("::")
+        assert not test or f"def {test}(" in (ROOT / path).read_text()
+        assert (ROOT / path).is_file()
+    if "file" in block.marks:
+        later = [other.code for other in BLOCKS if other.page == block.page and other.line > block.line]
+        assert any(block.marks["file"] in code for code in later), "a file that no block uses"
+    if block.language == "yaml":
+        yaml.safe_load(block.code)
+    if block.language == "json":
+        for line in block.code.splitlines():
+            json.loads(line)
+    if block.language == "python":
+        compile(block.code, str(block), "exec")
+
+
+@pytest.mark.parametrize("block", [b for b in BLOCKS if b.marks.keys() & {"needs", "takes"}], ids=str)
+def test_a_command_that_does_not_run_here_has_flags_and_scripts_that_exist(block: Block) -> None:
+    for words in commands_of(block.code):
+        check_words(words)
+        # A command of ours has flags with underscores from some place on to its end.
+        first = next((n for n, word in enumerate(words) if re.fullmatch("--[a-z]+(_[a-z]+)+", word)), None)
+        if first is not None and words[0] != "trl" and not any("benchmarks/" in word for word in words):
+            parse_config(words[first:])
+    if "takes" in block.marks:
+        for script in re.findall(r"\S+\.(?:py|sh)\b", block.code):
+            check = ["bash", "-n", script] if script.endswith(".sh") else [sys.executable, script, "--help"]
+            assert subprocess.run(check, cwd=ROOT, capture_output=True, env=environment()).returncode == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_text_name_what_exists(page: Path) -> None:
+    prose = re.sub(r"^(\s*)(`{3,}).*?^\1\2$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    quoted = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
+    indented = [line.strip() for line in prose.splitlines() if line.startswith("    ")]
+    for command in [*quoted, *indented]:
+        if command.startswith(_STARTERS):
+            check_words(command.split())
+
+
+def commands_of(code: str) -> Iterator[list[str]]:
+    """The words of each command of a block."""
+    for line in code.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        while words and re.match(r"[A-Z_]+=", words[0]):
+            words.pop(0)
+        if words:
+            yield words
+
+
+def check_words(words: list[str]) -> None:
+    """Sees that the scripts, modules and subcommands of a command exist, and that its flags are known somewhere."""
+    for position, word in enumerate(words):
+        if re.fullmatch(r"[\w/.-]+\.(py|sh)", word) and "/" in word:
+            assert (ROOT / word).is_file(), f"{word} does not exist"
+        if words[position - 1] == "-m" and word.startswith("lopt_pp."):
+            assert (ROOT / f"{word.replace('.', '/')}.py").is_file(), f"no module {word}"
+        if words[position - 1] == "lopt-pp" and position and word.isalpha():
+            assert f"\n  {word} " in commands(), f"no command {word}"
+        if words[0] != "trl" and (flag := re.match("--([a-z]+(?:_[a-z]+)+)", word)):
+            assert re.search(rf"\b{flag[1]}\b", all_code()), f"no flag {flag[0]}"
+
+
+@functools.cache
+def commands() -> str:
+    """What `lopt-pp --help` says."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), pytest.raises(SystemExit):
+        cli.main(["--help"])
+    return shown.getvalue()
+
+
+@functools.cache
+def all_code() -> str:
+    """All that may know a flag."""
+    folders = ("lopt_pp", "benchmarks", "launch", "tests")
+    files = (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
+    return "".join(path.read_text() for path in files if path.parent != Path(__file__).parent)
+
+
+@pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model and the rows of all pages."""
+    folder = tmp_path_factory.mktemp("inputs")
+    write_model(folder / "model")
+    write_rows(folder / "rows.jsonl")
+    return folder
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks_of(page))], ids=str)
+def test_the_commands_of_a_page_run(page: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "rows.jsonl"):
+        (tmp_path / name).symlink_to(inputs / name)
+    for name in ("benchmarks", "launch", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    env = environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1"}
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in blocks_of(page):
+        if "file" in block.marks:
+            (tmp_path / block.marks["file"]).write_text(block.code)
+        if not block.runs:
+            continue
+        if "before" in block.marks:
+            subprocess.run(shlex.split(block.marks["before"]), check=True)
+        if block.language == "python":
+            exec(compile(block.code, str(block), "exec"), namespace)
+            continue
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.code], env=env, capture_output=True, text=True, timeout=240
+        )
+        assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+
+
+def test_what_would_be_missed(tmp_path: Path) -> None:
+    """The checks themselves see a flag, a script and a mark that are wrong."""
+    page = ROOT / "docs" / "page.md"
+    with pytest.raises(AssertionError, match="no flag --max_lenght"):
+        check_words(["python", "benchmarks/trainer.py", "--max_lenght", "3"])
+    with pytest.raises(AssertionError, match="no_such.sh does not exist"):
+        check_words(["bash", "launch/no_such.sh"])
+    with pytest.raises(AssertionError, match="no command fly"):
+        check_words(["lopt-pp", "fly"])
+    flags = "lopt-pp train --model_name_or_path m --train_file r --output_dir o --queue_depth two\n"
+    with pytest.raises(LoptError, match="queue_depth"):
+        test_a_command_that_does_not_run_here_has_flags_and_scripts_that_exist(
+            Block(page, 1, "bash", flags, {"needs": "gpu"})
+        )
+    for wrong in (Block(page, 1, "sh", ""), Block(page, 1, "bash", "", {"needs": "luck"})):
+        with pytest.raises(AssertionError):
+            test_a_block_says_what_it_is(wrong)
