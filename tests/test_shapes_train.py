@@ -12,7 +12,7 @@ from tiny import write_model
 
 from lopt_pp.config import parse_config
 from lopt_pp.distributed import connect
-from lopt_pp.train import Run
+from lopt_pp.run import Run
 
 SUMS = [(f"what is {a} + {b}?", f"{a + b}") for a, b in ((1, 2), (30, 4), (5, 60), (77, 88), (9, 9), (100, 23))]
 TURNS = [[{"role": "user", "content": ask}, {"role": "assistant", "content": reply}] for ask, reply in SUMS]
