@@ -35,9 +35,10 @@ MEASURED = "--eval_steps 2 --per_device_eval_batch_size 4"
 LAYOUTS = {
     "one process": (1, "--num_stages 2"),
     "two processes": (2, "--num_stages 2"),
-    "three stages on two": (2, "--num_stages 3 --queue_depth 1"),
+    "three stages on two": (2, "--num_stages 3 --queue_depth 1 --probe_steps 2"),
     "checkpointed bfloat16": (2, "--dtype bfloat16 --gradient_checkpointing true"),
     "frozen": (2, "--method frozen"),
+    "auxiliary network": (2, "--local_objective next_token --auxiliary_layers 1 --local_head_warmup_steps 3"),
     "replicas": (2, "--data_parallel 2 --pipeline_processes 1"),
     "sharded": (2, "--data_parallel 2 --pipeline_processes 1 --sharding full"),
     "end to end": (2, "--method e2e"),
@@ -154,8 +155,8 @@ def test_the_loss_is_the_whole_models(files: Path, layout: str) -> None:
         is_last = record["stage"] == max(r["stage"] for r in records(out))
         assert ("eval_perplexity" in record) == ("eval_loss" in record) == (is_last and record["step"] % 2 == 0)
         assert (record["eval_seconds"] > 0) == (record["step"] % 2 == 0)
-        learns_locally = not is_last and "reconstruction_loss" in record
-        assert ("eval_reconstruction_loss" in record) == (learns_locally and record["step"] % 2 == 0)
+        for name in ("reconstruction_loss", "auxiliary_loss"):
+            assert (f"eval_{name}" in record) == (name in record and record["step"] % 2 == 0)
         if "eval_loss" in record:
             assert record["eval_perplexity"] == pytest.approx(math.exp(record["eval_loss"]))
 
