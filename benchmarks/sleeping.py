@@ -61,7 +61,7 @@ class Load:
 class _Batch:
     """A microbatch with nothing in it."""
 
-    num_tokens = 1
+    num_tokens = num_targets = 1
 
     def to(self, device: torch.device) -> "_Batch":
         return self

@@ -16,6 +16,9 @@ from safetensors.torch import load_file, save_file
 from tiny import write_model, write_rows
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
+LEFT = {"metrics.jsonl", "run.json"}
+"""What a run leaves that has failed: what it was, and how far it came."""
+
 SETUP_SECONDS = 30
 """More than a start takes on a busy machine."""
 
@@ -199,7 +202,7 @@ def test_a_first_stage_loss_that_is_not_finite(inputs: Path, tmp_path: Path) -> 
     # The second stage may not have come to its first step yet.
     assert any(".layers.0." in name for name in moved)
     assert "stage 0 has done 1" in (tmp_path / "out" / "last_good" / "README.md").read_text()
-    assert all(name == "metrics.jsonl" or name.startswith("last_good/") for name in files(tmp_path / "out"))
+    assert all(name in LEFT or name.startswith("last_good/") for name in files(tmp_path / "out"))
 
 
 def test_a_last_stage_loss_that_is_not_finite(inputs: Path, tmp_path: Path) -> None:
@@ -211,7 +214,7 @@ def test_a_last_stage_loss_that_is_not_finite(inputs: Path, tmp_path: Path) -> N
     assert re.search(r"stage 1: the loss of step 2, microbatch 1 is (nan|inf)", error)
     loads(tmp_path / "out" / "last_good")
     assert "stage 1 has done 1" in (tmp_path / "out" / "last_good" / "README.md").read_text()
-    assert all(name == "metrics.jsonl" or name.startswith("last_good/") for name in files(tmp_path / "out"))
+    assert all(name in LEFT or name.startswith("last_good/") for name in files(tmp_path / "out"))
 
 
 REMOTE_CODE = """\
@@ -275,7 +278,7 @@ def test_a_stage_that_dies_is_named(victim: int, inputs: Path, tmp_path: Path) -
         assert other.status(15) == 1
         assert f"stage {victim} (rank {victim})" in error_of(other.text)
         assert "has died" in error_of(other.text)
-    assert files(tmp_path / "out") == {"metrics.jsonl"}
+    assert files(tmp_path / "out") == LEFT
 
 
 def test_a_stage_that_dies_after_the_other_has_finished(inputs: Path, tmp_path: Path) -> None:
@@ -289,7 +292,7 @@ def test_a_stage_that_dies_after_the_other_has_finished(inputs: Path, tmp_path: 
         started[1].kill()
         assert started[0].status(15) == 1
         assert "stage 1 (rank 1) has died" in error_of(started[0].text)
-    assert files(out) == {"metrics.jsonl"}
+    assert files(out) == LEFT
 
 
 def test_a_stage_that_dies_under_the_launcher_is_named(inputs: Path, tmp_path: Path) -> None:
@@ -319,7 +322,7 @@ def test_a_stage_that_hangs_is_named(victim: int, inputs: Path, tmp_path: Path) 
         assert f"stage {victim} (rank {victim}) does not answer for 3 s (--stream_timeout)" in error_of(other.text)
         started[victim].kill(signal.SIGCONT)
         assert started[victim].status(15) == 1
-    assert files(tmp_path / "out") == {"metrics.jsonl"}
+    assert files(tmp_path / "out") == LEFT
 
 
 DISAGREEMENTS = {
