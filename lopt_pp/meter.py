@@ -123,7 +123,7 @@ def _fake_shape(function: Any, *args: Any, **kwargs: Any) -> tuple[int, ...] | N
 
 
 def _operations(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
-    packet = getattr(function, "_overloadpacket", None)
+    packet: Any = getattr(function, "_overloadpacket", None)
     if packet in _ATTENTION:
         return _attention(function, args, kwargs, is_backward=_ATTENTION[packet])
     if packet is _GROUPED:
@@ -144,7 +144,7 @@ _ATTENTION = {
 }
 """Fused kernels, with whether they are of a backward."""
 
-_IN_PLACE = {aten.addmm_: aten.addmm, aten.baddbmm_: aten.baddbmm}
+_IN_PLACE: dict[Any, Any] = {aten.addmm_: aten.addmm, aten.baddbmm_: aten.baddbmm}
 """Products that have no formula of their own."""
 
 _GROUPED = getattr(aten, "_grouped_mm", None)
