@@ -144,7 +144,7 @@ _ATTENTION = {
 }
 """Fused kernels, with whether they are of a backward."""
 
-_IN_PLACE = {aten.addmm_: aten.addmm, aten.baddbmm_: aten.baddbmm}
+_IN_PLACE: dict[Any, Any] = {aten.addmm_: aten.addmm, aten.baddbmm_: aten.baddbmm}
 """Products that have no formula of their own."""
 
 _GROUPED = getattr(aten, "_grouped_mm", None)

@@ -234,7 +234,7 @@ def test_replicas_have_room_for_all_gradients_and_shards_have_their_share() -> N
         model.process([span], load(1, replicas=replicas, sharding=sharding)).memory
         for replicas, sharding in ((1, "none"), (2, "none"), (4, "full"))
     )
-    assert alone.gradients < copies.gradients == copies.weights
+    assert alone.gradients < copies.gradients == pytest.approx(copies.weights, rel=0.001)
     assert shards.weights == -(-copies.weights // 4) and shards.optimizer == -(-copies.optimizer // 4)
     assert copies.gathered == 0 < shards.gathered
 
