@@ -170,7 +170,7 @@ def test_an_auxiliary_network_is_counted(family: str, embeddings: bool) -> None:
     given = load(objective=ObjectiveConfig(local_objective="next_token", train_embeddings=embeddings))
     span = split_evenly(model.depth, 2)[0]
     needs = model.process([span], given)
-    check(needs, real_peak(model, [span], given))
+    check(needs, real_peak(model, real_stages(model, [span], given), given))
     assert needs.parameters > 1.3 * model.process([span], load()).parameters
     assert needs.operations > 1.3 * model.process([span], load()).operations
     costs, plain = model.costs(given), model.costs(load())
