@@ -143,7 +143,7 @@ class Manifest:
             with safe_open(self.path(stage), framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
                 return {name: file.get_tensor(name).clone() for name in names}
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError) as error:  # The last of a dtype that torch does not know.
             raise LoptError(f"{self.path(stage)} is no whole safetensors file: {first_line(error)}") from error
 
 

@@ -177,7 +177,8 @@ class World:
             key: of the question, another one each time.
             complaint: this process's; empty if it has none.
         """
-        self.store.set(f"{key}/{self.rank}", complaint)
+        # A path in it may be no Unicode.
+        self.store.set(f"{key}/{self.rank}", complaint.encode("utf-8", "backslashreplace").decode())
         if self.rank == 0:
             complaints = (self.store.get(f"{key}/{rank}").decode() for rank in range(self.size))
             self.store.set(key, next(filter(None, list(complaints)), ""))

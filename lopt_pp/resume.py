@@ -10,7 +10,7 @@ import torch
 
 from lopt_pp.checkpoint import Manifest, complete_checkpoints, read_manifest
 from lopt_pp.distributed import World
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, shown
 from lopt_pp.split import Span
 
 logger = logging.getLogger(__name__)
@@ -142,4 +142,4 @@ def _differences(manifest: Manifest, run: Mapping[str, Any]) -> Iterator[str]:
     """What a run has otherwise than the one that wrote a checkpoint, in words."""
     for name, value in json.loads(json.dumps(run)).items():
         if manifest.run.get(name) != value:
-            yield f"{name} is {value!r}, and was {manifest.run.get(name)!r}"
+            yield f"{name} is {shown(value)}, and was {shown(manifest.run.get(name))}"
