@@ -123,6 +123,7 @@ class Collector:
                     with tqdm.external_write_mode():
                         logger.info("step %d/%d: %s", step, self._num_steps, self._status(records))
                 self._keep(step, records[-1])
+        self._tell(methodcaller("end"))
 
     def _keep(self, step: int, record: dict[str, Any]) -> None:
         """Keeps the last stage's evaluation of a step, where there was one, and says that the step is collected."""

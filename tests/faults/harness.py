@@ -33,6 +33,7 @@ from ranks import Rank
 
 from lopt_pp.checkpoint import complete_checkpoints
 from lopt_pp.run import STOPPED
+from lopt_pp.saving import holds_whole_model
 from lopt_pp.train import STOPPED_STATUS
 
 Fault = Callable[[Ground, random.Random], tuple[str, Ended]]
@@ -148,7 +149,7 @@ def stop_the_launcher(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
         if ground.reach(at_step(ground, step), lambda: launcher.poll() is not None):
             launcher.send_signal(number)
         ended = ground.end_of(launcher)
-        if not (ground.out / STOPPED).exists() and ended.statuses != [0]:
+        if not (ground.out / STOPPED).exists() and not holds_whole_model(ground.out):
             raise LostError(f"torchrun's {number.name} did not stop the run in good order: {ended.text}")
         return f"{number.name} for torchrun at step {step}", ended
 
@@ -271,7 +272,7 @@ def _check_end(ground: Ground, ended: Ended) -> str:
         if not set(ended.statuses) <= {0, 1, STOPPED_STATUS}:
             raise LostError(f"a run that stopped in good order left with {ended.statuses}: {ended.text}")
         return "stopped in good order"
-    if set(ended.statuses) == {0}:
+    if set(ended.statuses) == {0} or holds_whole_model(ground.out):
         return "finished"
     if re.search(r'^ *File ".*/lopt_pp/', ended.text, re.MULTILINE):
         raise LostError(f"a traceback: {ended.text}")
