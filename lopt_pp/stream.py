@@ -10,6 +10,7 @@ of a hang. Where the run is asked to stop, the end stands in place of the first 
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -134,15 +135,35 @@ class Boundary:
     device: torch.device
     timeout: float
 
+    def send(self, tensor: torch.Tensor, group: dist.ProcessGroup, tag: int) -> dist.Work:
+        """Begins to send a tensor to the target."""
+        with self._naming(self.target, "sending"):
+            work = dist.isend(tensor, self.target, group, tag=tag)
+        assert work is not None
+        return work
+
+    def receive(self, tensor: torch.Tensor, group: dist.ProcessGroup, tag: int) -> dist.Work:
+        """Begins to receive a tensor from the source."""
+        with self._naming(self.source, "receiving"):
+            work = dist.irecv(tensor, self.source, group, tag=tag)
+        assert work is not None
+        return work
+
     def wait(self, work: dist.Work, on: str, peer: int, header: Header) -> None:
         """Waits for `work`, and says which neighbour let it fail."""
-        try:
+        with self._naming(peer, f"{on} at {header}"):
             work.wait(timedelta(seconds=self.timeout))
+
+    @contextmanager
+    def _naming(self, peer: int, on: str) -> Iterator[None]:
+        """Says which neighbour lets something fail. A connection that has broken fails at once, not when waited for."""
+        try:
+            yield
         except RuntimeError as error:
             stage = self.stage if peer == self.source else self.stage + 1
             hangs = "timed out" in str(error).lower()
             fault = f"does not answer for {self.timeout:g} s (--stream_timeout)" if hangs else "has died or left"
-            raise StreamError(f"stage {stage} (rank {peer}) {fault}: {on} at {header} failed") from error
+            raise StreamError(f"stage {stage} (rank {peer}) {fault}: {on} failed") from error
 
 
 class StreamSender:
@@ -187,8 +208,7 @@ class StreamSender:
     def _send_header(self, header: Header) -> None:
         self._announced.append(header)
         packed = header.pack()
-        work = dist.isend(packed, self._boundary.target, self._boundary.headers, tag=_TAG_HEADER)
-        assert work is not None
+        work = self._boundary.send(packed, self._boundary.headers, _TAG_HEADER)
         self._header_works.append((work, packed))
         # A header is small and long since received by now; this only lets go of its tensor.
         if len(self._header_works) > 2 * self._depth:
@@ -202,8 +222,7 @@ class StreamSender:
             raise StreamError(f"stage {self._boundary.stage} was to send {header} but has {given}")
         if len(self._payloads) == self._depth:
             self._wait_oldest()
-        work = dist.isend(hidden_states, self._boundary.target, self._boundary.payload, tag=_TAG_PAYLOAD)
-        assert work is not None
+        work = self._boundary.send(hidden_states, self._boundary.payload, _TAG_PAYLOAD)
         self._payloads.append((work, hidden_states, header))
         self._announce()
 
@@ -254,8 +273,7 @@ class StreamReceiver:
 
     def _post_header(self) -> None:
         packed = torch.empty(6, dtype=torch.int64)
-        work = dist.irecv(packed, self._boundary.source, self._boundary.headers, tag=_TAG_HEADER)
-        assert work is not None
+        work = self._boundary.receive(packed, self._boundary.headers, _TAG_HEADER)
         self._header_works.append((work, packed))
 
     def _post_next(self) -> None:
@@ -278,8 +296,7 @@ class StreamReceiver:
         self._known = header.step + 1
         self._post_header()
         buffer = self._buffers.take(header)
-        work = dist.irecv(buffer, self._boundary.source, self._boundary.payload, tag=_TAG_PAYLOAD)
-        assert work is not None
+        work = self._boundary.receive(buffer, self._boundary.payload, _TAG_PAYLOAD)
         self._payloads.append((work, buffer, header))
 
     def receive(self) -> torch.Tensor:
