@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from lopt_pp.checkpoint import complete_checkpoints, read_manifest
 from lopt_pp.distributed import World
 from lopt_pp.errors import LoptError
+from lopt_pp.manifest import complete_checkpoints, read_manifest
 from lopt_pp.resume import Resumable, parts_held
 from lopt_pp.split import Span
 

@@ -13,13 +13,10 @@ the manifest and renames the directory. So a directory of the right name is a co
 Nothing is pickled. Random state needs no saving: dropout and data order are functions of seed, stage and step.
 """
 
-import hashlib
 import json
 import logging
-import math
 import os
 import queue
-import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -28,21 +25,18 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed import Store
 
 from lopt_pp.background import in_background
-from lopt_pp.errors import LoptError, first_line, shown
+from lopt_pp.errors import LoptError, first_line
 from lopt_pp.flags import check_types
+from lopt_pp.manifest import complete_checkpoints, file_sha256, part_name, write_manifest
 from lopt_pp.split import Span
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
-_MANIFEST = "manifest.json"
 _UNFINISHED = ".unfinished"
-_NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -84,159 +78,6 @@ class CheckpointConfig:
     def saves_after(self, step: int) -> bool:
         """Whether a checkpoint is due when `step` steps are done."""
         return self.save_steps > 0 and step % self.save_steps == 0
-
-
-@dataclass(frozen=True)
-class Part:
-    """A stage's file: its size in bytes and its SHA-256 in hex."""
-
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a checkpoint holds.
-
-    Attributes:
-        directory: of the checkpoint.
-        step: the optimizer steps that every stage has done.
-        spans: of the stages.
-        run: what the run's result depends on, by name.
-        parts: of the stages, in order.
-        eval_loss: of the model on the run's held-out rows; None where it was not measured.
-    """
-
-    directory: Path
-    step: int
-    spans: tuple[Span, ...]
-    run: dict[str, Any]
-    parts: tuple[Part, ...]
-    eval_loss: float | None = None
-
-    def path(self, stage: int) -> Path:
-        return self.directory / part_name(stage, len(self.spans))
-
-    def check_part(self, stage: int) -> None:
-        """Compares a stage's file with the manifest.
-
-        Raises:
-            LoptError: it is missing, cut short or altered.
-        """
-        path, part = self.path(stage), self.parts[stage]
-        try:
-            size = path.stat().st_size
-            if size != part.size:
-                raise LoptError(f"{path} has {size} bytes, and not the {part.size} of the manifest; it was cut short")
-            if _sha256(path) != part.sha256:
-                raise LoptError(f"{path} is not what was written: its checksum differs from the manifest's")
-        except OSError as error:
-            raise LoptError(f"{path} cannot be read: {error.strerror}") from error
-
-    def read_part(self, stage: int, prefix: str = "") -> dict[str, torch.Tensor]:
-        """A stage's tensors, on the CPU: those whose names begin with `prefix`.
-
-        Raises:
-            LoptError: the file is no safetensors file.
-        """
-        try:
-            with safe_open(self.path(stage), framework="pt") as file:
-                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-                return {name: file.get_tensor(name).clone() for name in names}
-        except (SafetensorError, OSError, RuntimeError) as error:  # The last of a dtype that torch does not know.
-            raise LoptError(f"{self.path(stage)} is no whole safetensors file: {first_line(error)}") from error
-
-
-def part_name(stage: int, num_stages: int) -> str:
-    return f"stage-{stage:05d}-of-{num_stages:05d}.safetensors"
-
-
-def read_manifest(directory: Path) -> Manifest:
-    """Reads a checkpoint's manifest and checks all that it says before any of it is used.
-
-    Raises:
-        LoptError: the directory is no complete checkpoint.
-    """
-    path = directory / _MANIFEST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise LoptError(f"{directory} is no complete checkpoint: it has no {_MANIFEST}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoptError(f"{path} cannot be read: {first_line(error)}") from error
-    try:
-        if content["format"] != _FORMAT:
-            raise LoptError(f"{path} has the format {shown(content['format'])}, and this version reads {_FORMAT}")
-        step, edges, run = content["step"], content["edges"], content["run"]
-        parts = tuple(Part(_natural(part["size"]), _hex(part["sha256"])) for part in content["parts"])
-        if [0, *edges] != sorted({0, *map(_natural, edges)}) or len(edges) != len(parts) or not parts:
-            raise ValueError("edges")
-        if not isinstance(run, dict):
-            raise ValueError("run")
-        starts = [0, *edges[:-1]]
-        spans = tuple(Span(i, len(edges), *ends) for i, ends in enumerate(zip(starts, edges, strict=True)))
-        return Manifest(directory, _natural(step), spans, run, parts, _loss(content.get("eval_loss")))
-    except (KeyError, TypeError, ValueError) as error:
-        raise LoptError(f"{path} is no manifest of a checkpoint (wrong or missing: {first_line(error)})") from error
-
-
-def _natural(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(shown(value))
-    return value
-
-
-def _loss(value: object) -> float | None:
-    if value is not None and (type(value) is not float or not math.isfinite(value)):
-        raise ValueError(f"{value!r}")
-    return value
-
-
-def _hex(value: object) -> str:
-    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
-        raise ValueError(shown(value))
-    return value
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def is_checkpoint(directory: Path) -> bool:
-    """Whether a directory is a checkpoint, and not an ordinary model."""
-    return (directory / _MANIFEST).exists()
-
-
-def complete_checkpoints(output_dir: Path) -> list[Path]:
-    """The directories of complete checkpoints, the newest first."""
-    found = [(int(match[1]), path) for path in output_dir.glob("*") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, reverse=True)]
-
-
-def check_no_checkpoints(output_dir: Path, but: str | None) -> None:
-    """Sees that a run which does not go on from them will not mix its checkpoints with another one's.
-
-    Args:
-        output_dir: of the run.
-        but: a checkpoint that the run goes on from; it, and older ones, may be there.
-
-    Raises:
-        LoptError: others are there.
-    """
-    there = complete_checkpoints(output_dir)
-    if there and (but is None or Path(but).resolve() != there[0].resolve()):
-        raise LoptError(
-            f"--output_dir {output_dir} holds {there[0].name} of an earlier run; --resume_from_checkpoint latest goes "
-            f"on from it, --overwrite_output_dir removes it"
-        )
-
-
-def remove_checkpoints(output_dir: Path, after: int) -> None:
-    """Removes the checkpoints of more than `after` steps."""
-    for path in complete_checkpoints(output_dir):
-        if int(path.name.rsplit("-", 1)[1]) > after:
-            shutil.rmtree(path)
 
 
 def remove_unfinished_checkpoints(output_dir: Path) -> None:
@@ -296,7 +137,7 @@ class PartWriter:
                 save_file(dict(state), path)
                 with path.open("rb+") as file:
                     os.fsync(file.fileno())
-                result = {"size": path.stat().st_size, "sha256": _sha256(path)}
+                result = {"size": path.stat().st_size, "sha256": file_sha256(path)}
             except Exception as error:  # Whatever it is: the committer waits for word of this part.
                 result = {"error": f"stage {stage}: {first_line(error)}"}
             self._store.set(f"part/{step}/{stage}", json.dumps(result))
@@ -371,18 +212,14 @@ class Committer:
 
     def _commit(self, unfinished: Path, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
         self._describe(unfinished)
-        manifest = {
-            "format": _FORMAT,
+        content = {
             "step": step,
             "edges": [span.stop for span in self._spans],
             "run": self._run,
             "parts": parts,
             "eval_loss": self._eval_loss(step),
         }
-        with (unfinished / _MANIFEST).open("w", encoding="utf-8") as file:
-            file.write(json.dumps(manifest, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        write_manifest(unfinished, content)
         complete = self._output_dir / f"checkpoint-{step}"
         if complete.exists():  # Of a run that was resumed from before it.
             shutil.rmtree(complete)

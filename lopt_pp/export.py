@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 import transformers
 
-from lopt_pp.checkpoint import complete_checkpoints, is_checkpoint, read_manifest
 from lopt_pp.errors import LoptError
 from lopt_pp.guard import complain
+from lopt_pp.manifest import complete_checkpoints, is_checkpoint, read_manifest
 from lopt_pp.model import ModelConfig, load_model_config
 from lopt_pp.saving import check_output_dir
 from lopt_pp.split import block_class

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import torch
 
-from lopt_pp.checkpoint import Manifest, complete_checkpoints, read_manifest
 from lopt_pp.distributed import World
 from lopt_pp.errors import LoptError, shown
+from lopt_pp.manifest import Manifest, complete_checkpoints, read_manifest
 from lopt_pp.split import Span
 
 logger = logging.getLogger(__name__)

@@ -16,13 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from lopt_pp.balance import find_cuts
 from lopt_pp.best import Measured, best_checkpoint, load_best, rank_models
 from lopt_pp.card import model_card
-from lopt_pp.checkpoint import (
-    Committer,
-    PartWriter,
-    check_no_checkpoints,
-    remove_checkpoints,
-    remove_unfinished_checkpoints,
-)
+from lopt_pp.checkpoint import Committer, PartWriter, remove_unfinished_checkpoints
 from lopt_pp.config import Config
 from lopt_pp.course import UNINTERRUPTED, Course, DecidedCourse, stop_reason
 from lopt_pp.data import DataOrder, Rows, TokenizedRows, with_chat_template
@@ -35,6 +29,7 @@ from lopt_pp.identity import essentials, facts, settings
 from lopt_pp.insight.probe import Probe
 from lopt_pp.insight.start import begin
 from lopt_pp.insight.trackers import Listener, check_installed
+from lopt_pp.manifest import check_no_checkpoints, remove_checkpoints
 from lopt_pp.metrics import Record
 from lopt_pp.model import load_model_config, load_tokenizer, write_description
 from lopt_pp.objectives import NextToken, local_objective_class

@@ -13,8 +13,8 @@ from tiny import write_model, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lopt_pp.cli
-from lopt_pp.checkpoint import complete_checkpoints, read_manifest
 from lopt_pp.errors import LoptError
+from lopt_pp.manifest import complete_checkpoints, read_manifest, seal, write_manifest
 
 COMMON = "--learning_rate 1e-3 --adam_epsilon 1e-6 --weight_decay 0.1 --lr_scheduler_type cosine --warmup_steps 3"
 BATCH = "--per_device_train_batch_size 2 --gradient_accumulation_steps 2"
@@ -291,8 +291,24 @@ GOOD: dict[str, Any] = {
     ],
 )
 def test_a_manifest_is_checked_before_it_is_used(tmp_path: Path, change: dict[str, Any]) -> None:
-    (tmp_path / "manifest.json").write_text(json.dumps(GOOD))
+    (tmp_path / "manifest.json").write_text(json.dumps(seal(GOOD)))
     assert read_manifest(tmp_path).path(1) == tmp_path / "stage-00001-of-00002.safetensors"
-    (tmp_path / "manifest.json").write_text(json.dumps(GOOD | change))
+    (tmp_path / "manifest.json").write_text(json.dumps(seal(GOOD | change)))
     with pytest.raises(LoptError, match=str(tmp_path / "manifest.json")):
         read_manifest(tmp_path)
+
+
+def test_no_flipped_bit_of_a_manifest_goes_unseen(tmp_path: Path) -> None:
+    """A step of 7 in place of 6 would be a manifest as good as any."""
+    path = tmp_path / "manifest.json"
+    write_manifest(tmp_path, {name: value for name, value in GOOD.items() if name != "format"})
+    content, expected = path.read_bytes(), read_manifest(tmp_path)
+    for place in range(len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            try:
+                assert read_manifest(tmp_path) == expected  # White space, say.
+            except LoptError as error:
+                assert str(path) in str(error)

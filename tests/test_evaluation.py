@@ -18,12 +18,12 @@ from tiny import write_model, write_rows
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lopt_pp.checkpoint import complete_checkpoints, read_manifest
 from lopt_pp.config import parse_config
 from lopt_pp.data import DataConfig, Rows, TokenizedRows, load_rows
 from lopt_pp.distributed import connect
 from lopt_pp.errors import LoptError
 from lopt_pp.evaluation import EvaluationConfig, load_split
+from lopt_pp.manifest import complete_checkpoints, read_manifest
 from lopt_pp.run import Run
 from lopt_pp.train import STOPPED_STATUS
 

@@ -11,7 +11,7 @@ from ranks import Rank, ranks, until
 from safetensors.torch import load_file
 from tiny import write_model, write_rows
 
-from lopt_pp.checkpoint import complete_checkpoints
+from lopt_pp.manifest import complete_checkpoints
 from lopt_pp.run import STOPPED
 from lopt_pp.train import STOPPED_STATUS
 

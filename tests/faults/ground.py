@@ -16,8 +16,8 @@ from ranks import Rank, ranks
 from safetensors.torch import load_file
 from tiny import write_model, write_rows
 
-from lopt_pp.checkpoint import complete_checkpoints, read_manifest
 from lopt_pp.errors import LoptError
+from lopt_pp.manifest import complete_checkpoints, read_manifest
 
 STEPS, SAVE_STEPS, STAGES = 40, 5, 2
 PATIENCE = 120.0

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # Where it is run by itse
 from faults.ground import SAVE_STEPS, STAGES, STEPS, Ended, Ground, LostError
 from ranks import Rank
 
-from lopt_pp.checkpoint import complete_checkpoints
+from lopt_pp.manifest import complete_checkpoints
 from lopt_pp.run import STOPPED
 from lopt_pp.saving import holds_whole_model
 from lopt_pp.train import STOPPED_STATUS
