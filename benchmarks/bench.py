@@ -11,12 +11,13 @@ import torch.distributed as dist
 from shapes import Shape, random_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lopt_pp.computation import StageConfig
 from lopt_pp.data import DataOrder
 from lopt_pp.distributed import World
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.split import BlockModel, Span, block_class, split_at
-from lopt_pp.stage import Stage, StageConfig, local_objective
+from lopt_pp.stage import Stage, local_objective
 from lopt_pp.verify import check_split
 
 PROCESSES = 2

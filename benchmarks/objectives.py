@@ -40,10 +40,11 @@ from transformers.utils import logging as transformers_logging
 from workers import Workers, free_port
 
 from lopt_pp.balance import balance, measure, random_block, random_microbatch
+from lopt_pp.computation import StageConfig
 from lopt_pp.distributed import World
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.split import Anatomy, BlockModel, Span, split_at
-from lopt_pp.stage import Stage, StageConfig, local_objective
+from lopt_pp.stage import Stage, local_objective
 
 OBJECTIVES = ["none", "reconstruction", "next_token"]
 

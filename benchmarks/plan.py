@@ -31,11 +31,11 @@ from machine import describe_machine, one_line
 from shapes import SMOLLM2_135M, write_model, write_rows
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from lopt_pp.computation import StageConfig
 from lopt_pp.model import ModelConfig
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig
 from lopt_pp.plan import PlanConfig, plan
-from lopt_pp.stage import StageConfig
 from lopt_pp.topology import PipelineConfig
 
 MIB = 2**20

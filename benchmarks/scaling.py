@@ -22,9 +22,9 @@ import transformers
 from arithmetic import Memory
 from sizes import MODELS, Load, Model
 
+from lopt_pp.computation import StageConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.split import Span
-from lopt_pp.stage import StageConfig
 
 GIB = 2**30
 GPUS_OF_A_MACHINE = 8

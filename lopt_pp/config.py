@@ -15,6 +15,7 @@ import yaml
 from trl import TrlParser
 
 from lopt_pp.checkpoint import CheckpointConfig
+from lopt_pp.computation import StageConfig
 from lopt_pp.data import DataConfig
 from lopt_pp.errors import LoptError, first_line, shown
 from lopt_pp.evaluation import EvaluationConfig
@@ -23,7 +24,6 @@ from lopt_pp.insight.config import ReportConfig
 from lopt_pp.model import ModelConfig
 from lopt_pp.objectives import ObjectiveConfig, local_objective_class
 from lopt_pp.optim import OptimConfig
-from lopt_pp.stage import StageConfig
 from lopt_pp.topology import PipelineConfig, Topology
 
 _DESCRIPTION = """\

@@ -128,11 +128,11 @@ class World:
         """Lets the thread of this process that is in `await_failure` go."""
         self.store.set(f"failure/{self.rank}", "")
 
-    def connection(self, timeout: timedelta) -> dist.Store:
+    def connection(self, timeout: timedelta = timedelta(days=3650)) -> dist.Store:
         """Another connection to the store, for a thread that waits on it.
 
         Args:
-            timeout: of its waits.
+            timeout: of its waits; by default they last as long as the run.
         """
         store = self.store.clone()  # type: ignore[attr-defined]  # The stubs lack it.
         store.set_timeout(timeout)
@@ -163,12 +163,20 @@ class World:
         local_rank = int(os.environ.get("LOCAL_RANK", "0")) if self.size > 1 else 0
         done = f"{what}/{self.rank - local_rank}"
         if local_rank > 0:
-            self.connection(timedelta(days=365)).get(done)
+            self.connection().get(done)
         try:
             yield
         finally:
             if local_rank == 0:
                 self.store.set(done, "")
+
+    def meet(self, what: str) -> None:
+        """Waits until all processes have come this far. Before training only: on its path nobody waits for all.
+
+        Args:
+            what: they have done, another name each time.
+        """
+        self.first_complaint(what, "")
 
     def first_complaint(self, key: str, complaint: str) -> str:
         """What the first process, by rank, has to say against something; empty where none has. All must call this.
@@ -257,7 +265,7 @@ def check_shared(world: World, directory: Path, why: str) -> None:
     """
     mark = directory / ".seen-by-all"
     # The mark is made when all have come this far, so that a process which fails before leaves none behind.
-    world.first_complaint("here", "")
+    world.meet("here")
     if world.rank == 0:
         mark.touch()
         world.store.set("mark", "")

@@ -17,11 +17,12 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_schedule_class
 
+from lopt_pp.computation import StageConfig, prepare_block
 from lopt_pp.data import IGNORE_INDEX, Microbatch
 from lopt_pp.objectives import NextToken
 from lopt_pp.replicas import Replicas
 from lopt_pp.split import BlockModel
-from lopt_pp.stage import StageConfig, derive_seed, prepare_block
+from lopt_pp.stage import derive_seed
 
 _RUNS_AHEAD = 2
 """Microbatches of an evaluation that may wait between two blocks."""

@@ -66,7 +66,7 @@ class Guard:
 
     def __enter__(self) -> Self:
         if self._world.size > 1:
-            self._start(self._watch_store, self._world.connection(_FOREVER))
+            self._start(self._watch_store, self._world.connection())
         for rank in self._neighbours:
             goodbye = torch.empty(1, dtype=torch.int64)
             work = dist.irecv(goodbye, rank, tag=_TAG_GOODBYE)

@@ -5,9 +5,9 @@ from typing import Literal
 
 import torch
 
+from lopt_pp.computation import StageConfig
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig
-from lopt_pp.stage import StageConfig
 
 
 @dataclass(frozen=True)

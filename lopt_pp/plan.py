@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 import transformers
 
+from lopt_pp.computation import StageConfig
 from lopt_pp.config import parse_components
 from lopt_pp.errors import LoptError
 from lopt_pp.estimate import Model
@@ -22,7 +23,6 @@ from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig
 from lopt_pp.plan_text import GIB, describe
 from lopt_pp.split import Span, split_at, split_evenly
-from lopt_pp.stage import StageConfig
 from lopt_pp.topology import PipelineConfig
 
 _DESCRIPTION = """\

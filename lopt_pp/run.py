@@ -50,8 +50,6 @@ logger = logging.getLogger(__name__)
 STOPPED = "stopped.json"
 """Is in the output directory of a run that was asked to stop, until it is started again."""
 
-_FOREVER = timedelta(days=3650)
-
 
 class Run:
     """One process's part of a training run.
@@ -197,7 +195,7 @@ class Run:
             order = _data_order(self.config, self.rows, self.tokenizer, 0, self.topology.num_replicas)
         limit = self.config.objective.max_interface_drift
         probe = Probe(order, every, self.topology.num_stages, math.inf if limit is None else limit)
-        self.world.first_complaint("probe", "")  # All have loaded their blocks: nobody waits long for another.
+        self.world.meet("probe")  # All have loaded their blocks: nobody waits long for another.
         probe.remember(self.stages, self.topology, self.world.rank)
         return probe
 
@@ -210,7 +208,7 @@ class Run:
         """Writes this process's parts, and on rank 0 makes checkpoints of all."""
         writer = PartWriter(
             self.output_dir,
-            self.world.connection(_FOREVER),
+            self.world.connection(),
             self.topology.num_stages,
             is_writer=self.replica == 0,
         )
@@ -221,7 +219,7 @@ class Run:
         remove_unfinished_checkpoints(self.output_dir)
         committer = Committer(
             self.output_dir,
-            self.world.connection(_FOREVER),
+            self.world.connection(),
             self.spans,
             self._essentials | self._settings,
             self._describe,
@@ -308,7 +306,7 @@ class Run:
         if self.world.rank not in deciders:
             yield None
             return
-        course = DecidedCourse(self.world.connection(_FOREVER), self.world.rank, deciders, self.steps_done)
+        course = DecidedCourse(self.world.connection(), self.world.rank, deciders, self.steps_done)
         try:
             yield course
         except BaseException:
@@ -379,7 +377,7 @@ class Run:
 
     def _collector(self, listeners: Sequence[Listener]) -> Collector:
         return Collector(
-            self.world.connection(_FOREVER),
+            self.world.connection(),
             self.output_dir / "metrics.jsonl",
             self._loss_names,
             self.num_steps,

@@ -5,17 +5,14 @@ import hashlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal
 
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
-from transformers import PreTrainedModel
 
+from lopt_pp.computation import PLAIN, StageConfig, prepare_block, prepare_objective
 from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.errors import LoptError
-from lopt_pp.flags import check_types
 from lopt_pp.objectives import NextToken, Objective, ObjectiveConfig, Site, local_objective_class, make_objective
 from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.replicas import Replicas
@@ -55,48 +52,6 @@ def local_objective(
     return make_objective(kind, Site(block, config, generator, load))
 
 
-@dataclass(frozen=True)
-class StageConfig:
-    """How a stage computes."""
-
-    _argument_group_name: ClassVar[str] = "Computation"
-
-    dtype: Literal["float32", "bfloat16", "pure_bfloat16"] = field(
-        default="float32",
-        metadata={
-            "help": "Dtype of the computation and of what crosses a boundary. With bfloat16 the weights, their "
-            "gradients and AdamW's state stay in float32 and each block runs under autocast, so that small updates "
-            "and sums over microbatches are not lost. pure_bfloat16 holds everything in bfloat16: half the memory, "
-            "and updates below 1/256 of a weight are rounded away."
-        },
-    )
-    gradient_checkpointing: bool = field(
-        default=False,
-        metadata={"help": "Keep only what enters each layer, and compute the rest again in backward: less memory."},
-    )
-    torch_compile: bool = field(
-        default=False, metadata={"help": "Compile each layer with torch.compile; the first steps take longer."}
-    )
-
-    def __post_init__(self) -> None:
-        check_types(self)
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Of the matrix products and of the hidden states that cross a boundary."""
-        return torch.float32 if self.dtype == "float32" else torch.bfloat16
-
-    @property
-    def parameter_dtype(self) -> torch.dtype:
-        """Of the weights, their gradients and the optimizer's state."""
-        return torch.bfloat16 if self.dtype == "pure_bfloat16" else torch.float32
-
-    @property
-    def autocasts(self) -> bool:
-        """Whether the computation has another dtype than the weights."""
-        return self.compute_dtype != self.parameter_dtype
-
-
 class Stage:
     """Trains one block by its own loss, or only runs it forward.
 
@@ -119,7 +74,7 @@ class Stage:
         optim: OptimConfig,
         num_steps: int,
         *,
-        config: StageConfig = StageConfig(),
+        config: StageConfig = PLAIN,
         local_head_warmup_steps: int = 0,
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -226,7 +181,6 @@ class Stage:
             assert hidden_states is not None
             return run(hidden_states=hidden_states.to(self._parameter_dtype), **wanted)
 
-    @torch.no_grad()
     def look(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the block, on any stage but the last, makes of some inputs as it is now; training does not notice.
 
@@ -238,19 +192,11 @@ class Stage:
         Returns:
             What the next stage would get: `[rows, tokens, hidden]`.
         """
-        was_training = self.block.training
-        self.block.eval()
-        # Compiled layers would be compiled once more, for other shapes.
-        eager = torch.compiler.set_stance("force_eager") if self._compiles else contextlib.nullcontext()
-        with eager, self._autocast():
+        with self.evaluating(), self._autocast():
             if self.block.span.is_first:
                 output = self.block(input_ids=inputs)
             else:
                 output = self.block(hidden_states=inputs.to(self._parameter_dtype))
-        self.block.train(was_training)
-        for module in self.block.modules():
-            if isinstance(module, FSDPModule):  # What only runs forward stays whole, until it is told not to.
-                module.reshard()
         return self.outgoing(output)
 
     def outgoing(self, output: BlockOutput) -> torch.Tensor:
@@ -291,13 +237,15 @@ class Stage:
         self._measures = True
         # Compiled layers would be compiled once more, for other shapes.
         eager = torch.compiler.set_stance("force_eager") if self._compiles else contextlib.nullcontext()
-        with torch.no_grad(), eager:
-            yield
-        self._measures = False
-        for module, mode in zip(parts, modes, strict=True):
-            module.training = mode
-            if isinstance(module, FSDPModule):  # What only runs forward stays whole, until it is told not to.
-                module.reshard()
+        try:
+            with torch.no_grad(), eager:
+                yield
+        finally:
+            self._measures = False
+            for module, mode in zip(parts, modes, strict=True):
+                module.training = mode
+                if isinstance(module, FSDPModule):  # What only runs forward stays whole, until it is told not to.
+                    module.reshard()
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""
@@ -365,31 +313,6 @@ def check_norm(norm: float, stage: int, step: int) -> None:
     """Raises NotFiniteError unless the gradient norm of the step is finite."""
     if not math.isfinite(norm):
         raise NotFiniteError(f"stage {stage}: the gradient norm of step {step + 1} is {norm}; lower the learning rate")
-
-
-def prepare_block(block: BlockModel, config: StageConfig, device: torch.device) -> BlockModel:
-    """Moves a block to where it is to train, and makes it compute as it is told to."""
-    block.to(device, config.parameter_dtype).train()
-    if config.torch_compile:
-        for layer in block.layers:
-            layer.compile()
-    if config.gradient_checkpointing:
-        checkpoint_layers(block.model)
-    return block
-
-
-def prepare_objective(objective: Objective, config: StageConfig, device: torch.device) -> None:
-    """Does the same for an objective, and for what it may have of further layers."""
-    objective.to(device, config.parameter_dtype).train()
-    for part in objective.modules():
-        if isinstance(part, BlockModel):
-            prepare_block(part, config, device)
-
-
-def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Has each layer keep only its input. (The method's name is another before transformers 5.20.)"""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
 
 
 def derive_seed(*parts: int) -> int:

@@ -12,10 +12,10 @@ from ranks import ranks
 from tiny import write_model, write_rows
 
 from lopt_pp.balance import Costs, balance, measure
+from lopt_pp.computation import StageConfig
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig
 from lopt_pp.split import split_evenly
-from lopt_pp.stage import StageConfig
 from lopt_pp.verify import check_split, model_class_of
 
 

@@ -13,6 +13,7 @@ from launching import TESTS
 from transformers import LlamaModel
 
 from lopt_pp.balance import balance, random_block
+from lopt_pp.computation import StageConfig
 from lopt_pp.data import DataOrder
 from lopt_pp.end_to_end import EndToEndPipeline
 from lopt_pp.errors import LoptError
@@ -21,7 +22,7 @@ from lopt_pp.meter import Meter
 from lopt_pp.needs import Load, Needs
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.split import Span, split_at, split_evenly
-from lopt_pp.stage import Stage, StageConfig, local_objective
+from lopt_pp.stage import Stage, local_objective
 from lopt_pp.stream import LocalStream, Receiver, Sender
 from lopt_pp.trainer import train
 

@@ -8,9 +8,9 @@ import torch
 from families import FAMILIES, tiny_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from lopt_pp.computation import checkpoint_layers
 from lopt_pp.errors import LoptError
 from lopt_pp.split import BlockModel, block_class, split_at, split_evenly
-from lopt_pp.stage import checkpoint_layers
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
 

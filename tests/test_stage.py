@@ -11,12 +11,13 @@ from tiny import write_model
 from torch import nn
 from transformers import AutoConfig
 
+from lopt_pp.computation import StageConfig
 from lopt_pp.data import DataOrder, Microbatch, TokenizedRows
 from lopt_pp.errors import LoptError
 from lopt_pp.objectives import NextToken, ObjectiveConfig, Reconstruction
 from lopt_pp.optim import OptimConfig
 from lopt_pp.split import BlockModel, Span, split_evenly
-from lopt_pp.stage import NotFiniteError, Stage, StageConfig, local_objective
+from lopt_pp.stage import NotFiniteError, Stage, local_objective
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
 
