@@ -11,39 +11,30 @@ from datetime import timedelta
 from pathlib import Path
 
 from torch.distributed import Store
-from transformers import PreTrainedTokenizerBase
 
-from lopt_pp.balance import find_cuts
 from lopt_pp.best import Measured, best_checkpoint, load_best, rank_models
 from lopt_pp.card import model_card
 from lopt_pp.checkpoint import Committer, PartWriter, remove_unfinished_checkpoints
 from lopt_pp.config import Config
 from lopt_pp.course import UNINTERRUPTED, Course, DecidedCourse, stop_reason
-from lopt_pp.data import DataOrder, Rows, TokenizedRows, with_chat_template
-from lopt_pp.distributed import Failure, World, boundaries, check_shared, mesh_of_processes
+from lopt_pp.distributed import Failure, World, boundaries, check_shared
 from lopt_pp.end_to_end_stage import EndToEndStage
 from lopt_pp.errors import LoptError
-from lopt_pp.evaluation import Evaluation, load_split
 from lopt_pp.guard import complain
-from lopt_pp.identity import essentials, facts, settings
+from lopt_pp.identity import essentials, settings
 from lopt_pp.insight.probe import Probe
 from lopt_pp.insight.start import begin
 from lopt_pp.insight.trackers import Listener, check_installed
 from lopt_pp.manifest import check_no_checkpoints, remove_checkpoints
 from lopt_pp.metrics import Record
-from lopt_pp.model import load_model_config, load_tokenizer, write_description
 from lopt_pp.objectives import NextToken, local_objective_class
-from lopt_pp.replicas import Replicas
+from lopt_pp.preparation import gather_material, make_stages
 from lopt_pp.reporting import Collector, post_end
 from lopt_pp.resume import LATEST, resume
 from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
-from lopt_pp.split import BlockModel, Span, split_at, split_evenly
-from lopt_pp.stage import NotFiniteError, Stage, local_objective
+from lopt_pp.stage import NotFiniteError, Stage
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.trainer import stream_headers, train
-from lopt_pp.verify import check_sample, check_split, model_class_of
-from lopt_pp.verify_packing import check_packing
-from lopt_pp.weights import Checkpoint, load_block
 
 logger = logging.getLogger(__name__)
 
@@ -71,56 +62,19 @@ class Run:
             check_installed(config.report)
         if not (config.run.overwrite_output_dir or goes_on):
             check_no_checkpoints(self.output_dir, but=config.checkpoint.resume_from_checkpoint)
-        self.topology = config.topology(world.size)
+        self.material = material = gather_material(config, world)
+        self.topology, self.num_steps = material.topology, material.num_steps
         self.replica = self.topology.replica_of(world.rank)
-        self.own_stages = self.topology.stages_of(world.rank)
         self.name = self.topology.name_of(world.rank)
-        self.model_config = load_model_config(config.model)
-        model_class = model_class_of(self.model_config, config.model.trust_remote_code)
-        depth = self.model_config.num_hidden_layers
-        cuts = config.pipeline.boundaries if self.topology.num_stages > 1 else None
-        spans = split_at(cuts, depth) if cuts is not None else split_evenly(depth, self.topology.num_stages)
-        checkpoint = Checkpoint(config.model.model_name_or_path, config.model.model_revision)
-        anatomy = check_split(model_class, self.model_config, spans)
-        if config.data.packs_rows:
-            check_packing(model_class, self.model_config, spans, anatomy)
-        self.tokenizer = with_chat_template(load_tokenizer(config.model), config.data)
-        with world.one_process_first("rows"):
-            self.rows, self.held_out = load_split(config.evaluation, config.data, self.tokenizer, config.run.seed)
-        self.order = _data_order(config, self.rows, self.tokenizer, self.replica, self.topology.num_replicas)
-        self.num_steps = _num_steps(config, self.order)
-        self.evaluation = _evaluation(
-            config, self.held_out, self.tokenizer, self.num_steps, self.replica, self.topology.num_replicas
-        )
+        self.order, self.evaluation = material.order(self.replica), material.evaluation(self.replica)
         self._measured: Measured | None = None
-        world.agree(facts(config, self.model_config, self.rows, self.held_out))
-        self._essentials = essentials(config, self.model_config, self.rows, self.topology.num_replicas)
-        self._settings = settings(config, self.num_steps, self.held_out)
-        if config.pipeline.split == "auto" and self.topology.num_stages > 1:
-            if world.rank == 0:  # It tells the others: timings differ.
-                found = find_cuts(
-                    config, self.topology, model_class, self.model_config, anatomy, self.order, world.device
-                )
-                world.store.set("cuts", json.dumps(found))
-            spans = split_at(json.loads(world.store.get("cuts")), depth)
-            check_split(model_class, self.model_config, spans)
-        self.spans = spans
+        self._essentials = essentials(config, material.model_config, material.rows, self.topology.num_replicas)
+        self._settings = settings(config, self.num_steps, material.held_out)
         if world.rank == 0:
             remove_unfinished(self.output_dir)
             (self.output_dir / STOPPED).unlink(missing_ok=True)
-            logger.info("%s", self.rows.summary())
-            if self.held_out is not None:
-                logger.info("evaluated on %s", self.held_out.summary())
-            logger.info("%s, cut into %s; %d steps", model_class.__name__, "; ".join(map(str, spans)), self.num_steps)
-
-        def load(span: Span) -> BlockModel:
-            return load_block(checkpoint, model_class, self.model_config, anatomy, span)
-
-        def load_copy(span: Span) -> BlockModel:
-            check_sample(model_class, self.model_config, anatomy, span)
-            return load(span)
-
-        self._make_stages(load, load_copy)
+            self._say_what_it_is()
+        self.stages, self.end_to_end = make_stages(material, world)
         self.probe = self._make_probe()
         if config.checkpoint.save_steps > 0 or goes_on:
             why = "checkpoints need an --output_dir that all machines share, or --save_steps 0"
@@ -130,7 +84,7 @@ class Run:
             config.checkpoint.resume_from_checkpoint,
             self.output_dir,
             self._trained,
-            spans,
+            material.spans,
             self.num_steps,
             self._essentials,
             self._settings,
@@ -139,62 +93,22 @@ class Run:
         if world.rank == 0 and config.run.overwrite_output_dir and not goes_on:
             remove_checkpoints(self.output_dir, after=self.steps_done)
 
-    def _make_stages(self, load: Callable[[Span], BlockModel], load_copy: Callable[[Span], BlockModel]) -> None:
-        """Makes what this process trains: its stages, or its part of an end-to-end pipeline.
-
-        Args:
-            load: makes the block at a span.
-            load_copy: makes a copy of parts of other blocks, for an objective.
-        """
-        config, world = self.config, self.world
-        self.stages: list[Stage] = []
-        self.end_to_end: EndToEndStage | None = None
-        is_end_to_end = config.objective.method == "e2e" and self.topology.num_processes > 1
-        replicas = None
-        if is_end_to_end or self.topology.num_replicas > 1:
-            mesh = mesh_of_processes(world, self.topology)
-        if self.topology.num_replicas > 1:
-            replicas = Replicas(mesh["replica"], sharded=config.pipeline.sharding == "full")
-        for index in self.own_stages:
-            block = load(self.spans[index])
-            if not config.objective.train_embeddings:
-                block.hold_embeddings()
-            if is_end_to_end:
-                self.end_to_end = EndToEndStage(
-                    block,
-                    config.optim,
-                    self.num_steps,
-                    mesh["pipeline"].get_group(),
-                    config=config.stage,
-                    seed=config.run.seed,
-                    device=world.device,
-                    replicas=replicas,
-                )
-                continue
-            self.stages.append(
-                Stage(
-                    block,
-                    local_objective(block, config.objective, config.run.seed, load_copy),
-                    config.optim,
-                    self.num_steps,
-                    config=config.stage,
-                    local_head_warmup_steps=config.objective.local_head_warmup_steps,
-                    seed=config.run.seed,
-                    device=world.device,
-                    replicas=replicas,
-                )
-            )
+    def _say_what_it_is(self) -> None:
+        material = self.material
+        logger.info("%s", material.rows.summary())
+        if material.held_out is not None:
+            logger.info("evaluated on %s", material.held_out.summary())
+        cut = "; ".join(map(str, material.spans))
+        logger.info("%s, cut into %s; %d steps", material.model_class.__name__, cut, self.num_steps)
 
     def _make_probe(self) -> Probe | None:
         """What measures the boundaries' drift, knowing the pretrained blocks; None where nothing can drift."""
         every = self.config.report.probe_steps
         if every == 0 or self._loss_names[0] is None or self.topology.num_stages == 1:
             return None
-        order = self.order
-        if self.replica != 0:  # All replicas have the same probe.
-            order = _data_order(self.config, self.rows, self.tokenizer, 0, self.topology.num_replicas)
         limit = self.config.objective.max_interface_drift
-        probe = Probe(order, every, self.topology.num_stages, math.inf if limit is None else limit)
+        # All replicas have the same probe.
+        probe = Probe(self.material.order(0), every, self.topology.num_stages, math.inf if limit is None else limit)
         self.world.meet("probe")  # All have loaded their blocks: nobody waits long for another.
         probe.remember(self.stages, self.topology, self.world.rank)
         return probe
@@ -215,16 +129,16 @@ class Run:
         if collector is None:
             return writer, None
         keeps_best = self.config.evaluation.load_best_model_at_end
-        best_of = self.held_out.digest if self.held_out is not None and keeps_best else None
+        best_of = self.material.held_out.digest if self.material.held_out is not None and keeps_best else None
         remove_unfinished_checkpoints(self.output_dir)
         committer = Committer(
             self.output_dir,
             self.world.connection(),
-            self.spans,
+            self.material.spans,
             self._essentials | self._settings,
-            self._describe,
+            self.material.describe,
             self.config.checkpoint.save_total_limit,
-            collector.eval_loss if self.held_out is not None else lambda step: None,
+            collector.eval_loss if self.material.held_out is not None else lambda step: None,
             functools.partial(best_checkpoint, self.output_dir, best_of) if best_of else lambda: None,
         )
         return writer, committer
@@ -242,8 +156,8 @@ class Run:
         """
         facts = {
             "model_class": type(self._trained[0].block.model).__name__,
-            "rows": self.rows.summary(),
-            "num_layers": self.model_config.num_hidden_layers,
+            "rows": self.material.rows.summary(),
+            "num_layers": self.material.model_config.num_hidden_layers,
             "num_steps": self.num_steps,
             "steps_done_before": self.steps_done,
         }
@@ -288,7 +202,7 @@ class Run:
         if collector is not None:
             collector.join()
             if self.config.data.streaming:  # Only now it is known.
-                logger.info("%s", self.rows.summary())
+                logger.info("%s", self.material.rows.summary())
             _say_how_it_went(collector, self.output_dir)
         return True
 
@@ -332,24 +246,30 @@ class Run:
             if stage.index in ends:
                 headers = stream_headers(self.order, self._steps, stage, stage.index, self.probe, self.evaluation)
                 senders[stage.index] = StreamSender(ends[stage.index], headers, pipeline.queue_depth, course)
-            elif stage.index + 1 in self.own_stages:
+            elif stage.index + 1 in self.topology.stages_of(self.world.rank):
                 senders[stage.index] = receivers[stage.index + 1] = LocalStream()
         steps = itertools.takewhile(course.goes_on, self._steps)
         train(self.stages, receivers, senders, self.order, steps, report, after_step, self.probe, self.evaluation)
 
     def _choose(self, collector: Collector | None, committer: Committer | None) -> None:
         """Leaves the stages with the model that is to be saved: the last one, or the best. All must call this."""
-        if self.held_out is None:
+        if self.material.held_out is None:
             return
         models: list[Measured] = []
         if collector is not None and committer is not None:
             committer.join()
             loss = collector.eval_loss(self.num_steps)
             self._measured = Measured(math.inf if loss is None else loss, self.num_steps)
-            models = rank_models(self.output_dir, self.held_out.digest, self._measured)
+            models = rank_models(self.output_dir, self.material.held_out.digest, self._measured)
         if self.config.evaluation.load_best_model_at_end:
-            is_writer = self.replica == 0
-            self._measured = load_best(self.world, models, self.output_dir, self._trained, self.spans, is_writer)
+            self._measured = load_best(
+                self.world,
+                models,
+                self.output_dir,
+                self._trained,
+                self.material.spans,
+                checks_parts=self.replica == 0,
+            )
 
     def _say_where_it_stopped(self, steps_done: int, collector: Collector, committer: Committer) -> None:
         """For rank 0: brings log and checkpoint to their end, and leaves word for whoever starts the run again."""
@@ -417,69 +337,16 @@ class Run:
         if self.world.rank != 0:
             keep_shards(self._trained if self.replica == 0 else [], path, store)
             return
+        material = self.material
         finish_model(
             path,
             store,
             self.topology.num_stages,
-            self._describe,
-            lambda steps: model_card(self.config, self.rows, steps, self.num_steps, self.held_out, self._measured),
+            material.describe,
+            lambda steps: model_card(
+                self.config, material.rows, steps, self.num_steps, material.held_out, self._measured
+            ),
         )
-
-    def _describe(self, directory: Path) -> None:
-        write_description(
-            directory, self.config.model, self.model_config, self.tokenizer, self.config.stage.parameter_dtype
-        )
-
-
-def _data_order(
-    config: Config, rows: Rows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
-) -> DataOrder:
-    return DataOrder(
-        rows,
-        per_device_train_batch_size=config.run.per_device_train_batch_size,
-        gradient_accumulation_steps=config.run.gradient_accumulation_steps,
-        shuffle=config.data.shuffle_dataset,
-        seed=config.run.seed,
-        pad_token_id=_pad_token_id(tokenizer),
-        replica=replica,
-        num_replicas=num_replicas,
-        sampling=config.data.train_sampling_strategy,
-        keep_apart=config.data.packs_rows,
-        # Flash attention keeps rows apart only where all of them stand in one.
-        padding_free=config.data.padding_free
-        or (config.data.packing and "flash" in (config.model.attn_implementation or "")),
-    )
-
-
-def _evaluation(
-    config: Config,
-    rows: TokenizedRows | None,
-    tokenizer: PreTrainedTokenizerBase,
-    num_steps: int,
-    replica: int,
-    num_replicas: int,
-) -> Evaluation | None:
-    if rows is None:
-        return None
-    return Evaluation(
-        rows,
-        eval_steps=config.evaluation.eval_steps,
-        num_steps=num_steps,
-        per_device_eval_batch_size=config.evaluation.per_device_eval_batch_size,
-        pad_token_id=_pad_token_id(tokenizer),
-        replica=replica,
-        num_replicas=num_replicas,
-    )
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return pad if pad is not None else 0
-
-
-def _num_steps(config: Config, order: DataOrder) -> int:
-    run = config.run
-    return run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * order.steps_per_epoch)
 
 
 def _say_how_it_went(collector: Collector, output_dir: Path) -> None:
