@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import Rank, ranks, until
-from safetensors.torch import load_file
+from results import weights
 from tiny import write_model, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,10 +36,6 @@ def train(files: Path, folder: Path, processes: int, flags: str, out: Path | Non
     started = start(files, folder, processes, flags, out)
     assert [rank.process.exitcode for rank in started] == [0] * processes, "".join(rank.text for rank in started)
     return started[0].text
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return {name: t for file in directory.glob("model-*.safetensors") for name, t in load_file(file).items()}
 
 
 def same(first: Path, second: Path) -> bool:

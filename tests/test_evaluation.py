@@ -13,7 +13,7 @@ import pytest
 import torch
 from launching import TESTS, run, torchrun
 from ranks import ranks, until
-from safetensors.torch import load_file
+from results import weights
 from tiny import write_model, write_rows
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -96,10 +96,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def of(files: Path, kind: str, layout: str) -> Path:
     return files / kind / layout.replace(" ", "-")
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in directory.glob("model-*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import reference
 import torch
 from launching import TESTS, run, torchrun
-from safetensors.torch import load_file
+from results import weights
 from tiny import write_model, write_rows
 from transformers import AutoConfig, AutoTokenizer
 
@@ -44,11 +44,6 @@ CASES: dict[str, tuple[list[str], int | None]] = {
     "own objective": (["--local_objective", "own_objective:TokenItself", "--queue_depth", "7", *WARMUP], 1),
     "none": (["--local_objective", "none", "--gradient_accumulation_steps", "2"], None),
 }
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a saved model."""
-    return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def cases_for(processes: int, model: Path, gpt2: Path, rows: Path, out: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 import reference
 import torch
 from ranks import ranks
-from safetensors.torch import load_file
+from results import weights
 from tiny import write_model, write_rows
 from transformers import AutoTokenizer
 
@@ -37,10 +37,6 @@ def train(files: Path, out: Path, processes: int, flags: str) -> dict[str, torch
         for rank in started:
             assert rank.status(120) == 0, rank.text
     return weights(out / "out")
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
 
 
 def metrics(out: Path) -> list[dict[str, Any]]:

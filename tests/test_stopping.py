@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import Rank, ranks, until
-from safetensors.torch import load_file
+from results import weights
 from tiny import write_model, write_rows
 
 from lopt_pp.manifest import complete_checkpoints
@@ -50,10 +50,6 @@ def go(folder: Path, processes: int, arguments: list[str]) -> list[Rank]:
     with ranks(folder, *[arguments] * processes) as started:
         assert [rank.status(120) for rank in started] == [0] * processes, "".join(rank.text for rank in started)
     return started
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return {name: t for file in directory.glob("model-*.safetensors") for name, t in load_file(file).items()}
 
 
 @pytest.mark.parametrize(

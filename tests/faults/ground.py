@@ -13,7 +13,7 @@ import psutil
 import torch
 from launching import environment, torchrun
 from ranks import Rank, ranks
-from safetensors.torch import load_file
+from results import weights
 from tiny import write_model, write_rows
 
 from lopt_pp.errors import LoptError
@@ -67,7 +67,7 @@ class Ground:
             ended = self.end_of(started)
         if ended.statuses != [0] * STAGES:
             raise LostError(f"the undisturbed run failed: {ended.text}")
-        self.expected = _weights(self.out)
+        self.expected = weights(self.out)
         newest = complete_checkpoints(self.out)[0]
         self.checkpoint_bytes = sum(file.stat().st_size for file in newest.iterdir())
 
@@ -156,13 +156,9 @@ class Ground:
 
     def check_result(self) -> None:
         """Compares the model in the output directory with that of the run that nothing happened to."""
-        got = _weights(self.out)
+        got = weights(self.out)
         if got.keys() != self.expected.keys():
             raise LostError(f"the model in {self.out} has other tensors")
         for name, tensor in self.expected.items():
             if not torch.equal(got[name], tensor):
                 raise LostError(f"{name} is not what it is in the run that nothing happened to")
-
-
-def _weights(directory: Path) -> dict[str, torch.Tensor]:
-    return {name: t for file in directory.glob("model-*.safetensors") for name, t in load_file(file).items()}

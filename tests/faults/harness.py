@@ -165,6 +165,21 @@ def fill_the_disk(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
     return f"a disk of {size / ground.checkpoint_bytes:.1f} checkpoints", ended
 
 
+def lock_the_disk(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    """Makes the output directory read-only in mid-run."""
+    step = draw.randrange(1, STEPS - 1)
+    ground.out.mkdir()
+    mount(ground.out, 100 * ground.checkpoint_bytes)
+    with ground.by_hand() as started:
+        ground.reach(at_step(ground, step), lambda: has_ended(started))
+        # Which is refused while a file is open for writing.
+        ground.reach(lambda: set_writable(ground.out, False), lambda: has_ended(started))
+        ended = ground.end_of(started)
+    ground.checkpoints()
+    set_writable(ground.out, True)
+    return f"the output directory is read-only from step {step} on", ended
+
+
 def flip_a_byte(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
     return _damage(ground, draw, cut=False)
 
@@ -204,6 +219,7 @@ FAULTS: dict[str, Fault] = {
         kill_the_launcher,
         stop_the_launcher,
         fill_the_disk,
+        lock_the_disk,
         flip_a_byte,
         cut_a_file,
     )
@@ -217,9 +233,15 @@ def mount(path: Path, size: int, again: bool = False) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=True, capture_output=True)
 
 
+def set_writable(path: Path, writable: bool) -> bool:
+    """Lets a mounted file system be written, or not; whether that is so now."""
+    options = f"remount,{'rw' if writable else 'ro'}"
+    return subprocess.run(["mount", "-o", options, path], capture_output=True).returncode == 0
+
+
 def reason_not_possible(kind: str, folder: Path) -> str:
     """Why a kind of fault cannot be tried here; empty where it can."""
-    if kind != "fill_the_disk":
+    if kind not in ("fill_the_disk", "lock_the_disk"):
         return ""
     place = folder / "mount"
     place.mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import ranks
-from safetensors.torch import load_file
+from results import weights
 from tiny import write_model, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,10 +35,6 @@ def train(files: Path, out: Path, processes: int, flags: str) -> list[dict[str, 
         for rank in started:
             assert rank.status(120) == 0, rank.text
     return [json.loads(line) for line in (out / "out" / "metrics.jsonl").read_text().splitlines()]
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in directory.glob("model-*") for name, tensor in load_file(file).items()}
 
 
 def drifts(records: list[dict[str, Any]]) -> dict[tuple[int, int], tuple[float, float]]:

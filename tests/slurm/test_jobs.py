@@ -16,6 +16,7 @@ import psutil
 import pytest
 import torch
 from launching import environment
+from results import weights
 from safetensors.torch import load_file
 from slurm.cluster import NODES, Cluster, missing, until
 from tiny import write_model, write_rows
@@ -146,10 +147,6 @@ def undisturbed(cluster: Cluster, inputs: Path) -> Submitted:
     job = submit(cluster, inputs, "undisturbed")
     job.until_state("COMPLETED")
     return job
-
-
-def weights(directory: Path) -> dict[str, torch.Tensor]:
-    return {name: t for file in directory.glob("model-*.safetensors") for name, t in load_file(file).items()}
 
 
 def assert_same_weights(job: Submitted, undisturbed: Submitted) -> None:
