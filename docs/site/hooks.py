@@ -39,22 +39,6 @@ _FLAG_OR_SKIPPED = re.compile(r"<(a|h[1-6]|pre)\b.*?</\1>|<code>(--([a-z0-9_-]+)
 """A flag, with a value or without; or what is left as it is."""
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leaves out of the navigation what this checkout has no page for."""
-    config.nav = [{title: _present(entry)} for section in config.nav or [] for title, entry in section.items()]
-    return config
-
-
-def _present(entry: Any) -> Any:
-    if not isinstance(entry, list):
-        return entry
-    return [page for page in entry if _is_present(page if isinstance(page, str) else next(iter(page.values())))]
-
-
-def _is_present(page: str) -> bool:
-    return page.startswith("reference/") or (HERE.parent / page).exists()
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Adds the pages that are made here."""
     files.append(File.generated(config, FLAGS_PAGE, content=flags_page()))
