@@ -1,21 +1,22 @@
 """`lopt-pp evaluate MODEL --before BASE ...`: what was learned and what was kept, before and after, in one table.
 
-Rows of a file are measured by their loss and perplexity. Benchmarks are run by lm-evaluation-harness, where it is
-installed.
+Rows of a file are measured by their loss and perplexity, those of what is to be kept also by how far the model's
+predictions have moved from BASE's. Benchmarks are run by lm-evaluation-harness, where it is installed.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from lopt_pp.data import DataConfig, DataOrder, TokenizedRows, load_rows
+from lopt_pp.data import IGNORE_INDEX, DataConfig, DataOrder, Microbatch, TokenizedRows, load_rows
 from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.export import ordinary_model
 from lopt_pp.generate import add_common, be_quiet, dtype_of
@@ -55,16 +56,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("nothing to measure: give --eval_file, --general_eval_file, --tasks or --general_tasks")
     if given.limit is not None and given.limit <= 0:
         parser.error("--limit: a number of items, or a share of them below 1")
+    if given.divergence and (given.before is None or given.general_eval_file is None):
+        parser.error("--divergence needs a model to diverge from, and text: give --before and --general_eval_file")
     be_quiet()
     try:
         if has_benchmarks:
             check_installed()
         measured: list[tuple[str, Scores]] = []
+        base: BlockModel | None = None
         for name in [given.before, *given.models] if given.before is not None else given.models:
             scores: dict[Measure, Score] = {}
             with ordinary_model(name, given.trust_remote_code) as path:
                 if files:
-                    scores |= _measure_files(path, name, files, given)
+                    block, of_files = _measure_files(path, name, files, given, base)
+                    scores |= of_files
+                    if given.divergence and base is None:
+                        base = block
+                    del block  # One that is done with makes room for the next.
                 if has_benchmarks:
                     with renamed_in_errors(path, name):
                         dtype = dtype_of(given.dtype, given.device)
@@ -90,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--before", metavar="BASE", help="the pretrained model, to compare with")
     parser.add_argument("--eval_file", metavar="FILE", help="rows of the task, of the same kinds as --train_file's")
     parser.add_argument("--general_eval_file", metavar="FILE", help="rows of what is to be kept, such as plain text")
+    parser.add_argument(
+        "--divergence",
+        action="store_true",
+        help="also measure how far the predictions on --general_eval_file have moved from BASE's: the mean KL "
+        "divergence of the next-token distribution. Two models are in memory then",
+    )
     parser.add_argument("--tasks", default="", metavar="NAMES", help="benchmarks of the task, such as gsm8k,math")
     parser.add_argument("--general_tasks", default="", metavar="NAMES", help="benchmarks of what is to be kept")
     parser.add_argument("--limit", type=float, help="items of each benchmark and file, or a share of them below 1")
@@ -108,9 +122,9 @@ def _names(given: str) -> list[str]:
 
 
 def _measure_files(
-    path: str, name: str, files: Sequence[tuple[Kind, str, str]], given: argparse.Namespace
-) -> dict[Measure, Score]:
-    """The loss and the perplexity of a model on files, each (kind, flag, path)."""
+    path: str, name: str, files: Sequence[tuple[Kind, str, str]], given: argparse.Namespace, base: BlockModel | None
+) -> tuple[BlockModel, dict[Measure, Score]]:
+    """A model, and its loss and perplexity on files, each (kind, flag, path), and its divergence from `base`."""
     scores: dict[Measure, Score] = {}
     with renamed_in_errors("--model_name_or_path ", ""), renamed_in_errors(path, name):
         config = ModelConfig(path, trust_remote_code=given.trust_remote_code)
@@ -123,10 +137,18 @@ def _measure_files(
         if given.limit is not None:
             number = int(given.limit) if given.limit >= 1 else max(1, round(given.limit * len(rows)))
             rows = rows.select(np.arange(min(number, len(rows))), "beyond --limit")
-        score = loss_on(block, rows, given.device, f"{name} on {file}")
-        scores[Measure(kind, file, "loss", False)] = score
-        scores[Measure(kind, file, "perplexity", False)] = Score(perplexity(score.value))
-    return scores
+        what = f"{name} on {file}"
+        if base is not None and kind == "general":
+            score, scores[Measure(kind, file, "KL from before", False)] = compare_on(
+                base, block, rows, given.device, what
+            )
+        else:
+            score = loss_on(block, rows, given.device, what)
+        scores |= {
+            Measure(kind, file, "loss", False): score,
+            Measure(kind, file, "perplexity", False): Score(perplexity(score.value)),
+        }
+    return block, scores
 
 
 def load_whole(config: ModelConfig) -> BlockModel:
@@ -143,7 +165,6 @@ def load_whole(config: ModelConfig) -> BlockModel:
     return load_block(checkpoint, model_class, model_config, anatomy, spans[0]).eval()
 
 
-@torch.no_grad()
 def loss_on(block: BlockModel, rows: TokenizedRows, device: torch.device, what: str) -> Score:
     """The mean cross-entropy of a whole model over the target tokens of rows, in nats; a row is an item.
 
@@ -153,17 +174,64 @@ def loss_on(block: BlockModel, rows: TokenizedRows, device: torch.device, what: 
         device: to measure on.
         what: for the progress bar.
     """
-    # A row at a time: nothing is padded, and each row's own loss tells how sure the mean is.
+    objective = NextToken()
+
+    def loss(batch: Microbatch) -> tuple[torch.Tensor]:
+        output = block(input_ids=batch.input_ids, logits_to_keep=batch.target_positions, leave_logits=True)
+        return (objective(output, batch),)
+
+    (score,) = _means_over_targets(loss, rows, device, what)
+    return score
+
+
+def compare_on(
+    base: BlockModel, block: BlockModel, rows: TokenizedRows, device: torch.device, what: str
+) -> tuple[Score, Score]:
+    """The loss of a model as `loss_on` has it, and how far its predictions are from another's.
+
+    The latter is the mean Kullback-Leibler divergence KL(base || model) of the next-token distribution over the places
+    of the target tokens, in nats. Unlike the loss it sees every change of the predictions, also where the text's own
+    tokens became likelier.
+
+    Args:
+        base: the model that the other was made from, on `device`.
+        block: the other.
+        rows: to measure.
+        device: to measure on.
+        what: for the progress bar.
+    """
+
+    def loss_and_divergence(batch: Microbatch) -> tuple[torch.Tensor, torch.Tensor]:
+        targets = batch.labels[:, 1:][:, batch.target_positions]
+        has_target = targets != IGNORE_INDEX
+        old, new = (
+            F.log_softmax(
+                model(input_ids=batch.input_ids, logits_to_keep=batch.target_positions).logits[has_target].float(), -1
+            )
+            for model in (base, block)
+        )
+        loss = F.nll_loss(new, targets[has_target], reduction="sum")
+        return loss, F.kl_div(new, old, reduction="sum", log_target=True)
+
+    loss, divergence = _means_over_targets(loss_and_divergence, rows, device, what)
+    return loss, divergence
+
+
+@torch.no_grad()
+def _means_over_targets(
+    of_row: Callable[[Microbatch], tuple[torch.Tensor, ...]], rows: TokenizedRows, device: torch.device, what: str
+) -> list[Score]:
+    # A row at a time: nothing is padded, and each row's own figures tell how sure the means are.
     order = DataOrder(
         rows, per_device_train_batch_size=1, gradient_accumulation_steps=1, shuffle=False, seed=0, pad_token_id=0
     )
-    objective, sums, counts = NextToken(), [], []
+    sums, counts = [], []
     for number in tqdm(range(len(rows)), desc=what, disable=None, leave=False):
         (batch,) = (batch.to(device) for batch in order.microbatches(number))
-        output = block(input_ids=batch.input_ids, logits_to_keep=batch.target_positions, leave_logits=True)
-        sums.append(objective(output, batch))
+        sums.append(torch.stack(of_row(batch)))
         counts.append(batch.num_targets)
-    return Score.of_items(torch.stack(sums).double().cpu().numpy(), np.array(counts, dtype=np.float64))
+    weights = np.array(counts, dtype=np.float64)
+    return [Score.of_items(items, weights) for items in torch.stack(sums, dim=1).double().cpu().numpy()]
 
 
 if __name__ == "__main__":

@@ -113,6 +113,34 @@ def test_files_before_and_after(files: Path, tmp_path: Path, capsys: pytest.Capt
     assert f"before: {base}" in lines[0] and f"after: {tuned}" in lines[0]
 
 
+def test_divergence_from_the_model_before(files: Path, tmp_path: Path) -> None:
+    path = files / "general.jsonl"
+    given = ["--before", files / "base", "--general_eval_file", path, "--output_path", tmp_path / "out.json"]
+    assert evaluate(files / "tuned", *given, "--divergence") == 0
+    row = numbers(tmp_path / "out.json")["general", path.name, "KL from before"]
+    assert "before" not in row, "a model does not diverge from itself"
+
+    models = [AutoModelForCausalLM.from_pretrained(files / name) for name in ("base", "tuned")]
+    rows = load_rows(DataConfig(train_file=str(path)), AutoTokenizer.from_pretrained(files / "base"))
+    assert isinstance(rows, TokenizedRows)
+    sums, counts = [], []
+    for row_of_data in (rows[number] for number in range(len(rows))):
+        with torch.no_grad():
+            old, new = (model(torch.tensor([row_of_data.input_ids])).logits[0, :-1].double() for model in models)
+        wanted = torch.tensor(row_of_data.labels[1:]) != -100
+        divergence = (old.softmax(-1) * (old.log_softmax(-1) - new.log_softmax(-1))).sum(-1)
+        sums.append(divergence[wanted].sum().item())
+        counts.append(int(wanted.sum()))
+    (found,) = row["models"]
+    assert found["value"] == pytest.approx(sum(sums) / sum(counts), rel=1e-4) and found["value"] > 1e-3
+
+
+def test_divergence_needs_a_model_and_text(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        evaluate(files / "tuned", "--eval_file", files / "task.jsonl", "--divergence")
+    assert "give --before and --general_eval_file" in capsys.readouterr().err
+
+
 def test_models_without_a_before(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate(files / "base", files / "tuned", "--eval_file", files / "task.jsonl", "--limit", 4) == 0
     head, _, loss, _ = capsys.readouterr().out.splitlines()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from lopt_pp.distributed import World
 from lopt_pp.insight.clocks import Offset
@@ -19,11 +20,12 @@ from lopt_pp.split import BlockModel
 FILE = "run.json"
 
 
-def about_stage(block: BlockModel, work: Work, loss: str | None) -> dict[str, Any]:
+def about_stage(block: BlockModel, objective: nn.Module | None, work: Work, loss: str | None) -> dict[str, Any]:
     """What one process has to say of a stage of its.
 
     Args:
         block: of the stage.
+        objective: that it learns from; None where it only runs forward.
         work: its arithmetic.
         loss: the name of its loss; None where it has none.
     """
@@ -32,8 +34,13 @@ def about_stage(block: BlockModel, work: Work, loss: str | None) -> dict[str, An
         "layers": [block.span.start, block.span.stop],
         "loss": loss,
         "parameters": sum(parameter.numel() for parameter in block.parameters()),
+        "trained_parameters": 0 if objective is None else _trained(block) + _trained(objective),
         **asdict(work),
     }
+
+
+def _trained(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
 
 
 def gather_about(world: World, own: Sequence[Mapping[str, Any]], offset: Offset) -> list[dict[str, Any]]:

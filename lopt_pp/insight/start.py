@@ -15,6 +15,7 @@ from lopt_pp.insight.timeline import TraceFile
 from lopt_pp.insight.trackers import Listener, open_tracker
 from lopt_pp.insight.utilization import device_peak, work_of
 from lopt_pp.metrics import Record
+from lopt_pp.objectives import NextToken
 from lopt_pp.reporting import post
 from lopt_pp.stage import Stage
 from lopt_pp.topology import Topology
@@ -58,7 +59,16 @@ def begin(
     def report(record: Record) -> None:
         post(world.store, replica, record | works[record["stage"]].utilization(record), offset.seconds)
 
-    own = [about_stage(stage.block, works[stage.index], loss_names[stage.index]) for stage in stages]
+    own = [
+        about_stage(
+            stage.block,
+            # End to end every block learns from the task, whose loss has no parameters of its own.
+            stage.objective if isinstance(stage, Stage) else NextToken(),
+            works[stage.index],
+            loss_names[stage.index],
+        )
+        for stage in stages
+    ]
     processes = gather_about(world, own, offset)
     if world.rank != 0:
         return report, []

@@ -1,0 +1,116 @@
+"""The machinery of benchmarks/quality, on a random model of four layers; its figures mean nothing here."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from launching import TESTS, run
+
+BENCHMARK = TESTS.parent / "benchmarks" / "quality"
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, ModuleType, ModuleType]]:
+    """`methods`, `summary` and `tasks` of the benchmark."""
+    monkeypatch.syspath_prepend(str(BENCHMARK))
+    import methods
+    import summary
+    import tasks
+
+    yield methods, summary, tasks
+    for name in ("methods", "summary", "tasks"):
+        sys.modules.pop(name)
+
+
+def test_tiny_form_measures_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARK), "--form", "tiny", "--folder", str(tmp_path)]
+    command += ["--methods", "frozen", "next_token"]
+    result = run(command)
+    assert result.returncode == 0, result.stdout + result.stderr
+    kept = json.loads((tmp_path / "quality.json").read_text())
+    assert kept["machine"].keys() >= {"torch", "cpu", "cores", "date"}
+    assert kept["speeds"].keys() == {"frozen", "next_token"}
+    for speed in kept["speeds"].values():
+        assert speed["step_seconds"] > 0 and len(speed["peak_memory_bytes"]) == 2
+    assert kept["speeds"]["frozen"]["trained_parameters"] < kept["speeds"]["next_token"]["trained_parameters"]
+    figures = {"test_loss", "accuracy", "general_perplexity", "general_kl", "instructions_kl"}
+    untouched, *lines = kept["equal_steps"]
+    assert [line["method"] for line in (untouched, *lines)] == ["untouched", "frozen", "next_token"]
+    for line in (untouched, *lines):
+        assert line["figures"].keys() >= figures
+    assert untouched["figures"]["general_kl"]["mean"] == 0 < lines[0]["figures"]["general_kl"]["mean"]
+    assert lines[0]["figures"]["drift_norm"]["mean"] == 0 < lines[1]["figures"]["drift_norm"]["mean"]
+    # One rate, and for next_token two for the earlier blocks; the chosen one is that with the lower validation loss.
+    assert len(kept["trials"]) == 3
+    local = [trial for trial in kept["trials"] if trial["trial"]["method"] == "next_token"]
+    best = min(local, key=lambda trial: trial["validation_loss"])
+    assert kept["best"]["next_token"] == ["next_token", 1e-2, best["trial"]["local_share"]]
+    assert (tmp_path / "quality.png").read_bytes().startswith(b"\x89PNG")
+    assert not any((tmp_path / "models").iterdir()), "models that are measured take no room"
+
+    # The same command once more has nothing left to do: it finds what it would train with no model there.
+    (tmp_path / "frozen-rate0.01-seed1-steps3.json").rename(tmp_path / "aside")
+    again = run([*command, "--minutes", "1e-9"])
+    assert again.returncode == 0 and "goes on from here" in again.stderr
+    (tmp_path / "aside").rename(tmp_path / "frozen-rate0.01-seed1-steps3.json")
+    again = run([*command, "--minutes", "1e-9"])
+    assert again.returncode == 0 and "goes on from here" not in again.stderr
+    assert json.loads((tmp_path / "quality.json").read_text())["equal_steps"] == kept["equal_steps"]
+
+
+def test_no_question_is_in_two_splits(modules: tuple[ModuleType, ...]) -> None:
+    *_, tasks = modules
+    drawn = tasks.draw({"test": 60, "validation": 30, "train": 300})
+    texts = [question.text for questions in drawn.values() for question in questions]
+    assert len(texts) == len(set(texts)) == 390
+    assert {question.task for question in drawn["test"]} == set(tasks.TASKS)
+    right = tasks.accuracy(drawn["test"], [f" {question.entry['answer']}\n" for question in drawn["test"]])
+    wrong = tasks.accuracy(drawn["test"], ["no idea"] * 60)
+    assert all(sum(scores) == len(scores) == 10 for scores in right.values())
+    assert not any(sum(scores) for scores in wrong.values())
+
+
+def test_the_rates_of_the_lowest_validation_loss_are_taken_and_seeds_make_the_spread(
+    modules: tuple[ModuleType, ...],
+) -> None:
+    methods, summary, _ = modules
+    results = {}
+    for rate, seed, validation, loss in [(1, 1, 0.5, 9.0), (2, 1, 0.4, 2.0), (2, 2, 9.9, 4.0), (3, 1, float("nan"), 1)]:
+        trial = methods.Trial("frozen", rate, None, seed, 10)
+        results[trial] = {"validation_loss": validation, "test_loss": {"value": loss, "stderr": 0.1}}
+    results[methods.Trial("frozen", 4, None, 1, 20)] = {"validation_loss": 0.1, "test_loss": {"value": 0, "stderr": 0}}
+    grid = {trial: result for trial, result in results.items() if trial.seed == 1}
+    best = summary.best_settings(grid, steps=10)
+    assert best == {"frozen": ("frozen", 2, None)}
+    (line,) = summary.lines_of(results, best, {"frozen": 10})
+    assert line.seeds == 2 and line.figures["test_loss"].shown(3) == "3.000 ± 1.414"
+
+
+def test_how_much_of_the_distance_a_method_closes(modules: tuple[ModuleType, ...]) -> None:
+    _, summary, _ = modules
+    lines = [
+        summary.Line(method, None, 1, 1, {"test_loss": summary.Spread(loss, None)})
+        for method, loss in (("frozen", 2.0), ("e2e", 1.0), ("next_token", 1.25))
+    ]
+    assert summary.closed(lines, "next_token") == 0.75
+    assert summary.closed(lines[:1], "next_token") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("", "needs --model"),
+        ("--form tiny --train_file a.jsonl", "go together"),
+        ("--form tiny --device cuda", "no GPU"),
+    ],
+)
+def test_what_is_missing_is_said(flags: str, said: str) -> None:
+    if "cuda" in flags:
+        torch = pytest.importorskip("torch")
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU")
+    result = run([sys.executable, str(BENCHMARK), *flags.split()])
+    assert result.returncode == 2 and said in result.stderr and "Traceback" not in result.stderr
