@@ -35,6 +35,7 @@ import arithmetic  # noqa: E402
 import scaling  # noqa: E402
 from sizes import MODELS, Load, Model  # noqa: E402
 
+PAGE = TESTS.parent / "docs" / "scaling.md"
 DTYPES = ("float32", "bfloat16", "pure_bfloat16")
 FIRST, MIDDLE, LAST = Span(0, 2, 0, 3), Span(1, 3, 2, 5), Span(1, 2, 5, 8)
 
@@ -283,7 +284,7 @@ def test_a_run_in_detail(name: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert MODELS[name].name in capsys.readouterr().out
 
 
-def test_a_config_file_is_a_model(tmp_path: Path) -> None:
+def test_the_directory_of_a_config_is_a_model(tmp_path: Path) -> None:
     tiny_config("llama").save_pretrained(tmp_path)
     scaling.main(["--model", str(tmp_path), "--output", str(tmp_path / "scaling.json")])
     assert (tmp_path / "scaling.json").exists()
@@ -295,9 +296,25 @@ def test_a_model_that_the_formulas_do_not_fit_is_refused(tmp_path: Path) -> None
         scaling.main(["--model", str(tmp_path), "--output", str(tmp_path / "scaling.json")])
 
 
+def documented_commands() -> list[str]:
+    """The flags of the commands in docs/scaling.md that stand there without their output."""
+    return re.findall(r"^python benchmarks/scaling.py *(.*?) *(?:#.*)?$", PAGE.read_text(), flags=re.M)
+
+
+@pytest.mark.parametrize("flags", documented_commands())
+def test_documented_commands_run(
+    flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_config("llama").save_pretrained(tmp_path / "model")
+    scaling.main(flags.split())
+    assert ("Memory, GiB" in capsys.readouterr().out) == ("--model" in flags)
+    assert json.loads((tmp_path / "scaling.json").read_text())["runs"]
+
+
 def documented_tables() -> list[tuple[str, str]]:
     """The commands in docs/scaling.md with the output that stands below each."""
-    text = (TESTS.parent / "docs" / "scaling.md").read_text()
+    text = PAGE.read_text()
     blocks = re.findall(r"^```text\n\$ python benchmarks/scaling.py ?(.*?)\n(.*?)```$", text, flags=re.M | re.S)
     return [(flags, output) for flags, output in blocks]
 

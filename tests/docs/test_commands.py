@@ -8,6 +8,8 @@ the repository's files under their names. Comments before a block say what is to
     <!-- needs: gpu -->          it cannot run here: see NEEDS. Its flags are checked none the less.
     <!-- takes: long -->         nor that; the scripts that it names are seen to start
     <!-- tested by: tests/... --> something else runs it
+
+A block that is made by indentation alone fails: it could not be marked.
 """
 
 import contextlib
@@ -19,76 +21,25 @@ import re
 import shlex
 import subprocess
 import sys
-import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import yaml
 from launching import environment
+from pages import PAGES, ROOT, RUNS, Block, blocks_of, indented_code, without_fences
 from tiny import write_model, write_rows
 
 from lopt_pp import cli
 from lopt_pp.config import parse_config
 from lopt_pp.errors import LoptError
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NEEDS = {"gpu", "hub", "machines", "registry", "slurm", "trl"}
 MARKS = {"file", "before", "needs", "takes", "tested by"}
-RUNS = {"bash", "python"}
 SHOWN = {"json", "text", "yaml", "jinja"}
+STARTERS = {"python", "bash", "lopt-pp", "torchrun"}
 
-_MARK = re.compile(r"<!-- ([a-z ]+): (.*) -->")
-_STARTERS = ("python ", "bash ", "lopt-pp ", "torchrun ")
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block of a page.
-
-    Attributes:
-        page: where it stands.
-        line: of its fence, from 1.
-        language: after the fence.
-        code: in it.
-        marks: the comments right before it, by what they say.
-    """
-
-    page: Path
-    line: int
-    language: str
-    code: str
-    marks: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
-
-    @property
-    def runs(self) -> bool:
-        """Whether it is to run here, and not only to be looked at."""
-        return self.language in RUNS and not self.marks.keys() & {"file", "needs", "takes", "tested by"}
-
-
-def blocks_of(page: Path) -> Iterator[Block]:
-    """The fenced blocks of a page, in order."""
-    marks: dict[str, str] = {}
-    fence, start, code = None, 0, []
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
-        if fence is not None:
-            if line.strip() == fence[0]:
-                yield Block(page, start, fence[1], textwrap.dedent("\n".join(code)) + "\n", marks)
-                fence, marks = None, {}
-            else:
-                code.append(line)
-        elif opening := re.match(r"\s*(`{3,})\s*(\S*)", line):
-            fence, start, code = (opening[1], opening[2]), number, []
-        elif mark := _MARK.fullmatch(line.strip()):
-            marks[mark[1]] = mark[2]
-        elif line.strip():
-            marks = {}
-
+_SHELL = re.compile(r"[$`*|&;<>]|^[A-Z_]+=", re.MULTILINE)
 
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 
@@ -108,6 +59,8 @@ def test_a_block_says_what_it_is(block: Block) -> None:
     if "file" in block.marks:
         later = [other.code for other in BLOCKS if other.page == block.page and other.line > block.line]
         assert any(block.marks["file"] in code for code in later), "a file that no block uses"
+    if block.language == "text" and re.search(r"^\$ ", block.code, re.MULTILINE):
+        assert "tested by" in block.marks, "a command with its output, which nothing compares"
     if block.language == "yaml":
         yaml.safe_load(block.code)
     if block.language == "json":
@@ -117,7 +70,9 @@ def test_a_block_says_what_it_is(block: Block) -> None:
         compile(block.code, str(block), "exec")
 
 
-@pytest.mark.parametrize("block", [b for b in BLOCKS if b.marks.keys() & {"needs", "takes"}], ids=str)
+@pytest.mark.parametrize(
+    "block", [b for b in BLOCKS if b.language in RUNS and not b.runs and "file" not in b.marks], ids=str
+)
 def test_a_command_that_does_not_run_here_has_flags_and_scripts_that_exist(block: Block) -> None:
     for words in commands_of(block.code):
         check_words(words)
@@ -132,13 +87,18 @@ def test_a_command_that_does_not_run_here_has_flags_and_scripts_that_exist(block
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_fenced(page: Path) -> None:
+    """By backticks, so that it is found here and can be marked."""
+    text = page.read_text(encoding="utf-8")
+    assert not list(indented_code(text)) and not re.search("^ *~~~", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_the_text_name_what_exists(page: Path) -> None:
-    prose = re.sub(r"^(\s*)(`{3,}).*?^\1\2$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    quoted = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
-    indented = [line.strip() for line in prose.splitlines() if line.startswith("    ")]
-    for command in [*quoted, *indented]:
-        if command.startswith(_STARTERS):
-            check_words(command.split())
+    for code in re.findall(r"`([^`]+)`", without_fences(page.read_text(encoding="utf-8"))):
+        words = code.split()
+        if words[1:] and words[0] in STARTERS:
+            check_words(words)
 
 
 def commands_of(code: str) -> Iterator[list[str]]:
@@ -149,6 +109,14 @@ def commands_of(code: str) -> Iterator[list[str]]:
             words.pop(0)
         if words:
             yield words
+
+
+def are_our_own(code: str) -> bool:
+    """Whether all commands of a block are `lopt-pp ...`, with nothing that takes a shell, and may run in this process.
+
+    That spares each of them the start of Python and its libraries. Training sets up logging and is not among them.
+    """
+    return not _SHELL.search(code) and all(words[0] == "lopt-pp" and words[1] != "train" for words in commands_of(code))
 
 
 def check_words(words: list[str]) -> None:
@@ -209,6 +177,10 @@ def test_the_commands_of_a_page_run(page: Path, inputs: Path, tmp_path: Path, mo
         if block.language == "python":
             exec(compile(block.code, str(block), "exec"), namespace)
             continue
+        if are_our_own(block.code):
+            for words in commands_of(block.code):
+                assert cli.main(words[1:]) == 0, f"{block}: {shlex.join(words)}"
+            continue
         result = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block.code], env=env, capture_output=True, text=True, timeout=240
         )
@@ -229,6 +201,47 @@ def test_what_would_be_missed(tmp_path: Path) -> None:
         test_a_command_that_does_not_run_here_has_flags_and_scripts_that_exist(
             Block(page, 1, "bash", flags, {"needs": "gpu"})
         )
-    for wrong in (Block(page, 1, "sh", ""), Block(page, 1, "bash", "", {"needs": "luck"})):
+    for wrong in (
+        Block(page, 1, "sh", ""),
+        Block(page, 1, "bash", "", {"needs": "luck"}),
+        Block(page, 1, "text", "$ lopt-pp report out\nthe report is out/report.html\n"),
+    ):
         with pytest.raises(AssertionError):
             test_a_block_says_what_it_is(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("Text\n\n    lopt-pp report out\n    lopt-pp report in\n", [3, 4]),
+        ("# Heading\n    --eval_steps 100\n", [2]),
+        ("- item\n\n      python train.py\n", [3]),
+        ("1. item\n\n       python train.py\n", [3]),
+        ("- item\n\nText\n\n\tpython train.py\n", [5]),
+        ("<!-- needs: gpu -->\n    python train.py\n", [2]),
+        ("```bash\nbash a.sh \\\n    --seed 1\n```\n\n    bash b.sh\n", [6]),
+        ("Text that goes on with\n    --seed 1\n", []),
+        (
+            "- item that goes on with\n      --seed 1\n\n  and has more text\n\n    - and items\n\n      of its own\n",
+            [],
+        ),
+        ("- item\n\n  ```bash\n  bash a.sh \\\n      --seed 1\n  ```\n", []),
+    ],
+)
+def test_code_by_indentation_is_seen(text: str, lines: list[int]) -> None:
+    assert [number for number, _ in indented_code(text)] == lines
+
+
+@pytest.mark.parametrize(
+    ("code", "ours"),
+    [
+        ("lopt-pp plan model --num_stages 2\nlopt-pp report out  # a page\n", True),
+        ('lopt-pp generate out --prompt "What is 1 + 2?"\n', True),
+        ("lopt-pp train --config run.yaml\n", False),
+        ("lopt-pp plan model --json > plan.json\n", False),
+        ("HF_HUB_OFFLINE=1 lopt-pp plan model\n", False),
+        ("lopt-pp report out\npython train.py\n", False),
+    ],
+)
+def test_what_runs_without_a_shell(code: str, ours: bool) -> None:
+    assert are_our_own(code) is ours

@@ -12,10 +12,10 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from pages import PAGES, ROOT, without_fences
 
 from lopt_pp.config import Config
 
-ROOT = Path(__file__).parents[2]
 FLAGS = {flag.name: flag for component in dataclasses.fields(Config) for flag in dataclasses.fields(component.type)}
 
 
@@ -139,10 +139,8 @@ def slug(heading: str) -> str:
 
 
 def test_links_of_the_sources_work_on_a_code_host() -> None:
-    files = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    for file in files:
-        text = re.sub(r"^(`{3,}).*?^\1$", "", file.read_text(), flags=re.MULTILINE | re.DOTALL)
-        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+    for file in PAGES:
+        for link in re.findall(r"\]\(([^)\s]+)\)", without_fences(file.read_text())):
             target, anchor = urldefrag(link)
             if re.match("[a-z]+:", target):
                 continue
