@@ -301,7 +301,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rates", type=float, nargs="+", help="another grid of learning rates")
     parser.add_argument("--steps", type=int, help="another number of steps")
-    parser.add_argument("--max_length", type=int, default=512, help="of a row in tokens (default: %(default)s)")
+    parser.add_argument("--max_length", type=int, help="of a row in tokens (default: 512)")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="(default: of the form)")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="further flags of every run, last of all")
     flags = parser.parse_args(arguments)
@@ -310,6 +310,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = [flags.train_file, flags.validation_file, flags.eval_file]
     if any(given) and not all(given):
         parser.error("--train_file, --validation_file and --eval_file go together")
+    # A token of the random model is a byte.
+    flags.max_length = flags.max_length or (2048 if flags.form == "tiny" else 512)
     flags.device = flags.device or ("cuda" if flags.form == "gpu" else "cpu")
     if flags.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no GPU")
