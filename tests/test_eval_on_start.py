@@ -19,6 +19,8 @@ from lopt_pp.config import parse_config
 from lopt_pp.course import DecidedCourse
 from lopt_pp.errors import LoptError
 from lopt_pp.evaluation import START
+from lopt_pp.insight.harm import harm
+from lopt_pp.insight.runs import read_run
 from lopt_pp.manifest import complete_checkpoints
 from lopt_pp.reporting import Collector, post, post_end
 from lopt_pp.train import STOPPED_STATUS
@@ -122,6 +124,9 @@ def test_a_run_that_goes_on_has_its_start_behind_it(
     assert eval_losses(out) == losses and same(weights(out), weights(whole))
     assert caplog.messages.count(warning) == 2
     assert [r["step"] for r in records(out) if r["stage"] == 1] == [*range(7)]
+    warned = next(advice.text for advice in harm(read_run(out)) if advice.kind == "warn")
+    assert f"was {losses[0]:.4g} before the first step and is {losses[6]:.4g} after step 6. What helps" in warned
+    assert "(it is 0.0001)" in warned  # A tenth of --learning_rate, by default.
 
 
 def test_the_pretrained_model_is_no_checkpoint(files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -75,6 +75,11 @@ class RunData:
         return int(self.stages[-1][-1]["step"])
 
     @property
+    def is_over(self) -> bool:
+        """Whether it makes no more steps; it is taken to where that is not known."""
+        return self.stopped is not None or self.steps >= self.about.get("num_steps", 0)
+
+    @property
     def flags(self) -> dict[str, Any]:
         return self.about.get("flags", {})
 
