@@ -104,6 +104,24 @@ def load_best(
     return last
 
 
+def compare_with_start(start: float | None, model: Measured) -> None:
+    """Warns where a run has made the model worse on the held-out rows than it was before the first step.
+
+    The pretrained model is no checkpoint of the run, so it is never the best one of it.
+
+    Args:
+        start: the pretrained model's loss; None where it was not measured.
+        model: the one that is saved.
+    """
+    if start is not None and model.loss > start:
+        logger.warning(
+            "the run has made the model worse on the held-out rows: its eval loss is %.4g, and was %.4g before the "
+            "first step; `lopt-pp report` says what may help",
+            model.loss,
+            start,
+        )
+
+
 def _evaluated(output_dir: Path, evaluation_rows: str) -> list[Measured]:
     """The models of the checkpoints that were evaluated on these rows."""
     found = []

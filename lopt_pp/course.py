@@ -66,7 +66,7 @@ class DecidedCourse:
         store: a connection to the run's store for the thread that waits for a request, with a long timeout.
         rank: of this process.
         deciders: ranks of all processes that decide.
-        first_step: that this process is asked about.
+        first_step: the first that a stop may come before; one before it (`lopt_pp.evaluation.START`) is always made.
     """
 
     def __init__(self, store: Store, rank: int, deciders: Sequence[int], first_step: int) -> None:

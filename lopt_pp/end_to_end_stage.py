@@ -2,15 +2,15 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
 
 from lopt_pp.computation import StageConfig
-from lopt_pp.data import DataOrder
+from lopt_pp.data import DataOrder, Microbatch
 from lopt_pp.end_to_end import EndToEndPipeline, clip_grad_norm
-from lopt_pp.evaluation import Evaluation, mean_loss
+from lopt_pp.evaluation import START, Evaluation, mean_loss
 from lopt_pp.metrics import Record, StageClock, peak_memory
 from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.replicas import Replicas
@@ -93,7 +93,8 @@ class EndToEndStage:
 
         Args:
             order: of the data, the same in every process of the pipeline.
-            steps: of the run, to make, the same in all processes; may end early.
+            steps: of the run, to make, the same in all processes; may end early. The first may be `START`, of which
+                there is only the evaluation.
             report: called with one record per step, see `docs/metrics.md`.
             after_step: called with the number of steps done.
             evaluation: rows to measure the model on between steps; the same in every process of the pipeline.
@@ -103,11 +104,14 @@ class EndToEndStage:
         """
         clock = StageClock(self.device)
         for step in steps:
-            batches = order.microbatches(step)
-            with clock("schedule"):
-                loss = self._pipeline.step(batches, order.counts(step).num_targets)
-            with clock("optimizer"):
-                record = self._step(step, loss)
+            batches: Sequence[Microbatch] = ()
+            record: Record = {}
+            if step != START:
+                batches = order.microbatches(step)
+                with clock("schedule"):
+                    loss = self._pipeline.step(batches, order.counts(step).num_targets)
+                with clock("optimizer"):
+                    record = self._step(step, loss)
             if evaluation is not None and evaluation.is_due(step + 1):
                 with clock("eval"):
                     losses = self._pipeline.evaluate(evaluation.microbatches())
@@ -117,7 +121,8 @@ class EndToEndStage:
             record |= {"step": step + 1, "stage": self.index, "epoch": order.epoch(step)}
             record |= token_counts(batches) | {"peak_memory_bytes": peak_memory(self.device)}
             report(record)
-            after_step(step + 1)
+            if step != START:
+                after_step(step + 1)
 
     def _step(self, step: int, loss: torch.Tensor | None) -> Record:
         norm = clip_grad_norm(self._optimizer.parameters, self._max_grad_norm, self._group).item()

@@ -3,6 +3,9 @@
 At an evaluation step every stage makes its optimizer step, and then runs the held-out rows forward before its next one.
 Their hidden states are further messages of that step on the same stream. So each stage measures what the sequential
 algorithm has after that step, waits for nobody longer than the forward passes take, and trains on with the same bits.
+
+The evaluation before the first step is that of a step before it, `START`, which trains nothing: its messages are the
+held-out rows' alone.
 """
 
 import dataclasses
@@ -21,6 +24,9 @@ from lopt_pp.flags import check_types
 from lopt_pp.metrics import Record, StageClock
 from lopt_pp.stage import Stage, derive_seed
 from lopt_pp.stream import Receiver, Sender
+
+START = -1
+"""The step before the first, where a run is evaluated at its start. It has no microbatches, and changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,13 @@ class EvaluationConfig:
     eval_steps: int = field(
         default=500, metadata={"help": "Steps between evaluations; 0 evaluates after the last step only."}
     )
+    eval_on_start: bool = field(
+        default=False,
+        metadata={
+            "help": "Evaluate before the first step as well, as step 0: what the pretrained model does, to compare "
+            "with. A run that goes on from a checkpoint does not evaluate it again."
+        },
+    )
     per_device_eval_batch_size: int = field(default=8, metadata={"help": "Rows of a microbatch of an evaluation."})
     load_best_model_at_end: bool = field(
         default=False,
@@ -80,6 +93,10 @@ class EvaluationConfig:
             )
         if self.load_best_model_at_end and not given:
             raise LoptError("--load_best_model_at_end needs rows to compare models on: give --eval_file")
+        if self.eval_on_start and not given:
+            raise LoptError(
+                "--eval_on_start needs rows to evaluate on: give --eval_file, --eval_split_size or --dataset_test_split"
+            )
 
     def check_checkpoints(self, save_steps: int) -> None:
         """Sees that the best model can be had at the end.
@@ -157,6 +174,7 @@ class Evaluation:
         rows: that are not trained on.
         eval_steps: steps between evaluations; 0 for the last step only.
         num_steps: of the run.
+        on_start: whether they are run before the first step, too.
         per_device_eval_batch_size: rows of a microbatch.
         pad_token_id: the id that pads them.
         replica: whose microbatches these are.
@@ -175,11 +193,13 @@ class Evaluation:
         num_steps: int,
         per_device_eval_batch_size: int,
         pad_token_id: int,
+        on_start: bool = False,
         replica: int = 0,
         num_replicas: int = 1,
     ) -> None:
         self._eval_steps = eval_steps
         self._num_steps = num_steps
+        self._on_start = on_start
         # One pass, in the order of the file. A step of this order is one microbatch of each replica.
         self._order = DataOrder(
             rows,
@@ -198,7 +218,9 @@ class Evaluation:
         self.shapes = [shape for part in parts for shape in self._order.shapes(part)]
 
     def is_due(self, steps_done: int) -> bool:
-        """Whether the rows are run when `steps_done` steps are done."""
+        """Whether the rows are run when `steps_done` steps are done; 0 are after `START`."""
+        if steps_done == 0:
+            return self._on_start
         return steps_done == self._num_steps or (self._eval_steps > 0 and steps_done % self._eval_steps == 0)
 
     def microbatches(self) -> Iterator[Microbatch]:

@@ -82,6 +82,11 @@ class StageClock:
         return record
 
 
+def is_measured(name: str) -> bool:
+    """Whether a value of that name in a record was measured on the held-out rows."""
+    return name.startswith("eval_") and not name.endswith("_seconds")
+
+
 def perplexity(loss: float) -> float:
     """Of a mean cross-entropy in nats; infinite where float64 ends."""
     return math.exp(loss) if loss < math.log(sys.float_info.max) else loss * math.inf

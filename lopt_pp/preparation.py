@@ -68,6 +68,7 @@ class Material:
             num_steps=self.num_steps,
             per_device_eval_batch_size=self.config.evaluation.per_device_eval_batch_size,
             pad_token_id=_pad_token_id(self.tokenizer),
+            on_start=self.config.evaluation.eval_on_start,
             replica=replica,
             num_replicas=self.topology.num_replicas,
         )

@@ -68,6 +68,7 @@ class Collector:
         num_replicas: that report each stage.
         steps_done: before this run; their records stay in the file.
         listeners: that are told of each step, in this thread. One that fails is told of no more.
+        from_start: whether there are records of step 0, an evaluation before the first.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Collector:
         num_replicas: int = 1,
         steps_done: int = 0,
         listeners: Sequence[Listener] = (),
+        from_start: bool = False,
     ) -> None:
         self._store = store
         self._path = path
@@ -88,6 +90,7 @@ class Collector:
         self._logging_steps = logging_steps
         self._num_replicas = num_replicas
         self._steps_done = steps_done
+        self._first_step = 0 if from_start else steps_done + 1
         self._collected = threading.Condition()
         self._step = steps_done
         """The last step whose records are all there."""
@@ -103,9 +106,10 @@ class Collector:
 
     def _collect(self) -> None:
         file = MetricsFile(self._path, self._steps_done)
+        self._eval_losses |= file.eval_losses
         # disable=None: no bar where standard error is no terminal.
         with tqdm(total=self._num_steps, initial=self._steps_done, disable=None, bar_format=_BAR) as bar:
-            for step in range(self._steps_done + 1, self._num_steps + 1):
+            for step in range(self._first_step, self._num_steps + 1):
                 first = self._take(0, step)
                 if first is None:
                     break
@@ -117,11 +121,12 @@ class Collector:
                 for seconds, record in zip(self._seconds, records, strict=True):
                     seconds.update({name: value for name, value in record.items() if name.endswith("_seconds")})
                 self._num_tokens += records[-1]["num_tokens"]
-                bar.set_postfix_str(self._short_status(records), refresh=False)
-                bar.update()
-                if step % self._logging_steps == 0 or step == self._num_steps:
-                    with tqdm.external_write_mode():
-                        logger.info("step %d/%d: %s", step, self._num_steps, self._status(records))
+                if step > 0:
+                    bar.set_postfix_str(self._short_status(records), refresh=False)
+                    bar.update()
+                    if step % self._logging_steps == 0 or step == self._num_steps:
+                        with tqdm.external_write_mode():
+                            logger.info("step %d/%d: %s", step, self._num_steps, self._status(records))
                 self._keep(step, records[-1])
         self._tell(methodcaller("end"))
 
@@ -129,7 +134,7 @@ class Collector:
         """Keeps the last stage's evaluation of a step, where there was one, and says that the step is collected."""
         with self._collected:
             self._step = step
-            if math.isfinite(record.get("eval_loss", math.nan)):
+            if _is_evaluated(record):
                 self._eval_losses[step] = record["eval_loss"]
             self._collected.notify_all()
         if "eval_loss" in record:
@@ -140,12 +145,12 @@ class Collector:
     def eval_loss(self, step: int) -> float | None:
         """The mean loss on the held-out rows after a step; None where it was not measured, or is not finite.
 
-        Waits for the records of the step, which all stages must make. May be called from any thread.
+        Waits for the records of the step, which all stages must make, or have made before the run went on from a
+        checkpoint. May be called from any thread.
         """
         with self._collected:
             self._collected.wait_for(lambda: self._step >= step)
             return self._eval_losses.get(step)
-        self._tell(methodcaller("end"))
 
     def _add_queue_lengths(self, records: Sequence[Record], replicas: Sequence[Sequence[Record]]) -> None:
         for stage, (record, *pair) in enumerate(zip(records, replicas, replicas[1:], strict=False)):
@@ -221,6 +226,9 @@ class MetricsFile:
     Args:
         path: of it.
         steps_done: before this run; the records of these steps stay in the file.
+
+    Attributes:
+        eval_losses: of these steps, by step, where they are finite.
     """
 
     def __init__(self, path: Path, steps_done: int) -> None:
@@ -228,6 +236,8 @@ class MetricsFile:
         self._fails = False
         unfinished = path.with_name(path.name + ".unfinished")
         earlier = records_until(path, steps_done) if steps_done else []
+        records = (json.loads(line) for line in earlier if '"eval_loss"' in line)
+        self.eval_losses = {record["step"]: record["eval_loss"] for record in records if _is_evaluated(record)}
         self._guarded(lambda: unfinished.write_text("".join(earlier), encoding="utf-8"))
         self._guarded(lambda: os.replace(unfinished, path))
 
@@ -267,6 +277,11 @@ def records_until(path: Path, step: int) -> list[str]:
         except ValueError:
             continue
     return lines
+
+
+def _is_evaluated(record: Record) -> bool:
+    """Whether a record has a finite loss on the held-out rows."""
+    return math.isfinite(record.get("eval_loss", math.nan))
 
 
 def join_replicas(records: Sequence[dict[str, Any]]) -> dict[str, Any]:

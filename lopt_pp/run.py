@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch.distributed import Store
 
-from lopt_pp.best import Measured, best_checkpoint, load_best, rank_models
+from lopt_pp.best import Measured, best_checkpoint, compare_with_start, load_best, rank_models
 from lopt_pp.card import model_card
 from lopt_pp.checkpoint import Committer, PartWriter, remove_unfinished_checkpoints
 from lopt_pp.config import Config
@@ -20,6 +20,7 @@ from lopt_pp.course import UNINTERRUPTED, Course, DecidedCourse, stop_reason
 from lopt_pp.distributed import Failure, World, boundaries, check_shared
 from lopt_pp.end_to_end_stage import EndToEndStage
 from lopt_pp.errors import LoptError
+from lopt_pp.evaluation import START
 from lopt_pp.guard import complain
 from lopt_pp.identity import essentials, settings
 from lopt_pp.insight.probe import Probe
@@ -208,8 +209,13 @@ class Run:
 
     @property
     def _steps(self) -> range:
-        """The steps that are to be made, unless the run is stopped."""
-        return range(self.steps_done, self.num_steps)
+        """The steps that are to be made, unless the run is stopped, and maybe `START` before the first of all."""
+        return range(START if self._evaluates_start else self.steps_done, self.num_steps)
+
+    @property
+    def _evaluates_start(self) -> bool:
+        """Whether the pretrained model is evaluated before the first step."""
+        return self.steps_done == 0 and self.evaluation is not None and self.evaluation.is_due(0)
 
     @contextmanager
     def _deciding(self) -> Iterator[DecidedCourse | None]:
@@ -270,6 +276,8 @@ class Run:
                 self.material.spans,
                 checks_parts=self.replica == 0,
             )
+        if collector is not None and self._measured is not None:
+            compare_with_start(collector.eval_loss(0), self._measured)
 
     def _say_where_it_stopped(self, steps_done: int, collector: Collector, committer: Committer) -> None:
         """For rank 0: brings log and checkpoint to their end, and leaves word for whoever starts the run again."""
@@ -305,6 +313,7 @@ class Run:
             self.topology.num_replicas,
             self.steps_done,
             listeners,
+            self._evaluates_start,
         )
 
     @property

@@ -7,8 +7,8 @@ the next hidden states) and, when the queue is full, the neighbour after it.
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-from lopt_pp.data import DataOrder, Microbatch
-from lopt_pp.evaluation import Evaluation, evaluate
+from lopt_pp.data import DataOrder, Microbatch, TokenCounts
+from lopt_pp.evaluation import START, Evaluation, evaluate
 from lopt_pp.insight.probe import Probe
 from lopt_pp.metrics import Record, StageClock, peak_memory
 from lopt_pp.stage import Stage
@@ -35,7 +35,7 @@ def train(
         receivers: by stage, the end of the boundary before it; none for the first stage of the model.
         senders: by stage, the end of the boundary after it; none for the last.
         order: of the data, the same in every process.
-        steps: of the run, to make; may end early.
+        steps: of the run, to make; may end early. The first may be `START`, of which there is only the evaluation.
         report: called with one record per step and stage, see `docs/metrics.md`.
         after_step: called with the number of steps done, when all stages of this process have made the step.
         probe: measures how far the hidden states that are sent have drifted; None does not.
@@ -47,34 +47,19 @@ def train(
     """
     clocks = {stage.index: StageClock(stage.device) for stage in stages}
     for step in steps:
-        counts, batches = order.counts(step), order.microbatches(step)
-        for turn, host_batch in enumerate(batches, 1):
+        batches: Sequence[Microbatch] = ()
+        records: dict[int, Record] = {stage.index: {} for stage in stages}
+        if step != START:
+            counts, batches = order.counts(step), order.microbatches(step)
+            _run_microbatches(stages, receivers, senders, clocks, batches, counts)
             for stage in stages:
-                clock, batch = clocks[stage.index], host_batch.to(stage.device)
-                with clock("wait_receive"):
-                    hidden_states = receivers[stage.index].receive() if stage.index in receivers else None
-                with stage.accumulating(is_last=turn == len(batches)):
-                    with clock("forward"):
-                        output = stage.forward(batch, hidden_states)
-                    if stage.index in senders:
-                        with clock("wait_send"):
-                            senders[stage.index].send(stage.outgoing(output))
-                    if stage.learns:
-                        with clock("forward"):
-                            loss = stage.loss(output, batch, stage.count(counts))
-                        with clock("backward"):
-                            loss.backward()
-                        del loss
-                del output, hidden_states
-        records: dict[int, Record] = {}
-        for stage in stages:
-            clock = clocks[stage.index]
-            with clock("optimizer"):
-                record = stage.step(step)
-            if probe is not None and probe.is_due(step):
-                record |= probe.measure(stage, receivers.get(stage.index), senders.get(stage.index), clock)
-                _stop_drifting(stage, record, probe.limit, step)
-            records[stage.index] = record
+                clock = clocks[stage.index]
+                with clock("optimizer"):
+                    records[stage.index] |= stage.step(step)
+                if probe is not None and probe.is_due(step):
+                    drift = probe.measure(stage, receivers.get(stage.index), senders.get(stage.index), clock)
+                    records[stage.index] |= drift
+                    _stop_drifting(stage, drift, probe.limit, step)
         if evaluation is not None and evaluation.is_due(step + 1):
             for index, losses in evaluate(stages, receivers, senders, clocks, evaluation).items():
                 records[index] |= losses
@@ -83,11 +68,41 @@ def train(
             record |= {"step": step + 1, "stage": stage.index, "epoch": order.epoch(step)}
             record |= token_counts(batches) | {"peak_memory_bytes": peak_memory(stage.device)}
             report(record)
-        after_step(step + 1)
+        if step != START:
+            after_step(step + 1)
     for sender in senders.values():
         sender.close()
     for receiver in receivers.values():
         receiver.close()
+
+
+def _run_microbatches(
+    stages: Sequence[Stage],
+    receivers: Mapping[int, Receiver],
+    senders: Mapping[int, Sender],
+    clocks: Mapping[int, StageClock],
+    batches: Sequence[Microbatch],
+    counts: TokenCounts,
+) -> None:
+    """Leaves the stages with the gradients of a step: each microbatch goes forward, and back within each stage."""
+    for turn, host_batch in enumerate(batches, 1):
+        for stage in stages:
+            clock, batch = clocks[stage.index], host_batch.to(stage.device)
+            with clock("wait_receive"):
+                hidden_states = receivers[stage.index].receive() if stage.index in receivers else None
+            with stage.accumulating(is_last=turn == len(batches)):
+                with clock("forward"):
+                    output = stage.forward(batch, hidden_states)
+                if stage.index in senders:
+                    with clock("wait_send"):
+                        senders[stage.index].send(stage.outgoing(output))
+                if stage.learns:
+                    with clock("forward"):
+                        loss = stage.loss(output, batch, stage.count(counts))
+                    with clock("backward"):
+                        loss.backward()
+                    del loss
+            del output, hidden_states
 
 
 def _stop_drifting(stage: Stage, record: Record, limit: float, step: int) -> None:
@@ -129,7 +144,9 @@ def stream_headers(
     """
     hidden_size = stage.block.model.config.hidden_size
     for step in steps:
-        shapes = [*order.shapes(step), *(probe.crossing(boundary, step) if probe is not None else ())]
+        shapes: list[tuple[int, int]] = []
+        if step != START:
+            shapes += [*order.shapes(step), *(probe.crossing(boundary, step) if probe is not None else ())]
         if evaluation is not None and evaluation.is_due(step + 1):
             shapes += evaluation.shapes
         for microbatch, (rows, tokens) in enumerate(shapes):

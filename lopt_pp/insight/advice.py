@@ -1,10 +1,10 @@
 """Plain advice from what a run has measured."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from lopt_pp.insight.charts import means
+from lopt_pp.insight.harm import harm
+from lopt_pp.insight.page import Advice
 from lopt_pp.insight.runs import RunData, StageTimes
 
 _IDLE = 0.05
@@ -14,21 +14,8 @@ _WORTH_IT = 0.03
 """The gain below which another cut is not worth a word."""
 
 
-@dataclass(frozen=True)
-class Advice:
-    """One thing to know.
-
-    Attributes:
-        kind: `good`, nothing to do; `do`, something that helps; `look`, something to look into.
-        text: a sentence or two.
-    """
-
-    kind: Literal["good", "do", "look"]
-    text: str
-
-
 def advise(run: RunData) -> list[Advice]:
-    """All there is to say about a run."""
+    """All there is to say about a run, the warnings first."""
     times = [run.times(stage) for stage in range(len(run.stages))]
     advice: list[Advice] = []
     if any(time.seconds["schedule"] > 0 for time in times):
@@ -41,7 +28,8 @@ def advise(run: RunData) -> list[Advice]:
         advice.append(
             Advice("good", "All stages share a process and take turns: none waits, and the split changes memory alone.")
         )
-    return [*advice, *_overhead(run, times), *_losses(run), *_drift(run), *_clipping(run)]
+    advice += [*_overhead(run, times), *_losses(run), *harm(run), *_clipping(run)]
+    return sorted(advice, key=lambda one: one.kind != "warn")
 
 
 def _bottleneck(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
@@ -189,28 +177,6 @@ def _losses(run: RunData) -> list[Advice]:
                         f"{values[-1]:.4g}. A lower {remedy} may help.",
                     )
                 )
-    return advice
-
-
-def _drift(run: RunData) -> list[Advice]:
-    advice = []
-    for stage in range(len(run.stages) - 1):
-        norms, cosines = (run.curve(stage, name)[1] for name in ("drift_norm", "drift_cosine"))
-        if not norms:
-            continue
-        text = (
-            f"At the boundary after stage {stage} the hidden states have moved by {norms[-1]:.1%} of their norm from "
-            f"the pretrained model's (cosine {cosines[-1]:.4f})"
-        )
-        if len(norms) >= 4 and norms[-1] > 1.1 * norms[3 * len(norms) // 4 - 1]:
-            advice.append(
-                Advice(
-                    "look",
-                    f"{text}, and still move. If a held-out loss suffers, lower --local_learning_rate.",
-                )
-            )
-        else:
-            advice.append(Advice("good" if norms[-1] < 0.5 else "look", f"{text}."))
     return advice
 
 

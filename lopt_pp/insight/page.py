@@ -3,12 +3,26 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 
 from lopt_pp.errors import LoptError
 from lopt_pp.insight.charts import Chart
+
+
+@dataclass(frozen=True)
+class Advice:
+    """One thing to know of a run.
+
+    Attributes:
+        kind: `warn`, the run does harm, or may; `good`, nothing to do; `do`, something that helps; `look`, something to
+            look into.
+        text: a sentence or two.
+    """
+
+    kind: Literal["warn", "good", "do", "look"]
+    text: str
 
 
 @dataclass(frozen=True)
@@ -18,7 +32,7 @@ class Section:
     Attributes:
         title: the heading.
         note: a line below it.
-        advice: see `lopt_pp.insight.advice`.
+        advice: warnings stand out.
         charts: in two columns.
         bars: (name, shares by phase), one bar each.
         bar_names: of the phases.
@@ -31,7 +45,7 @@ class Section:
 
     title: str
     note: str = ""
-    advice: Sequence[Any] = ()
+    advice: Sequence[Advice] = ()
     charts: Sequence[Chart] = ()
     bars: Sequence[tuple[str, Mapping[str, float]]] = ()
     bar_names: Mapping[str, str] | None = None

@@ -216,11 +216,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     output = given.output if given.output is not None else given.run / "report.html"
     try:
-        write_page(output, report(read_run(given.run)))
+        run = read_run(given.run)
+        write_page(output, report(run))
     except LoptError as error:
         complain(str(error))
         return 1
     print(f"the report is {output}")
+    for advice in advise(run):
+        if advice.kind == "warn":
+            print(f"lopt-pp: warning: {advice.text}", file=sys.stderr)
     return 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.insight.about import FILE
-from lopt_pp.metrics import COMPUTE_PHASES, PHASES, shares
+from lopt_pp.metrics import COMPUTE_PHASES, PHASES, is_measured, shares
 
 _WARM_UP = 0.1
 """The share of a run's steps, from the first one on, that its mean times leave out: pipeline and caches fill."""
@@ -52,6 +52,7 @@ class RunData:
     Attributes:
         directory: its output directory.
         stages: the records of each stage, in order.
+        start: those of step 0, an evaluation before the first step, of each stage; empty where there was none.
         about: `run.json`; empty where there is none.
         trace: the events of `trace.json`; empty where there is none.
         stopped: `stopped.json`; None where the run was not stopped.
@@ -62,6 +63,7 @@ class RunData:
     about: dict[str, Any]
     trace: tuple[dict[str, Any], ...]
     stopped: dict[str, Any] | None
+    start: tuple[dict[str, Any], ...] = ()
 
     @property
     def name(self) -> str:
@@ -71,6 +73,11 @@ class RunData:
     def steps(self) -> int:
         """The last step that all stages have made."""
         return int(self.stages[-1][-1]["step"])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it makes no more steps; it is taken to where that is not known."""
+        return self.stopped is not None or self.steps >= self.about.get("num_steps", 0)
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -93,8 +100,11 @@ class RunData:
         return self.about.get("processes", [])
 
     def curve(self, stage: int, name: str) -> Curve:
-        """A stage's values of that name, at the steps that have one."""
-        points = [(record["step"], record[name]) for record in self.stages[stage] if record.get(name) is not None]
+        """A stage's values of that name, at the steps that have one; at step 0, those of an evaluation."""
+        records = self.stages[stage]
+        if is_measured(name):
+            records = (*self.start[stage : stage + 1], *records)
+        points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
         return [step for step, _ in points], [value for _, value in points]
 
     def local_loss(self, stage: int) -> str | None:
@@ -145,11 +155,15 @@ def read_run(directory: Path) -> RunData:
     except (OSError, UnicodeDecodeError) as error:
         raise LoptError(f"{path} cannot be read: {first_line(error)}; give the --output_dir of a run") from error
     by_stage: dict[int, list[dict[str, Any]]] = {}
+    start: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            by_stage.setdefault(record["stage"], []).append(record)
-            _ = record["step"], record["step_seconds"], record["num_tokens"]
+            _ = record["step_seconds"], record["num_tokens"]
+            if record["step"] == 0:
+                start[record["stage"]] = record
+            else:
+                by_stage.setdefault(record["stage"], []).append(record)
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):  # Half written: the run goes on, or was killed.
                 break
@@ -163,6 +177,7 @@ def read_run(directory: Path) -> RunData:
         _read_json(directory / FILE),
         tuple(trace.get("traceEvents", ())),
         _read_json(directory / "stopped.json") or None,
+        tuple(start[stage] for stage in sorted(start)),
     )
 
 

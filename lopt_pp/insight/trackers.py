@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.insight.config import ReportConfig
-from lopt_pp.metrics import Record, shares
+from lopt_pp.metrics import Record, is_measured, shares
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Listener(Protocol):
         """Takes the records of a step.
 
         Args:
-            step: counted from 1.
+            step: counted from 1; 0 is an evaluation before the first.
             records: of each stage, as `metrics.jsonl` has them.
             replicas: of each stage, those of its replicas, with their intervals.
         """
@@ -134,9 +134,15 @@ def open_tracker(
 
 
 def scalars(records: Sequence[Record]) -> dict[str, float]:
-    """What a tracker shows of a step: by name and stage, such as `learning_rate/stage 0`; seconds as shares of it."""
-    values = {}
+    """What a tracker shows of a step: by name and stage, such as `learning_rate/stage 0`; seconds as shares of it.
+
+    Of step 0, in which nothing is trained, only what was measured on the held-out rows.
+    """
+    values: dict[str, float] = {}
     for record in records:
+        if record["step"] == 0:
+            values |= {f"{name}/stage {record['stage']}": record[name] for name in record if is_measured(name)}
+            continue
         own = {name: value for name, value in record.items() if not name.endswith("_seconds")}
         own |= {f"share {what}": share for what, share in shares(record).items()}
         own["step_seconds"] = record["step_seconds"]

@@ -6,7 +6,7 @@ flags name.
 
 from lopt_pp.objectives.auxiliary import AuxiliaryNextToken
 from lopt_pp.objectives.base import Objective, Site
-from lopt_pp.objectives.choice import local_objective_class, make_objective
+from lopt_pp.objectives.choice import local_objective_class, make_objective, shipped_objective
 from lopt_pp.objectives.config import ObjectiveConfig
 from lopt_pp.objectives.reconstruction import Reconstruction, reconstruction_head
 from lopt_pp.objectives.task import CUDA_LOGITS, NextToken
@@ -22,4 +22,5 @@ __all__ = [
     "local_objective_class",
     "make_objective",
     "reconstruction_head",
+    "shipped_objective",
 ]

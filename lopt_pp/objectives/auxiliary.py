@@ -19,6 +19,8 @@ class AuxiliaryNextToken(Objective):
 
     name = "auxiliary_loss"
     rate_share = 1.0
+    safe_rate_share = 1.0
+    needs_head_warmup = True
     summary = "the next-token loss of a small auxiliary network that stood on it"
 
     def __init__(self, site: Site) -> None:

@@ -54,6 +54,14 @@ class Objective(nn.Module, ABC):
     rate_share: ClassVar[float] = 0.1
     """The block's peak learning rate where `--local_learning_rate` is not given, as a share of `--learning_rate`."""
 
+    safe_rate_share: ClassVar[float | None] = None
+    """The largest share of `--learning_rate` at which the block may learn by what was measured: above it the task loss
+    on held-out rows suffered. None where nothing is known. `lopt-pp report` warns of runs outside; it looks at the
+    objectives that ship with the program alone, since it runs no code that a run's flags name."""
+
+    needs_head_warmup: ClassVar[bool] = False
+    """Whether that holds only with `--local_head_warmup_steps`."""
+
     summary: ClassVar[str] = "an objective of its own"
     """What the block learns from, for the model card: "each earlier block learned from ..."."""
 

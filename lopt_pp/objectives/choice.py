@@ -24,6 +24,11 @@ def local_objective_class(config: ObjectiveConfig) -> type[Objective] | None:
     return _OWN.get(config.local) or _import(config.local)
 
 
+def shipped_objective(name: str) -> type[Objective] | None:
+    """The local objective of that name which ships with the program; None of any other. Imports nothing."""
+    return _OWN.get(name)
+
+
 def make_objective(kind: type[Objective], site: Site) -> Objective:
     """Makes an objective for one block.
 

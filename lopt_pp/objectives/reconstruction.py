@@ -18,6 +18,7 @@ class Reconstruction(Objective):
 
     name = "reconstruction_loss"
     rate_share = 0.1
+    safe_rate_share = 0.1
     summary = "the reconstruction of its own input"
 
     def __init__(self, site: Site) -> None:

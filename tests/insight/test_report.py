@@ -119,6 +119,36 @@ def test_charts_carry_the_values(run_dir: Path) -> None:
     assert "Model FLOPs utilization" not in charts
 
 
+def test_an_evaluation_before_the_first_step_is_on_the_chart_of_losses_alone(tmp_path: Path) -> None:
+    """It is no step: it has no throughput, and neither the mean times nor the sums of a comparison know of it."""
+    later = records()
+    later[-1]["eval_loss"] = 2.25
+    start = [
+        record(0, 0, {"eval": 0.5, "wait_send": 0.4}, eval_reconstruction_loss=0.5) | {"num_tokens": 0},
+        record(1, 0, {"eval": 0.5, "wait_receive": 0.4}, eval_loss=3.5) | {"num_tokens": 0},
+    ]
+    with_start, without = (
+        read_run(write_run(tmp_path / name, own, about([(0, 15), (15, 30)], [[0], [1]])))
+        for name, own in (("with", [*start, *later]), ("without", later))
+    )
+    charts = [
+        {a["aria-label"]: json.loads(a["data-chart"])["lines"] for t, a in Page(html).tags if "data-chart" in a}
+        for html in (report(with_start), report(without))
+    ]
+    held_out = charts[0]["Task loss"].pop()
+    assert (held_out["name"], held_out["xs"], held_out["values"]) == ("held out", [0, 60], ["3.5", "2.25"])
+    charts[1]["Task loss"].pop()
+    assert charts[0] == charts[1]
+    assert with_start.times(1) == without.times(1) and with_start.seconds == without.seconds
+    assert compare([with_start]).replace("/with", "/without") == compare([without])
+
+
+def test_a_run_that_is_still_at_its_start_is_one_line(tmp_path: Path) -> None:
+    start = [record(stage, 0, {"eval": 0.5}) for stage in (0, 1)]
+    with pytest.raises(LoptError, match="metrics.jsonl has no step of all stages yet$"):
+        read_run(write_run(tmp_path, start))
+
+
 def test_what_users_name_cannot_break_out_of_the_page(tmp_path: Path) -> None:
     facts = about([(0, 15), (15, 30)], [[0], [1]], model_name_or_path="<script>alert(1)</script>\"'")
     facts["name"] = "</title><script>alert(2)</script>"

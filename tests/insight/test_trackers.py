@@ -34,6 +34,18 @@ def test_scalars_are_named_by_metric_and_stage() -> None:
     assert not any(name.startswith(("forward_seconds", "stage/", "step/")) for name in values)
 
 
+def test_of_an_evaluation_before_the_first_step_there_is_what_it_measured() -> None:
+    records = [
+        record(0, 0, {"eval": 0.5}, eval_reconstruction_loss=0.5, epoch=0.0),
+        record(1, 0, {"eval": 0.5}, eval_loss=2.0, eval_perplexity=7.4),
+    ]
+    assert scalars(records) == {
+        "eval_reconstruction_loss/stage 0": 0.5,
+        "eval_loss/stage 1": 2.0,
+        "eval_perplexity/stage 1": 7.4,
+    }
+
+
 def test_tensorboard_has_all_stages_in_one_run(tmp_path: Path) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     tracker = open_tracker(ReportConfig(report_to="tensorboard"), tmp_path, FLAGS, steps_done=0)

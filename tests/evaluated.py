@@ -1,0 +1,80 @@
+"""Runs that are measured on held-out rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny import write_model, write_rows
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lopt_pp.config import parse_config
+from lopt_pp.data import DataConfig, TokenizedRows, load_rows
+from lopt_pp.distributed import connect
+from lopt_pp.run import Run
+
+STEPS = 6
+COMMON = f"--max_steps {STEPS} --per_device_train_batch_size 3 --gradient_accumulation_steps 2 --learning_rate 1e-3"
+MEASURED = "--eval_steps 2 --per_device_eval_batch_size 4"
+
+
+def write_files(folder: Path) -> None:
+    """A model with dropout, rows to train on, and two kinds of rows to measure."""
+    write_model(folder / "model", tie_word_embeddings=True, attention_dropout=0.1)
+    write_rows(folder / "rows.jsonl", number=37)
+    # The last microbatch of 13 rows has one; of two replicas, one has no rows left.
+    write_rows(folder / "held.jsonl", number=13, seed=9)
+    write_odd_rows(folder / "odd.jsonl")
+
+
+def write_odd_rows(path: Path) -> Path:
+    """Rows whose only target is a token that is never one in training: the more is learned, the worse."""
+    z = 29
+    rows = [{"input_ids": [1, 5, 6 + number, z], "labels": [-100, -100, -100, z]} for number in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def flags(files: Path, out: Path, more: str) -> list[str]:
+    given = f"--model_name_or_path {files / 'model'} --train_file {files / 'rows.jsonl'} --output_dir {out}"
+    return f"{given} {COMMON} {more}".split()
+
+
+def train(arguments: list[str]) -> None:
+    """A run in this process."""
+    config = parse_config(arguments)
+    with connect(config.pipeline) as world:
+        assert Run(config, world).train()
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    assert first and first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def records(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def eval_losses(directory: Path) -> dict[int, float]:
+    return {record["step"]: record["eval_loss"] for record in records(directory) if "eval_loss" in record}
+
+
+def plain_rows(model_path: Path, rows_path: Path) -> TokenizedRows:
+    rows = load_rows(DataConfig(train_file=str(rows_path)), AutoTokenizer.from_pretrained(model_path))
+    assert isinstance(rows, TokenizedRows)
+    return rows
+
+
+def plain_loss(model_path: Path, rows_path: Path) -> float:
+    """The mean loss of the whole model over the answers' tokens, row by row."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+    rows, total, count = plain_rows(model_path, rows_path), 0.0, 0
+    with torch.no_grad():
+        for row in (rows[number] for number in range(len(rows))):
+            labels = torch.tensor(row.labels[1:])
+            logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
+            total += F.cross_entropy(logits, labels, reduction="sum").item()
+            count += int((labels != -100).sum())
+    return total / count
