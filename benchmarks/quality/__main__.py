@@ -76,7 +76,7 @@ _SCHEDULE = ("--lr_scheduler_type", "linear", "--warmup_ratio", "0.1")
 FORMS = {
     "tiny": Form(3, (1e-2,), 1, 12, 6, 4, ("--per_device_train_batch_size", "2", *_SCHEDULE), 2),
     "cpu": Form(
-        60,
+        50,
         (5e-5, 1e-4, 2e-4),
         3,
         120,

@@ -28,8 +28,8 @@ from lopt_pp.metrics import perplexity
 from lopt_pp.model import ModelConfig, load_tokenizer
 from lopt_pp.retention import Score
 
-MAX_NEW_TOKENS = 24
-"""The longest right answer has about ten."""
+MAX_NEW_TOKENS = 48
+"""The longest right answers, lists of numbers, have about forty."""
 
 
 def rows_of(file: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedRows:

@@ -21,6 +21,9 @@ class Method:
 
 
 _LOCAL_SHARES = (1.0, 0.1)
+HEAD_RATE = 5
+"""The local heads' learning rate, as a multiple of the last block's: what is new, or put together anew, has to settle
+before its block moves. At the same rate the auxiliary loss was four times as high when the warm-up ended."""
 
 METHODS = {
     method.name: method
@@ -73,7 +76,8 @@ class Trial:
         flags = [*METHODS[self.method].flags, "--learning_rate", f"{self.learning_rate:g}"]
         if self.local_share is not None:
             rate = self.local_share * self.learning_rate
-            flags += ["--local_learning_rate", f"{rate:g}", "--local_head_learning_rate", f"{self.learning_rate:g}"]
+            flags += ["--local_learning_rate", f"{rate:g}"]
+            flags += ["--local_head_learning_rate", f"{HEAD_RATE * self.learning_rate:g}"]
             flags += ["--local_head_warmup_steps", str(round(head_warmup * self.steps))]
         return [*flags, "--seed", str(self.seed), "--max_steps", str(self.steps)]
 

@@ -11,13 +11,13 @@ import reasoning_gym
 
 TASKS: dict[str, dict[str, Any]] = {
     "chain_sum": {},
-    "letter_counting": {},
     "spell_backward": {},
     "family_relationships": {},
     "aiw": {"task_type_weights": [0.5, 0.5, 0.0]},  # Not the puzzles about colleagues: they are twice as long.
     "needle_haystack": {"min_num_statements": 3, "max_num_statements": 6},
+    "number_filtering": {"max_numbers": 6, "max_decimals": 1},
 }
-"""Tasks of `reasoning-gym` with their settings: arithmetic, letters, word problems, reading. Rows of some 60 tokens."""
+"""Tasks of `reasoning-gym` with their settings: arithmetic, letters, word problems, reading. Rows of some 70 tokens."""
 
 SYSTEM = "Give only the answer."
 """Without it a model that has not been trained explains, and a short answer cannot be compared."""
