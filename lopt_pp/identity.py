@@ -12,6 +12,7 @@ _MAY_DIFFER = (
     "model_name_or_path",
     "train_file",
     "eval_file",
+    "dataset_num_proc",
     "output_dir",
     "overwrite_output_dir",
     "logging_steps",
