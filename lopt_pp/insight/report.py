@@ -169,7 +169,8 @@ def _speed_charts(run: RunData) -> list[Chart]:
         Chart("Time spent computing", computing, percent=True, from_zero=True),
         Chart(
             "Queue after the stage",
-            _lines(run, "queue_length"),
+            # Stages that share a process hand over without one.
+            _lines(run, "queue_length") if len(run.stages_of_processes) > 1 else [],
             "microbatches",
             from_zero=True,
             note="Those that wait for the next stage when the stage has another one ready.",

@@ -17,6 +17,7 @@ from lopt_pp.insight.compare import compare
 from lopt_pp.insight.report import report
 from lopt_pp.insight.runs import read_run
 from lopt_pp.insight.timeline import trace_events
+from lopt_pp.metrics import PHASES
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -117,6 +118,13 @@ def test_charts_carry_the_values(run_dir: Path) -> None:
     assert [line["name"] for line in charts["Learning rate"]["lines"]] == ["stage 0", "stage 1"]
     assert len(charts["Task loss"]["lines"][0]["xs"]) == 60
     assert "Model FLOPs utilization" not in charts
+
+
+def test_every_phase_has_a_colour(run_dir: Path) -> None:
+    page = report(read_run(run_dir))
+    for phase in (*PHASES, "other"):
+        assert len(re.findall(rf"--{phase}: #[0-9a-f]{{6}};", page)) == 2, "one by day and one by night"
+        assert f".{phase} {{ background: var(--{phase});" in " ".join(page.split()), phase
 
 
 def test_an_evaluation_before_the_first_step_is_on_the_chart_of_losses_alone(tmp_path: Path) -> None:
