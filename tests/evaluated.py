@@ -1,10 +1,12 @@
 """Runs that are measured on held-out rows."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from launching import TESTS, run, torchrun
 from tiny import write_model, write_rows
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -46,6 +48,33 @@ def train(arguments: list[str]) -> None:
     config = parse_config(arguments)
     with connect(config.pipeline) as world:
         assert Run(config, world).train()
+
+
+def train_layouts(
+    folder: Path, layouts: Mapping[str, tuple[int, str]], kinds: Callable[[str], Mapping[str, str]]
+) -> None:
+    """Runs of every layout and kind, into directories that `run_of` names; those in two processes share their start.
+
+    Args:
+        folder: of `write_files`.
+        layouts: processes and flags, by name.
+        kinds: more flags, by kind, of a layout.
+    """
+    cases: list[dict[str, Any]] = []
+    for layout, (processes, layout_flags) in layouts.items():
+        for kind, more in kinds(layout).items():
+            given = flags(folder, run_of(folder, kind, layout), f"{layout_flags} {more}")
+            if processes == 1:
+                train(given)
+            else:
+                cases.append({"name": f"{layout}, {kind}", "flags": given})
+    (folder / "cases.json").write_text(json.dumps(cases))
+    result = run(torchrun(2, str(TESTS / "worker.py"), str(folder / "cases.json")))
+    assert result.returncode == 0, result.stderr
+
+
+def run_of(folder: Path, kind: str, layout: str) -> Path:
+    return folder / kind / layout.replace(" ", "-")
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

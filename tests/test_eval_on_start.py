@@ -1,16 +1,25 @@
 """The evaluation before the first step: what is measured is the pretrained model, and training does not notice."""
 
-import json
 import math
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch.distributed as dist
-from evaluated import COMMON, MEASURED, eval_losses, flags, plain_loss, records, same, train, write_files
-from launching import TESTS, run, torchrun
+from evaluated import (
+    COMMON,
+    MEASURED,
+    eval_losses,
+    flags,
+    plain_loss,
+    records,
+    run_of,
+    same,
+    train,
+    train_layouts,
+    write_files,
+)
 from made_runs import record
 from ranks import ranks, until
 from results import weights
@@ -43,46 +52,35 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, rows, and every layout's run without an evaluation and with one at its start."""
     folder = tmp_path_factory.mktemp("start")
     write_files(folder)
-    cases: list[dict[str, Any]] = []
-    for name, (processes, layout) in LAYOUTS.items():
-        measured = f"{MEASURED} --eval_file {folder / 'held.jsonl'} --eval_on_start"
-        for kind, more in {"without": "", "with": measured}.items():
-            # A checkpoint is due when 2 steps are done, and none when 0 are.
-            given = flags(folder, folder / kind / name.replace(" ", "-"), f"{layout} --save_steps 2 {more}")
-            if processes == 1:
-                train(given)
-            else:
-                cases.append({"name": f"{name}, {kind}", "flags": given})
-    (folder / "cases.json").write_text(json.dumps(cases))
-    result = run(torchrun(2, str(TESTS / "worker.py"), str(folder / "cases.json")))
-    assert result.returncode == 0, result.stderr
+    # A checkpoint is due when 2 steps are done, and none when 0 are.
+    kinds = {"without": "", "with": f"{MEASURED} --eval_file {folder / 'held.jsonl'} --eval_on_start"}
+    train_layouts(folder, LAYOUTS, lambda _: {kind: f"--save_steps 2 {more}" for kind, more in kinds.items()})
     return folder
-
-
-def of(files: Path, kind: str, layout: str) -> Path:
-    return files / kind / layout.replace(" ", "-")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_training_does_not_notice(files: Path, layout: str) -> None:
-    assert same(weights(of(files, "with", layout)), weights(of(files, "without", layout)))
+    assert same(weights(run_of(files, "with", layout)), weights(run_of(files, "without", layout)))
     names = {"step", "stage", "epoch", "num_tokens", "num_targets"} | OF_TRAINING | OF_THE_PROBE
     first, second = (
-        [{name: r[name] for name in names & r.keys()} for r in records(of(files, kind, layout)) if r["step"] > 0]
+        [{name: r[name] for name in names & r.keys()} for r in records(run_of(files, kind, layout)) if r["step"] > 0]
         for kind in ("with", "without")
     )
     assert first == second
-    assert [path.name for path in complete_checkpoints(of(files, "with", layout))] == ["checkpoint-4", "checkpoint-2"]
+    assert [path.name for path in complete_checkpoints(run_of(files, "with", layout))] == [
+        "checkpoint-4",
+        "checkpoint-2",
+    ]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_pretrained_model_is_measured(files: Path, layout: str) -> None:
     """As step 0, in records that have all that those of other evaluations have, but for what training makes."""
-    measured = records(of(files, "with", layout))
+    measured = records(run_of(files, "with", layout))
     stages = sorted({r["stage"] for r in measured})
     by_place = {(r["step"], r["stage"]): r for r in measured}
     assert [*by_place][: len(stages)] == [(0, stage) for stage in stages] and len(by_place) == len(measured)
-    assert [*eval_losses(of(files, "with", layout))] == [0, 2, 4, 6]
+    assert [*eval_losses(run_of(files, "with", layout))] == [0, 2, 4, 6]
     for stage in stages:
         start, later = by_place[0, stage], by_place[2, stage]
         assert later.keys() - start.keys() <= OF_TRAINING | OF_THE_PROBE and start.keys() <= later.keys()
@@ -96,7 +94,7 @@ def test_the_pretrained_model_is_measured(files: Path, layout: str) -> None:
 def test_two_processes_measure_the_bits_of_one(files: Path) -> None:
     def measured(layout: str) -> list[float]:
         names = ("eval_reconstruction_loss", "eval_loss")
-        return [r[name] for r in records(of(files, "with", layout)) for name in names if name in r]
+        return [r[name] for r in records(run_of(files, "with", layout)) for name in names if name in r]
 
     assert len(measured("one process")) == 8 and measured("two processes") == measured("one process")
 

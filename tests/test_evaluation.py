@@ -1,6 +1,5 @@
 """Held-out rows during a run: what is measured is the model, and training does not notice."""
 
-import json
 import math
 import re
 import shutil
@@ -11,8 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluated import MEASURED, eval_losses, flags, plain_loss, plain_rows, records, same, train, write_files
-from launching import TESTS, run, torchrun
+from evaluated import (
+    MEASURED,
+    eval_losses,
+    flags,
+    plain_loss,
+    plain_rows,
+    records,
+    run_of,
+    same,
+    train,
+    train_layouts,
+    write_files,
+)
 from ranks import ranks, until
 from results import weights
 from tiny import write_model
@@ -47,40 +57,29 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with dropout, rows to train on, rows to measure, and every layout's run with and without them."""
     folder = tmp_path_factory.mktemp("evaluation")
     write_files(folder)
-    cases: list[dict[str, Any]] = []
-    for name, (processes, layout) in LAYOUTS.items():
-        kinds = {"without": "", "with": f"{MEASURED} --eval_file {folder / 'held.jsonl'}"}
-        if name in BEST_LAYOUTS:
-            kinds["best"] = f"{MEASURED} --eval_file {folder / 'odd.jsonl'} {BEST}"
-        for kind, more in kinds.items():
-            given = flags(folder, folder / kind / name.replace(" ", "-"), f"{layout} {more}")
-            if processes == 1:
-                train(given)
-            else:
-                cases.append({"name": f"{name}, {kind}", "flags": given})
-    (folder / "cases.json").write_text(json.dumps(cases))
-    result = run(torchrun(2, str(TESTS / "worker.py"), str(folder / "cases.json")))
-    assert result.returncode == 0, result.stderr
+
+    def kinds(layout: str) -> dict[str, str]:
+        found = {"without": "", "with": f"{MEASURED} --eval_file {folder / 'held.jsonl'}"}
+        best = {"best": f"{MEASURED} --eval_file {folder / 'odd.jsonl'} {BEST}"} if layout in BEST_LAYOUTS else {}
+        return found | best
+
+    train_layouts(folder, LAYOUTS, kinds)
     return folder
-
-
-def of(files: Path, kind: str, layout: str) -> Path:
-    return files / kind / layout.replace(" ", "-")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_training_does_not_notice(files: Path, layout: str) -> None:
-    assert same(weights(of(files, "with", layout)), weights(of(files, "without", layout)))
+    assert same(weights(run_of(files, "with", layout)), weights(run_of(files, "without", layout)))
     first, second = (
         [(r["step"], r["stage"], r.get("loss"), r.get("reconstruction_loss"), r.get("grad_norm")) for r in records(out)]
-        for out in (of(files, "with", layout), of(files, "without", layout))
+        for out in (run_of(files, "with", layout), run_of(files, "without", layout))
     )
     assert first == second
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_loss_is_the_whole_models(files: Path, layout: str) -> None:
-    out = of(files, "with", layout)
+    out = run_of(files, "with", layout)
     losses = eval_losses(out)
     assert list(losses) == [2, 4, 6]
     tolerance = 2e-2 if "bfloat16" in layout else 1e-5
@@ -98,7 +97,7 @@ def test_the_loss_is_the_whole_models(files: Path, layout: str) -> None:
 def test_all_layouts_measure_the_same(files: Path) -> None:
     def measured(layout: str) -> list[float]:
         names = ("eval_reconstruction_loss", "eval_loss")
-        return [record[name] for record in records(of(files, "with", layout)) for name in names if name in record]
+        return [record[name] for record in records(run_of(files, "with", layout)) for name in names if name in record]
 
     one = measured("one process")
     assert len(one) == 6 and measured("two processes") == one
@@ -162,7 +161,7 @@ def test_a_run_that_is_stopped(files: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("layout", BEST_LAYOUTS)
 def test_the_best_model_is_saved(files: Path, layout: str) -> None:
     """Here the first that was measured; the limit of one checkpoint has left it, and the newest."""
-    out = of(files, "best", layout)
+    out = run_of(files, "best", layout)
     losses = eval_losses(out)
     assert losses[2] < losses[4] < losses[6]
     assert [path.name for path in complete_checkpoints(out)] == ["checkpoint-4", "checkpoint-2"]
@@ -185,7 +184,7 @@ def test_a_run_that_goes_on_knows_the_best_from_before(files: Path, tmp_path: Pa
     """In another layout than the checkpoints are of."""
     out = tmp_path / "out"
     for step in (2, 4):
-        shutil.copytree(of(files, "best", "three stages on two") / f"checkpoint-{step}", out / f"checkpoint-{step}")
+        shutil.copytree(run_of(files, "best", "three stages on two") / f"checkpoint-{step}", out / f"checkpoint-{step}")
     before = saved_weights(out / "checkpoint-2")
     train(
         flags(files, out, f"{MEASURED} --eval_file {files / 'odd.jsonl'} {BEST} --resume_from_checkpoint latest"),
@@ -199,7 +198,7 @@ def test_a_best_checkpoint_that_is_damaged_costs_only_itself(
     caplog.set_level("INFO", logger="lopt_pp")
     out = tmp_path / "out"
     for step in (2, 4):
-        shutil.copytree(of(files, "best", "one process") / f"checkpoint-{step}", out / f"checkpoint-{step}")
+        shutil.copytree(run_of(files, "best", "one process") / f"checkpoint-{step}", out / f"checkpoint-{step}")
     part = out / "checkpoint-2" / "stage-00001-of-00002.safetensors"
     part.write_bytes(part.read_bytes()[:-1])
     before = saved_weights(out / "checkpoint-4")
