@@ -138,16 +138,15 @@ def _measure_files(
             number = int(given.limit) if given.limit >= 1 else max(1, round(given.limit * len(rows)))
             rows = rows.select(np.arange(min(number, len(rows))), "beyond --limit")
         what = f"{name} on {file}"
+        moved: Score | None = None
         if base is not None and kind == "general":
-            score, scores[Measure(kind, file, "KL from before", False)] = compare_on(
-                base, block, rows, given.device, what
-            )
+            score, moved = compare_on(base, block, rows, given.device, what)
         else:
             score = loss_on(block, rows, given.device, what)
-        scores |= {
-            Measure(kind, file, "loss", False): score,
-            Measure(kind, file, "perplexity", False): Score(perplexity(score.value)),
-        }
+        scores[Measure(kind, file, "loss", False)] = score
+        scores[Measure(kind, file, "perplexity", False)] = Score(perplexity(score.value))
+        if moved is not None:
+            scores[Measure(kind, file, "KL from before", False)] = moved
     return block, scores
 
 
