@@ -22,10 +22,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from chat_model import write_chat_model
 from machine import describe_machine, one_line
-from shapes import TINY
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 CASES = {
     "1,000 rows": ("few", ""),
@@ -36,11 +34,6 @@ CASES = {
     "--packing, from the cache": ("many", "--packing"),
 }
 
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-)
-
 
 def lines(number: int) -> Iterable[str]:
     """Rows of random words, as JSON."""
@@ -50,21 +43,6 @@ def lines(number: int) -> Iterable[str]:
     for place in range(number):
         row = {"question": f"{place} {draw.choice(texts)}", "answer": draw.choice(texts)}
         yield json.dumps(row) + "\n"
-
-
-def write_model(folder: Path) -> Path:
-    """A tiny model, and a byte-level tokenizer that has learned from some rows."""
-    config = LlamaConfig(**{**TINY, "vocab_size": 4096, "max_position_embeddings": 1024})
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    special = ["<|end|>", "<|user|>", "<|assistant|>"]
-    trainer = trainers.BpeTrainer(vocab_size=4096, special_tokens=special, show_progress=False)
-    tokenizer.train_from_iterator(lines(2000), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", chat_template=TEMPLATE).save_pretrained(
-        folder
-    )
-    return folder
 
 
 def seconds(flags: list[str], cache: Path) -> tuple[float, float]:
@@ -91,7 +69,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        model = write_model(folder / "model")
+        model = write_chat_model(folder / "model", lines(2000))
         for name, number in (("few", 1000), ("many", arguments.rows)):
             with (folder / f"{name}.jsonl").open("w") as file:
                 file.writelines(lines(number))

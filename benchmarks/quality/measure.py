@@ -12,7 +12,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -100,9 +99,9 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
         scores = np.array([score for of_task in right.values() for score in of_task])
         keep("accuracy", Score.of_items(scores, np.ones(len(scores))))
         figures["accuracy_of_tasks"] = {task: float(np.mean(of_task)) for task, of_task in right.items()}
-        figures["answers"] = [
-            {**asdict(question)["entry"], "metadata": None, "given": answer}
-            for question, answer in list(zip(questions, answers, strict=True))[:12]
+        figures["answers"] = [  # A few, to look at.
+            {"question": question.text, "answer": question.entry["answer"], "given": answer}
+            for question, answer in zip(questions[:12], answers, strict=False)
         ]
     return figures
 

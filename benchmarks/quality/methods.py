@@ -21,6 +21,12 @@ class Method:
 
 
 _LOCAL_SHARES = (1.0, 0.1)
+Setting = tuple[str, float, float | None]
+"""Method, learning rate, and the earlier blocks' share of it."""
+
+HEAD_WARMUP = 0.25
+"""Share of the steps in which local heads learn alone."""
+
 HEAD_RATE = 5
 """The local heads' learning rate, as a multiple of the last block's: what is new, or put together anew, has to settle
 before its block moves. At the same rate the auxiliary loss was four times as high when the warm-up ended."""
@@ -63,11 +69,11 @@ class Trial:
         return f"{self.method}-rate{self.learning_rate:g}{share}-seed{self.seed}-steps{self.steps}"
 
     @property
-    def setting(self) -> tuple[str, float, float | None]:
+    def setting(self) -> Setting:
         """What is chosen by the validation rows."""
         return self.method, self.learning_rate, self.local_share
 
-    def flags(self, head_warmup: float) -> list[str]:
+    def flags(self, head_warmup: float = HEAD_WARMUP) -> list[str]:
         """Of the program.
 
         Args:

@@ -9,10 +9,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
-import torch
+from forms import Form
 from methods import UNTOUCHED, Trial
+
+from lopt_pp.insight.runs import RunData, read_run
 
 MEASURE = Path(__file__).with_name("measure.py")
 
@@ -29,14 +32,11 @@ class Ground:
         folder: for results.
         model: the untouched model's directory.
         train, validation, test: files of rows.
-        questions: the test questions whole; None where answers cannot be checked.
+        questions: file with the test questions whole; None where answers cannot be checked.
         general, instructions: files of what is to be kept.
-        flags: of the program for every run.
-        head_warmup: share of the steps in which local heads learn alone.
-        probe_steps: steps between measurements of the drift.
+        form: the size of all of it.
+        flags: further ones of the program for every run.
         device: `cpu` or `cuda`.
-        max_length: of a row in tokens.
-        kept_rows: so many rows of `general` and of `instructions`.
     """
 
     folder: Path
@@ -47,12 +47,9 @@ class Ground:
     questions: Path | None
     general: Path
     instructions: Path
+    form: Form
     flags: tuple[str, ...]
-    head_warmup: float
-    probe_steps: int
     device: str
-    max_length: int
-    kept_rows: int
 
 
 def train_and_measure(
@@ -70,15 +67,29 @@ def train_and_measure(
     Args:
         ground: what they share.
         trials: to run, in this order.
-        side_by_side: how many at a time.
+        side_by_side: how many at a time, each on a device of its own.
         before: called before each that is not done; what it raises starts no further one.
         after: called with each and its result, in whatever thread.
 
     Raises:
         TrialFailed: one of them did not go through. Those that ran beside it are kept.
     """
+    free: SimpleQueue[int] = SimpleQueue()
+    for device in range(side_by_side):
+        free.put(device)
+
+    def once(trial: Trial) -> None:
+        device = free.get()
+        try:
+            if (result := kept(ground.folder / f"{trial.name}.json")) is None:
+                before()
+                result = _train_and_measure(ground, trial, device)
+            after(trial, result)
+        finally:
+            free.put(device)
+
     with ThreadPoolExecutor(side_by_side) as pool:
-        waiting = [pool.submit(_once, ground, trial, place, before, after) for place, trial in enumerate(trials)]
+        waiting = [pool.submit(once, trial) for trial in trials]
         try:
             for done in waiting:
                 done.result()
@@ -92,68 +103,68 @@ def measure_untouched(ground: Ground) -> dict[str, Any]:
     return kept(ground.folder / f"{UNTOUCHED}.json") or _measure(ground, ground.model, UNTOUCHED, {}, 0)
 
 
-def _once(
-    ground: Ground,
-    trial: Trial,
-    place: int,
-    before: Callable[[], None],
-    after: Callable[[Trial, dict[str, Any]], None],
-) -> None:
-    if (result := kept(ground.folder / f"{trial.name}.json")) is None:
-        before()
-        output = ground.folder / "models" / trial.name
-        command = [sys.executable, "-m", "lopt_pp.train", *run_flags(ground, output), "--pipeline_processes", "1"]
-        launch([*command, *trial.flags(ground.head_warmup)], ground, trial.name, [place])
-        result = _measure(ground, output, trial.name, {"trial": asdict(trial)} | read_metrics(output), place)
-        shutil.rmtree(output)
-    after(trial, result)
+def _train_and_measure(ground: Ground, trial: Trial, device: int) -> dict[str, Any]:
+    output = ground.folder / "models" / trial.name
+    command = [sys.executable, "-m", "lopt_pp.train", "--pipeline_processes", "1"]
+    command += ["--eval_file", str(ground.validation), "--eval_steps", "0"]
+    command += ["--probe_steps", str(max(1, ground.form.steps // 4))]
+    launch([*command, *run_flags(ground, output), *trial.flags()], ground, trial.name, [device])
+    result = _measure(ground, output, trial.name, {"trial": asdict(trial)} | _figures(read_run(output)), device)
+    shutil.rmtree(output)
+    return result
 
 
 def run_flags(ground: Ground, output: Path) -> list[str]:
-    """The flags of every training run."""
+    """The flags of every training run; the user's come last, and win."""
+    form = ground.form
     given: dict[str, object] = {
         "model_name_or_path": ground.model,
         "train_file": ground.train,
-        "eval_file": ground.validation,
-        "eval_steps": 0,
         "output_dir": output,
         "overwrite_output_dir": True,
-        "max_length": ground.max_length,
-        "probe_steps": ground.probe_steps,
-        "logging_steps": 10,
+        "max_length": form.max_length,
+        "per_device_train_batch_size": form.batch,
+        "gradient_accumulation_steps": form.accumulation,
+        "lr_scheduler_type": "linear",
+        "warmup_ratio": 0.1,
         "report_to": "none",
     }
-    return [*(part for name, value in given.items() for part in (f"--{name}", str(value))), *ground.flags]
+    flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    return [*flags, *form.flags, *ground.flags]
 
 
-def read_metrics(output: Path) -> dict[str, Any]:
+def _figures(run: RunData) -> dict[str, Any]:
     """What a run has left: the loss on the validation rows, the curve of the task loss, and the drift."""
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    drifts = [(record["drift_norm"], record["drift_cosine"]) for record in records if "drift_norm" in record]
-    return {
-        "validation_loss": next(record["eval_loss"] for record in reversed(records) if "eval_loss" in record),
-        "task_loss": [record["loss"] for record in records if "loss" in record],
-        # End to end in one process there is no boundary.
-        **(dict(zip(("drift_norm", "drift_cosine"), drifts[-1], strict=True)) if drifts else {}),
-    }
+    last = len(run.stages) - 1
+    figures = {"validation_loss": run.curve(last, "eval_loss")[1][-1], "task_loss": run.curve(last, "loss")[1]}
+    # Of the last boundary. There is none where the model is one block, and none drifts where nothing before it learns.
+    for name in ("drift_norm", "drift_cosine"):
+        if values := run.curve(max(last - 1, 0), name)[1]:
+            figures[name] = values[-1]
+    return figures
 
 
-def _measure(ground: Ground, model: Path, name: str, known: dict[str, Any], place: int) -> dict[str, Any]:
+def _measure(ground: Ground, model: Path, name: str, known: dict[str, Any], device: int) -> dict[str, Any]:
     output = ground.folder / f"{name}.measured"
     command = [sys.executable, str(MEASURE), str(model), "--output", str(output), "--device", ground.device]
-    for flag in ("test", "general", "instructions", "max_length", "kept_rows"):
+    for flag in ("test", "general", "instructions"):
         command += [f"--{flag}", str(getattr(ground, flag))]
     command += ["--base", str(ground.model)]
+    command += ["--max_length", str(ground.form.max_length), "--kept_rows", str(ground.form.kept_rows)]
     if ground.questions is not None:
         command += ["--questions", str(ground.questions)]
-    launch(command, ground, name, [place])
+    launch(command, ground, name, [device])
     result = known | json.loads(output.read_text())
     output.unlink()
-    # A file that is there is whole.
-    unfinished = ground.folder / f"{name}.unfinished"
-    unfinished.write_text(json.dumps(result, indent=1) + "\n")
-    unfinished.replace(ground.folder / f"{name}.json")
+    keep(ground.folder / f"{name}.json", result)
     return result
+
+
+def keep(path: Path, result: dict[str, Any]) -> None:
+    """Writes a result. A file that is there is whole."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    unfinished.replace(path)
 
 
 def kept(path: Path) -> dict[str, Any] | None:
@@ -168,14 +179,14 @@ def launch(command: Sequence[str], ground: Ground, name: str, devices: Sequence[
         command: to run.
         ground: of the trials.
         name: for what is said where it fails.
-        devices: the GPUs that it may use, by number, around again where there are fewer.
+        devices: the GPUs that it may use, by number.
 
     Raises:
         TrialFailed: its status is not zero.
     """
     environment = dict(os.environ)
     if ground.device == "cuda":
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(device % torch.cuda.device_count()) for device in devices)
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
     else:
         # Each process has a core.
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": environment.get("OMP_NUM_THREADS", "1")}

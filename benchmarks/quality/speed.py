@@ -1,15 +1,15 @@
 """What a step of each method costs as it is really run: two processes, side by side, on the same two devices."""
 
-import json
 import shutil
 import statistics
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from methods import METHODS, Trial
-from runs import Ground, kept, launch, run_flags
+from runs import Ground, keep, kept, launch, run_flags
+
+from lopt_pp.insight.runs import RunData, read_run
 
 FILLING = 2
 """Steps that do not count: the pipeline fills, and AdamW makes its state."""
@@ -39,31 +39,22 @@ def measure_speed(
     trial = Trial(method, learning_rate, METHODS[method].local_shares[0], 0, steps + FILLING)
     command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "lopt-pp"]
     command += ["--nproc-per-node", str(processes), "-m", "lopt_pp.train"]
-    command += [*run_flags(ground, output), *trial.flags(head_warmup=0), "--probe_steps", "0"]
+    command += ["--probe_steps", "0", *run_flags(ground, output), *trial.flags(head_warmup=0)]
     launch(command, ground, f"speed of {method}", devices=range(processes))
-    result = _read(output)
+    result = _figures(read_run(output))
     shutil.rmtree(output)
-    place.write_text(json.dumps(result, indent=1) + "\n")
+    keep(place, result)
     return result
 
 
-def _read(output: Path) -> dict[str, Any]:
-    records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    records = [record for record in records if record["step"] > FILLING]
-    about = json.loads((output / "run.json").read_text())
-    stages = [stage for process in about["processes"] for stage in process["stages"]]
-    last = max(record["stage"] for record in records)
-    # A step's evaluation is none of its own time.
-    seconds = [
-        record["step_seconds"] - record.get("eval_seconds", 0.0) for record in records if record["stage"] == last
-    ]
-    tokens = [record["num_tokens"] for record in records if record["stage"] == last]
-    peaks: dict[int, int] = {}
-    for record in records:
-        peaks[record["stage"]] = max(peaks.get(record["stage"], 0), record["peak_memory_bytes"])
+def _figures(run: RunData) -> dict[str, Any]:
+    stages = [stage[FILLING:] for stage in run.stages]
+    seconds = [record["step_seconds"] for record in stages[-1]]
     return {
         "step_seconds": statistics.median(seconds),
-        "tokens_per_second": sum(tokens) / sum(seconds),
-        "peak_memory_bytes": [peaks[stage] for stage in sorted(peaks)],
-        "trained_parameters": sum(stage["trained_parameters"] for stage in stages),
+        "tokens_per_second": sum(record["num_tokens"] for record in stages[-1]) / sum(seconds),
+        "peak_memory_bytes": [max(record["peak_memory_bytes"] for record in stage) for stage in stages],
+        "trained_parameters": sum(
+            stage["trained_parameters"] for process in run.about["processes"] for stage in process["stages"]
+        ),
     }

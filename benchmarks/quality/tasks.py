@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import reasoning_gym
@@ -72,9 +71,9 @@ def draw(numbers: Mapping[str, int]) -> dict[str, list[Question]]:
     return {split: list(islice(_unseen(_endless(seed), seen), numbers[split])) for split, seed in SEEDS.items()}
 
 
-def write_rows(path: Path, questions: Sequence[Question]) -> None:
-    """As JSON lines for `--train_file` and the like."""
-    path.write_text("".join(json.dumps(question.row) + "\n" for question in questions), encoding="utf-8")
+def as_rows(questions: Sequence[Question]) -> str:
+    """JSON lines for `--train_file` and the like."""
+    return "".join(json.dumps(question.row) + "\n" for question in questions)
 
 
 def accuracy(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, list[float]]:

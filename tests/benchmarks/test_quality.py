@@ -1,28 +1,30 @@
 """The machinery of benchmarks/quality, on a random model of four layers; its figures mean nothing here."""
 
+import importlib
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 from launching import TESTS, run
+from results import weights
 
 BENCHMARK = TESTS.parent / "benchmarks" / "quality"
 
 
 @pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[ModuleType, ModuleType, ModuleType]]:
-    """`methods`, `summary` and `tasks` of the benchmark."""
+def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """The benchmark's modules, by name."""
     monkeypatch.syspath_prepend(str(BENCHMARK))
-    import methods
-    import summary
-    import tasks
-
-    yield methods, summary, tasks
-    for name in ("methods", "summary", "tasks"):
-        sys.modules.pop(name)
+    names = ("forms", "methods", "runs", "summary", "tasks")
+    yield {name: importlib.import_module(name) for name in names}
+    for name in names:
+        del sys.modules[name]
 
 
 def test_tiny_form_measures_and_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -34,8 +36,9 @@ def test_tiny_form_measures_and_goes_on_where_it_was(tmp_path: Path) -> None:
     assert kept["machine"].keys() >= {"torch", "cpu", "cores", "date"}
     (speed,) = kept["speeds"].values()
     assert speed["step_seconds"] > 0 and len(speed["peak_memory_bytes"]) == 2
-    # The blocks have 45,760 parameters; the auxiliary network's two layers and norm come on top.
-    assert speed["trained_parameters"] > 50_000
+    # The auxiliary network's layers and norm come on top of the model.
+    whole = sum(tensor.numel() for tensor in weights(tmp_path / "random").values())
+    assert speed["trained_parameters"] > whole
     untouched, line = kept["equal_steps"]
     assert (untouched["method"], line["method"]) == ("untouched", "next_token")
     for figures in (untouched["figures"], line["figures"]):
@@ -56,9 +59,34 @@ def test_tiny_form_measures_and_goes_on_where_it_was(tmp_path: Path) -> None:
     (left,) = json.loads((tmp_path / "quality.json").read_text())["trials"]
     assert left in kept["trials"] and left["trial"]["local_share"] == 1
 
+    # Results of something else are not taken for its own.
+    other = run([*command, "--max_length", "1024"])
+    assert other.returncode == 1 and "other values of max_length; give another --folder" in other.stderr
 
-def test_no_question_is_in_two_splits(modules: tuple[ModuleType, ...]) -> None:
-    *_, tasks = modules
+
+def test_trials_side_by_side_have_a_device_each(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    methods, runs = modules["methods"], modules["runs"]
+    both, busy, seen = threading.Barrier(2, timeout=30), set[int](), []
+
+    def train(ground: object, trial: Any, device: int) -> dict[str, Any]:
+        assert device not in busy
+        busy.add(device)
+        if trial.seed < 2:  # The first two are at work at the same time; the third comes when one is done.
+            both.wait()
+        busy.remove(device)
+        return {"seed": trial.seed}
+
+    monkeypatch.setattr(runs, "_train_and_measure", train)
+    ground = runs.Ground(tmp_path, *[tmp_path] * 4, None, tmp_path, tmp_path, None, (), "cuda")
+    trials = [methods.Trial("e2e", 1.0, None, seed, 1) for seed in range(3)]
+    runs.train_and_measure(ground, trials, 2, lambda: None, lambda trial, result: seen.append(result["seed"]))
+    assert sorted(seen) == [0, 1, 2] and not busy
+
+
+def test_no_question_is_in_two_splits(modules: dict[str, ModuleType]) -> None:
+    tasks = modules["tasks"]
     drawn = tasks.draw({"test": 60, "validation": 30, "train": 300})
     texts = [question.text for questions in drawn.values() for question in questions]
     assert len(texts) == len(set(texts)) == 390
@@ -70,9 +98,9 @@ def test_no_question_is_in_two_splits(modules: tuple[ModuleType, ...]) -> None:
 
 
 def test_the_rates_of_the_lowest_validation_loss_are_taken_and_seeds_make_the_spread(
-    modules: tuple[ModuleType, ...],
+    modules: dict[str, ModuleType],
 ) -> None:
-    methods, summary, _ = modules
+    methods, summary = modules["methods"], modules["summary"]
     results = {}
     for rate, seed, validation, loss in [(1, 1, 0.5, 9.0), (2, 1, 0.4, 2.0), (2, 2, 9.9, 4.0), (3, 1, float("nan"), 1)]:
         trial = methods.Trial("frozen", rate, None, seed, 10)
@@ -85,8 +113,8 @@ def test_the_rates_of_the_lowest_validation_loss_are_taken_and_seeds_make_the_sp
     assert line.seeds == 2 and line.figures["test_loss"].shown(3) == "3.000 ± 1.414"
 
 
-def test_how_much_of_the_distance_a_method_closes(modules: tuple[ModuleType, ...]) -> None:
-    _, summary, _ = modules
+def test_how_much_of_the_distance_a_method_closes(modules: dict[str, ModuleType]) -> None:
+    summary = modules["summary"]
     lines = [
         summary.Line(method, None, 1, 1, {"test_loss": summary.Spread(loss, None)})
         for method, loss in (("frozen", 2.0), ("e2e", 1.0), ("next_token", 1.25))
@@ -99,14 +127,13 @@ def test_how_much_of_the_distance_a_method_closes(modules: tuple[ModuleType, ...
     ("flags", "said"),
     [
         ("", "needs --model"),
-        ("--form tiny --train_file a.jsonl", "go together"),
+        (f"--form tiny --train_file {__file__}", "go together"),
         ("--form tiny --device cuda", "no GPU"),
+        ("--form tiny --general_file nowhere.jsonl", "nowhere.jsonl is not there"),
     ],
 )
 def test_what_is_missing_is_said(flags: str, said: str) -> None:
-    if "cuda" in flags:
-        torch = pytest.importorskip("torch")
-        if torch.cuda.is_available():
-            pytest.skip("there is a GPU")
+    if "cuda" in flags and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
     result = run([sys.executable, str(BENCHMARK), *flags.split()])
     assert result.returncode == 2 and said in result.stderr and "Traceback" not in result.stderr
