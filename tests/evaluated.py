@@ -18,6 +18,20 @@ from lopt_pp.run import Run
 
 STEPS = 6
 COMMON = f"--max_steps {STEPS} --per_device_train_batch_size 3 --gradient_accumulation_steps 2 --learning_rate 1e-3"
+LAYOUTS = {
+    "one process": (1, "--num_stages 2"),
+    "two processes": (2, "--num_stages 2"),
+    "three stages on two": (2, "--num_stages 3 --queue_depth 1 --probe_steps 2"),
+    "checkpointed bfloat16": (2, "--dtype bfloat16 --gradient_checkpointing true"),
+    "frozen": (2, "--method frozen"),
+    "auxiliary network": (2, "--local_objective next_token --auxiliary_layers 1 --local_head_warmup_steps 3"),
+    "replicas": (2, "--data_parallel 2 --pipeline_processes 1"),
+    "sharded": (2, "--data_parallel 2 --pipeline_processes 1 --sharding full"),
+    "end to end": (2, "--method e2e"),
+    "end to end, one process": (1, "--method e2e"),
+}
+"""Processes and flags, by name."""
+
 MEASURED = "--eval_steps 2 --per_device_eval_batch_size 4"
 
 

@@ -5,6 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import evaluated
 import pytest
 import torch.distributed as dist
 from evaluated import (
@@ -34,15 +35,9 @@ from lopt_pp.manifest import complete_checkpoints
 from lopt_pp.reporting import Collector, post, post_end
 from lopt_pp.train import STOPPED_STATUS
 
-# Name: processes, flags.
-LAYOUTS = {
-    "one process": (1, "--num_stages 2"),
-    "two processes": (2, "--num_stages 2"),
-    "three stages on two": (2, "--num_stages 3 --queue_depth 1 --probe_steps 2"),
-    "sharded": (2, "--data_parallel 2 --pipeline_processes 1 --sharding full"),
-    "end to end": (2, "--method e2e"),
-    "end to end, one process": (1, "--method e2e"),
-}
+# The kinds of loop, and of joining what is measured.
+NAMES = ("one process", "two processes", "three stages on two", "sharded", "end to end", "end to end, one process")
+LAYOUTS = {name: evaluated.LAYOUTS[name] for name in NAMES}
 OF_TRAINING = {"loss", "reconstruction_loss", "learning_rate", "grad_norm"}
 OF_THE_PROBE = {"drift_norm", "drift_cosine"}
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from evaluated import (
+    LAYOUTS,
     MEASURED,
     eval_losses,
     flags,
@@ -35,19 +36,6 @@ from lopt_pp.evaluation import EvaluationConfig, load_split
 from lopt_pp.manifest import complete_checkpoints, read_manifest
 from lopt_pp.train import STOPPED_STATUS
 
-# Name: processes, flags.
-LAYOUTS = {
-    "one process": (1, "--num_stages 2"),
-    "two processes": (2, "--num_stages 2"),
-    "three stages on two": (2, "--num_stages 3 --queue_depth 1 --probe_steps 2"),
-    "checkpointed bfloat16": (2, "--dtype bfloat16 --gradient_checkpointing true"),
-    "frozen": (2, "--method frozen"),
-    "auxiliary network": (2, "--local_objective next_token --auxiliary_layers 1 --local_head_warmup_steps 3"),
-    "replicas": (2, "--data_parallel 2 --pipeline_processes 1"),
-    "sharded": (2, "--data_parallel 2 --pipeline_processes 1 --sharding full"),
-    "end to end": (2, "--method e2e"),
-    "end to end, one process": (1, "--method e2e"),
-}
 BEST = "--load_best_model_at_end true --save_steps 2 --save_total_limit 1 --learning_rate 1e-2"
 BEST_LAYOUTS = ("one process", "three stages on two", "sharded", "end to end")
 
