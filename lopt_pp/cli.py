@@ -10,16 +10,17 @@ _DESCRIPTION = """\
 Pipeline-parallel post-training of language models by local learning.
 
 commands:
-  train    post-train a model; under torchrun, one process per stage:
-           torchrun --rdzv-backend lopt-pp --nproc-per-node 2 --no-python lopt-pp train FLAGS
-           (lopt-pp train --help lists them)
-  export   make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
-  generate see what a model or a checkpoint answers: lopt-pp generate MODEL --prompt "What is 1 + 2?"
-  evaluate compare models on rows and benchmarks, before and after: lopt-pp evaluate MODEL --before BASE --tasks gsm8k
-  plan     say what a run will need, from the config alone: lopt-pp plan MODEL_OR_CONFIG FLAGS
-  submit   put a run into the queue of a Slurm cluster: lopt-pp submit run.yaml --nodes 2 --gpus-per-node 4
-  report   make a page on a run, with curves, timeline and advice: lopt-pp report OUTPUT_DIR
-  compare  make a page that overlays several runs: lopt-pp compare OUTPUT_DIR OUTPUT_DIR ...
+  train     post-train a model; under torchrun, one process per stage:
+            torchrun --rdzv-backend lopt-pp --nproc-per-node 2 --no-python lopt-pp train FLAGS
+            (lopt-pp train --help lists them)
+  export    make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
+  generate  see what a model or a checkpoint answers: lopt-pp generate MODEL --prompt "What is 1 + 2?"
+  evaluate  compare models on rows and benchmarks, before and after: lopt-pp evaluate MODEL --before BASE --tasks gsm8k
+  plan      say what a run will need, from the config alone: lopt-pp plan MODEL_OR_CONFIG FLAGS
+  auxiliary find the layers that an auxiliary network is best made of: lopt-pp auxiliary MODEL --train_file FILE
+  submit    put a run into the queue of a Slurm cluster: lopt-pp submit run.yaml --nodes 2 --gpus-per-node 4
+  report    make a page on a run, with curves, timeline and advice: lopt-pp report OUTPUT_DIR
+  compare   make a page that overlays several runs: lopt-pp compare OUTPUT_DIR OUTPUT_DIR ...
 """
 
 _MODULES = {
@@ -28,6 +29,7 @@ _MODULES = {
     "generate": "lopt_pp.generate",
     "evaluate": "lopt_pp.evaluate",
     "plan": "lopt_pp.plan",
+    "auxiliary": "lopt_pp.thinning",
     "submit": "lopt_pp.submit",
     "report": "lopt_pp.insight.report",
     "compare": "lopt_pp.insight.compare",

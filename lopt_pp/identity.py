@@ -43,7 +43,9 @@ def essentials(config: Config, model_config: PreTrainedConfig, rows: Rows, num_r
     groups = config.data.train_sampling_strategy == "group_by_length"
     local: dict[str, object] = {"--local_objective": objective.local}
     if objective.local == "next_token":
-        local["--auxiliary_layers"] = objective.auxiliary_layers
+        if objective.chosen_layers is None:
+            local["--auxiliary_layers"] = objective.auxiliary_layers
+        local["--auxiliary_choice"] = objective.auxiliary_choice
     return {
         "--eval_split_size": config.evaluation.eval_split_size,
         **_inputs(model_config, rows),

@@ -29,7 +29,7 @@ class OptimConfig:
         default=None,
         metadata={
             "help": "Peak learning rate of the earlier stages. By default a tenth of --learning_rate for "
-            "reconstruction, all of it for next_token. The paper sets the two equal, which did harm to reconstruction "
+            "reconstruction, half of it for next_token. The paper sets the two equal, which did harm to reconstruction "
             "on a small model: Adam makes full-sized steps for any loss, however small, so equal rates move the "
             "pretrained first half as far as the second, blind to the task."
         },

@@ -56,6 +56,27 @@ class Span:
         following = depth - self.stop
         number = min(number, following)
         chosen = tuple(self.stop - 1 + -(-following * turn // number) for turn in range(1, number + 1))
+        return self._after(depth, chosen)
+
+    def choose_after(self, depth: int, numbers: Sequence[int]) -> "Span":
+        """The rest of the model after this block, with those of these layers that follow it.
+
+        Args:
+            depth: layers of the model.
+            numbers: of layers, ascending.
+
+        Raises:
+            LoptError: none of them follows, or the model has not as many layers.
+        """
+        chosen = tuple(number for number in numbers if number >= self.stop)
+        if not chosen or chosen[-1] >= depth:
+            raise LoptError(
+                f"the layers {','.join(map(str, numbers))} are not those of an auxiliary network after {self}: at "
+                f"least one of the layers {self.stop} to {depth - 1}, and none above"
+            )
+        return self._after(depth, chosen)
+
+    def _after(self, depth: int, chosen: tuple[int, ...]) -> "Span":
         return Span(self.num_stages - 1, self.num_stages, self.stop, depth, chosen)
 
     def __str__(self) -> str:

@@ -1,8 +1,11 @@
 """The smallest configs of the model families whose split is proved."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 _COMMON: dict[str, Any] = {
     "vocab_size": 128,
@@ -49,3 +52,14 @@ def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
         settings = {"vocab_size": 128, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 128} | changes
         return CONFIG_MAPPING[family](bos_token_id=1, eos_token_id=2, **settings)
     return CONFIG_MAPPING[family](**{**_COMMON, **FAMILIES[family], **changes})
+
+
+def leave_out(whole: PreTrainedModel, layers: str, numbers: Sequence[int]) -> None:
+    """Lets hidden states pass by layers of a whole model."""
+
+    def passing(layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        entered = args[0] if args else kwargs["hidden_states"]
+        return entered if isinstance(output, torch.Tensor) else (entered, *output[1:])
+
+    for number in numbers:
+        whole.get_submodule(layers)[number].register_forward_hook(passing, with_kwargs=True)

@@ -99,7 +99,9 @@ def _check_same(ground: Ground, written: Mapping[Path, str]) -> None:
         content = written[path].encode() if path in written else path.read_bytes()
         facts[f"the rows of {name}"] = hashlib.sha256(content).hexdigest()
     size = asdict(ground.form)
-    facts |= {name: size[name] for name in ("kept_rows", "max_length", "batch", "accumulation")}
+    facts |= {
+        name: size[name] for name in ("kept_rows", "max_length", "batch", "accumulation", "head_rate", "head_warmup")
+    }
     facts["the form's flags"] = list(ground.form.flags)
     path = ground.folder / "ground.json"
     ground.folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +160,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--instructions_file", type=_there, default=TEXTS / "instructions.jsonl", help="conversations likewise"
     )
     parser.add_argument("--rates", type=float, nargs="+", help="another grid of learning rates")
+    parser.add_argument("--local_shares", type=float, nargs="+", help="of them that the earlier blocks are tried at")
+    parser.add_argument("--head_rate", type=float, help="of local heads, as a multiple of the last block's")
+    parser.add_argument("--head_warmup", type=float, help="share of the steps in which local heads learn alone")
     parser.add_argument("--steps", type=int, help="another number of steps")
+    parser.add_argument("--accumulation", type=int, help="another number of microbatches in a step")
     parser.add_argument("--max_length", type=int, help="of a row in tokens, instead of the form's")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="(default: of the form)")
     parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="further flags of every run, last of all")
@@ -183,12 +189,9 @@ def _there(name: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> int:
     flags = parse(arguments)
     form = FORMS[flags.form]
-    form = replace(
-        form,
-        rates=tuple(flags.rates or form.rates),
-        steps=flags.steps or form.steps,
-        max_length=flags.max_length or form.max_length,
-    )
+    names = ("rates", "local_shares", "head_rate", "head_warmup", "steps", "accumulation", "max_length")
+    given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
+    form = replace(form, **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
     machine = describe_machine(torch.device(flags.device))
     devices = torch.cuda.device_count() if flags.device == "cuda" else 2
     try:

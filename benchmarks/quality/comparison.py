@@ -65,7 +65,7 @@ class Comparison:
         """
         form = self._form
         self.untouched = measure_untouched(self._ground)
-        self._train(grid(self._methods, form.rates, GRID_SEED, form.steps))
+        self._train(grid(self._methods, form.rates, form.local_shares, GRID_SEED, form.steps))
         self.best = best_settings(self.results, form.steps)
         self._train_seeds(dict.fromkeys(self.best, form.steps))
         for method in self._methods:

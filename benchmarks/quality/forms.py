@@ -18,6 +18,10 @@ class Form:
         accumulation: microbatches of a step.
         timed_steps: of the measurement of speed.
         flags: of the program for every run, besides.
+        local_shares: what the learning rate of the earlier blocks is tried at, as shares of the last one's.
+        head_rate: the local heads' learning rate, as a multiple of the last block's: what is new, or put together anew,
+            has to settle before its block moves.
+        head_warmup: share of the steps in which local heads learn alone.
     """
 
     steps: int
@@ -32,6 +36,9 @@ class Form:
     accumulation: int
     timed_steps: int
     flags: tuple[str, ...] = ()
+    local_shares: tuple[float, ...] = (1.0, 0.1)
+    head_rate: float = 5
+    head_warmup: float = 0.25
 
 
 FORMS = {

@@ -11,33 +11,24 @@ class Method:
     Attributes:
         name: in the tables.
         flags: of the program.
-        local_shares: what the learning rate of the earlier blocks is tried at, as shares of the last one's; None alone
-            where these blocks do not learn or have no rate of their own.
+        is_local: whether the earlier blocks learn from a loss of their own, at a rate of their own.
     """
 
     name: str
     flags: Sequence[str]
-    local_shares: Sequence[float | None] = (None,)
+    is_local: bool = False
 
 
-_LOCAL_SHARES = (1.0, 0.1)
 Setting = tuple[str, float, float | None]
 """Method, learning rate, and the earlier blocks' share of it."""
-
-HEAD_WARMUP = 0.25
-"""Share of the steps in which local heads learn alone."""
-
-HEAD_RATE = 5
-"""The local heads' learning rate, as a multiple of the last block's: what is new, or put together anew, has to settle
-before its block moves. At the same rate the auxiliary loss was four times as high when the warm-up ended."""
 
 METHODS = {
     method.name: method
     for method in (
         Method("e2e", ("--method", "e2e")),
         Method("frozen", ("--method", "frozen")),
-        Method("reconstruction", ("--local_objective", "reconstruction"), _LOCAL_SHARES),
-        Method("next_token", ("--local_objective", "next_token"), _LOCAL_SHARES),
+        Method("reconstruction", ("--local_objective", "reconstruction"), is_local=True),
+        Method("next_token", ("--local_objective", "next_token"), is_local=True),
     )
 }
 UNTOUCHED = "untouched"
@@ -73,26 +64,29 @@ class Trial:
         """What is chosen by the validation rows."""
         return self.method, self.learning_rate, self.local_share
 
-    def flags(self, head_warmup: float = HEAD_WARMUP) -> list[str]:
+    def flags(self, head_rate: float, head_warmup: float) -> list[str]:
         """Of the program.
 
         Args:
+            head_rate: of the local heads, as a multiple of the last block's.
             head_warmup: share of the steps in which the local heads learn alone.
         """
         flags = [*METHODS[self.method].flags, "--learning_rate", f"{self.learning_rate:g}"]
         if self.local_share is not None:
             rate = self.local_share * self.learning_rate
             flags += ["--local_learning_rate", f"{rate:g}"]
-            flags += ["--local_head_learning_rate", f"{HEAD_RATE * self.learning_rate:g}"]
+            flags += ["--local_head_learning_rate", f"{head_rate * self.learning_rate:g}"]
             flags += ["--local_head_warmup_steps", str(round(head_warmup * self.steps))]
         return [*flags, "--seed", str(self.seed), "--max_steps", str(self.steps)]
 
 
-def grid(methods: Sequence[str], rates: Sequence[float], seed: int, steps: int) -> list[Trial]:
+def grid(
+    methods: Sequence[str], rates: Sequence[float], local_shares: Sequence[float], seed: int, steps: int
+) -> list[Trial]:
     """The trials that the learning rates of each method are chosen from."""
     return [
         Trial(method, rate, share, seed, steps)
         for method in methods
         for rate in rates
-        for share in METHODS[method].local_shares
+        for share in (local_shares if METHODS[method].is_local else (None,))
     ]

@@ -1,5 +1,6 @@
 """Task gain against forgetting, as a picture."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,10 @@ def plot(path: Path, results: Results, untouched: Mapping[str, Any], steps: int,
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
     start = value_of(untouched, "test_loss")
     for color, method in enumerate(METHODS.values()):
-        for share, style in zip(method.local_shares, ("-", "--"), strict=False):
+        shares = sorted(
+            {trial.local_share for trial in results if trial.method == method.name}, key=lambda share: -(share or 0)
+        )
+        for share, style in zip(shares, itertools.cycle(("-", "--", ":", "-."))):
             points = sorted(
                 (trial.learning_rate, value_of(result, "general_kl"), start - value_of(result, "test_loss"))
                 for trial, result in results.items()

@@ -108,7 +108,12 @@ def _train_and_measure(ground: Ground, trial: Trial, device: int) -> dict[str, A
     command = [sys.executable, "-m", "lopt_pp.train", "--pipeline_processes", "1"]
     command += ["--eval_file", str(ground.validation), "--eval_steps", "0"]
     command += ["--probe_steps", str(max(1, ground.form.steps // 4))]
-    launch([*command, *run_flags(ground, output), *trial.flags()], ground, trial.name, [device])
+    launch(
+        [*command, *run_flags(ground, output), *trial.flags(ground.form.head_rate, ground.form.head_warmup)],
+        ground,
+        trial.name,
+        [device],
+    )
     result = _measure(ground, output, trial.name, {"trial": asdict(trial)} | _figures(read_run(output)), device)
     shutil.rmtree(output)
     return result

@@ -4,29 +4,30 @@ import torch
 from torch import nn
 
 from lopt_pp.data import Microbatch, TokenCounts
+from lopt_pp.errors import renamed_in_errors
 from lopt_pp.objectives.base import Objective, Site
 from lopt_pp.objectives.task import NextToken
-from lopt_pp.split import BlockModel, BlockOutput
+from lopt_pp.split import BlockModel, BlockOutput, Span
 
 
 class AuxiliaryNextToken(Objective):
     """A thinned copy of the rest of the model on the block learns the task, and its gradient goes on into the block.
 
-    The network is made of the pretrained model's own parts: layers at even distances out of those that follow the block
-    (the construction of AugLocal, arXiv 2402.17318), the final norm, and the output head, which stands. It sees what
-    the last stage sees of the task, the same labels at the same places, and nothing of its weights.
+    The network is made of the pretrained model's own parts: some of the layers that follow the block, the final norm,
+    and the output head, which stands. The layers are those at even distances (the construction of AugLocal, arXiv
+    2402.17318) or those that the user names. It sees what the last stage sees of the task, the same labels at the same
+    places, and nothing of its weights.
     """
 
     name = "auxiliary_loss"
-    rate_share = 1.0
-    safe_rate_share = 1.0
+    rate_share = 0.5
+    safe_rate_share = 0.5
     needs_head_warmup = True
     summary = "the next-token loss of a small auxiliary network that stood on it"
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        depth = site.block.model.config.num_hidden_layers
-        self.network = site.load(site.block.span.sample_after(depth, site.config.auxiliary_layers))
+        self.network = site.load(_layers(site))
         head = self.network.model.get_output_embeddings()
         head.requires_grad_(False)
         _share_standing(site.block, head)
@@ -38,6 +39,14 @@ class AuxiliaryNextToken(Objective):
     def forward(self, output: BlockOutput, batch: Microbatch) -> torch.Tensor:
         logits = {"logits_to_keep": batch.target_positions, "leave_logits": True}
         return self._task(self.network(hidden_states=output.hidden_states, **logits), batch)
+
+
+def _layers(site: Site) -> Span:
+    span, depth = site.block.span, site.block.model.config.num_hidden_layers
+    if site.config.chosen_layers is None:
+        return span.sample_after(depth, site.config.auxiliary_layers)
+    with renamed_in_errors("the layers ", "--auxiliary_choice "):
+        return span.choose_after(depth, site.config.chosen_layers)
 
 
 def _share_standing(block: BlockModel, head: nn.Module) -> None:

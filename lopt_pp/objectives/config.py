@@ -7,6 +7,7 @@ from lopt_pp.errors import LoptError
 from lopt_pp.flags import check_types
 
 _DEFAULT = "reconstruction"
+_EVEN = "even"
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,16 @@ class ObjectiveConfig:
     auxiliary_layers: int = field(
         default=2,
         metadata={
-            "help": "Layers of the auxiliary network of next_token: copies of pretrained layers, taken at even "
-            "distances from those that follow the block. Copies of the final norm and the output head come after them."
+            "help": "Layers of the auxiliary network of next_token: copies of pretrained layers out of those that "
+            "follow the block. Copies of the final norm and the output head come after them."
+        },
+    )
+    auxiliary_choice: str = field(
+        default=_EVEN,
+        metadata={
+            "help": "Which layers these are. even: --auxiliary_layers of them, at even distances. Or their numbers, "
+            "such as 15,19,24,29; of those each block takes the ones that follow it. `lopt-pp auxiliary` finds the "
+            "ones that keep the model's function best."
         },
     )
     local_head_warmup_steps: int = field(
@@ -70,6 +79,8 @@ class ObjectiveConfig:
             raise LoptError(f"--reconstruction_weight {self.reconstruction_weight}: at least 0")
         if self.auxiliary_layers < 1:
             raise LoptError(f"--auxiliary_layers {self.auxiliary_layers}: at least 1; --local_objective none has none")
+        if (chosen := self.chosen_layers) is not None and list(chosen) != sorted({*chosen} - {0}):
+            raise LoptError(f"--auxiliary_choice {self.auxiliary_choice}: layer numbers above 0 that ascend")
         if self.local_head_warmup_steps < 0:
             raise LoptError(f"--local_head_warmup_steps {self.local_head_warmup_steps}: at least 0")
         if self.max_interface_drift is not None and self.max_interface_drift < 0:
@@ -79,6 +90,18 @@ class ObjectiveConfig:
                 f"--local_objective {self.local_objective} needs --method lopt; with --method {self.method} no block "
                 f"has a local objective"
             )
+
+    @property
+    def chosen_layers(self) -> tuple[int, ...] | None:
+        """The numbers of the auxiliary network's layers; None where they are at even distances."""
+        if self.auxiliary_choice == _EVEN:
+            return None
+        try:
+            return tuple(int(number) for number in self.auxiliary_choice.split(","))
+        except ValueError:
+            raise LoptError(
+                f"--auxiliary_choice {self.auxiliary_choice}: even, or layer numbers such as 15,19,24,29"
+            ) from None
 
     @property
     def local(self) -> str:

@@ -89,7 +89,7 @@ def test_without_an_evaluation_before_the_first_step_the_first_one_counts(tmp_pa
         ({"local_learning_rate": 2e-6}, CURE.replace("1e-05", "2e-06")),
         (
             NEXT_TOKEN | {"local_head_warmup_steps": 5},
-            "What helps, in this order: a lower --local_learning_rate (it is 0.0001), or --method frozen, which leaves "
+            "What helps, in this order: a lower --local_learning_rate (it is 5e-05), or --method frozen, which leaves "
             "the earlier stages as they are (see docs/quality.md).",
         ),
         ({"local_objective": "mine:Own"}, CURE.replace(" (it is 1e-05)", "")),
@@ -143,7 +143,7 @@ def test_the_best_model_is_judged_where_it_is_the_one_that_is_saved(tmp_path: Pa
         (NEXT_TOKEN | {"local_head_warmup_steps": 0, "local_learning_rate": 0.0}, []),
         (
             NEXT_TOKEN | {"local_head_warmup_steps": 5, "local_learning_rate": 2e-4},
-            ["at 0.0002", "up to 1 of", "0.0001"],
+            ["at 0.0002", "up to 0.5 of", "5e-05"],
         ),
         ({"local_objective": "os:system", "local_learning_rate": 1.0}, []),
         ({"local_objective": "none", "local_learning_rate": 1.0}, []),

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, tiny_config
+from families import FAMILIES, leave_out, tiny_config
 from microbatch import VOCABULARY, make_batch
-from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lopt_pp.balance import random_microbatch
 from lopt_pp.computation import checkpoint_layers
+from lopt_pp.errors import LoptError
 from lopt_pp.objectives import AuxiliaryNextToken, NextToken, ObjectiveConfig, Site
 from lopt_pp.split import BlockModel, BlockOutput, Span, split_at, split_evenly
 from lopt_pp.verify import check_sample, check_split, model_class_of
@@ -52,17 +52,6 @@ def make_objective(block: BlockModel, load: Load, layers: int = 2) -> AuxiliaryN
     )
 
 
-def leave_out(whole: PreTrainedModel, layers: str, numbers: Sequence[int]) -> None:
-    """Lets hidden states pass by layers of a whole model."""
-
-    def passing(layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
-        entered = args[0] if args else kwargs["hidden_states"]
-        return entered if isinstance(output, torch.Tensor) else (entered, *output[1:])
-
-    for number in numbers:
-        whole.get_submodule(layers)[number].register_forward_hook(passing, with_kwargs=True)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_is_the_rest_of_the_model_without_some_layers(family: str, tmp_path: Path) -> None:
     """At every boundary, bit for bit: positions, masks, scales and caps of the family are in their places."""
@@ -98,6 +87,34 @@ def test_layers_at_even_distances(stop: int, depth: int, number: int, layers: tu
     sample = Span(0, 2, 0, stop).sample_after(depth, number)
     assert sample.layers == layers and sample.is_last and not sample.is_first
     assert str(sample) == f"layers {', '.join(map(str, layers))}"
+
+
+def test_layers_that_the_user_names() -> None:
+    """Of one list each block takes those that follow it."""
+    numbers = (2, 5, 7)
+    assert Span(0, 3, 0, 2).choose_after(8, numbers).layers == (2, 5, 7)
+    later = Span(1, 3, 2, 5).choose_after(8, numbers)
+    assert later.layers == (5, 7) and later.is_last and not later.is_first
+    with pytest.raises(LoptError, match="^the layers 1 .* after layers 0-1: at least one of the layers 2 to 7, "):
+        Span(0, 2, 0, 2).choose_after(8, (1,))
+    with pytest.raises(LoptError, match="^the layers 3,8 .* and none above$"):
+        Span(0, 2, 0, 2).choose_after(8, (3, 8))
+
+
+def test_the_network_has_the_named_layers(tmp_path: Path) -> None:
+    whole = write_model(tmp_path, "llama")
+    load = loader(tmp_path, whole, split_at([1], 4))
+    block = load(Span(0, 2, 0, 1))
+
+    def make(choice: str) -> AuxiliaryNextToken:
+        config = ObjectiveConfig(local_objective="next_token", auxiliary_choice=choice)
+        return AuxiliaryNextToken(Site(block, config, torch.Generator(), load))
+
+    assert make("1,3").network.span.layers == (1, 3)
+    even, named = make("even"), make("2,3")
+    assert even.network.span == named.network.span
+    with pytest.raises(LoptError, match="^--auxiliary_choice 2,4 are not those of an auxiliary network after layers 0"):
+        make("2,4")
 
 
 @pytest.fixture(params=["llama", "gemma2"])
