@@ -9,7 +9,8 @@ many steps as fit the wall time that end-to-end training takes on the same two p
 
 Without files of your own the task is a mix of questions from reasoning-gym whose answers can be checked; what is to be
 kept is measured on the texts beside this benchmark. --train_file, --validation_file and --eval_file take other rows
-(then by answer loss alone), --general_file and --instructions_file other texts.
+(then by answer loss alone), --general_file and --instructions_file other texts, --tasks benchmarks of
+lm-evaluation-harness besides.
 
 What is done stands in --folder and is not done again: start the same command once more to go on. --minutes stops it in
 good order after so long, with the table of what there is. Forms:
@@ -21,6 +22,7 @@ good order after so long, with the table of what there is. Forms:
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import sys
@@ -80,6 +82,9 @@ def prepare(flags: argparse.Namespace, form: Form) -> Ground:
         form=form,
         flags=tuple(flags.flags),
         device=flags.device,
+        tasks=tuple(flags.tasks),
+        include_path=flags.include_path,
+        limit=flags.limit,
     )
     _check_same(ground, written)
     (folder / "models").mkdir(exist_ok=True)
@@ -103,6 +108,7 @@ def _check_same(ground: Ground, written: Mapping[Path, str]) -> None:
         name: size[name] for name in ("kept_rows", "max_length", "batch", "accumulation", "head_rate", "head_warmup")
     }
     facts["the form's flags"] = list(ground.form.flags)
+    facts |= {"--tasks": list(ground.tasks), "--limit": ground.limit}
     path = ground.folder / "ground.json"
     ground.folder.mkdir(parents=True, exist_ok=True)
     if (before := kept(path)) is None:
@@ -159,6 +165,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--instructions_file", type=_there, default=TEXTS / "instructions.jsonl", help="conversations likewise"
     )
+    parser.add_argument(
+        "--tasks", nargs="+", default=[], help="benchmarks of lm-evaluation-harness, where it and their data can be had"
+    )
+    parser.add_argument("--include_path", type=_there, help="directory with benchmarks of your own")
+    parser.add_argument("--limit", type=float, help="items of each benchmark, or a share of them below 1")
     parser.add_argument("--rates", type=float, nargs="+", help="another grid of learning rates")
     parser.add_argument("--local_shares", type=float, nargs="+", help="of them that the earlier blocks are tried at")
     parser.add_argument("--head_rate", type=float, help="of local heads, as a multiple of the last block's")
@@ -174,6 +185,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = [flags.train_file, flags.validation_file, flags.eval_file]
     if any(given) and not all(given):
         parser.error("--train_file, --validation_file and --eval_file go together")
+    if flags.tasks and importlib.util.find_spec("lm_eval") is None:
+        parser.error("--tasks needs lm-evaluation-harness: pip install -c constraints.txt '.[evaluate]'")
     flags.device = flags.device or ("cuda" if flags.form == "gpu" else "cpu")
     if flags.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: there is no GPU")

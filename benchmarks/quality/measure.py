@@ -4,7 +4,8 @@
         --general general.jsonl --instructions instructions.jsonl --output measured.json [--device cuda]
 
 Answer loss and exact match on the test questions; perplexity on general text and on instructions; and the mean KL
-divergence of the next-token distribution from the untouched model's on both. Each figure with its standard error over
+divergence of the next-token distribution from the untouched model's on both; with --tasks, benchmarks of
+lm-evaluation-harness. Each figure with its standard error over
 rows.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from methods import BENCHMARK
 from tasks import Question, accuracy
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -23,6 +25,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from lopt_pp.data import DataConfig, TokenizedRows, load_rows
 from lopt_pp.evaluate import compare_on, load_whole, loss_on
 from lopt_pp.generate import be_quiet
+from lopt_pp.harness import Benchmarks, run_benchmarks
 from lopt_pp.metrics import perplexity
 from lopt_pp.model import ModelConfig, load_tokenizer
 from lopt_pp.retention import Score
@@ -91,6 +94,10 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
         keep(f"{name}_perplexity", Score(perplexity(loss.value)))
         keep(f"{name}_kl", divergence)
     del base, block
+    if flags.tasks:
+        benchmarks = Benchmarks(general_tasks=flags.tasks, limit=flags.limit, include_path=flags.include_path)
+        for measure, score in run_benchmarks(str(flags.model), benchmarks, device, dtype).items():
+            keep(f"{BENCHMARK}{measure.name} {measure.metric}", score)
     if flags.questions is not None:
         questions = [Question(**content) for content in json.loads(flags.questions.read_text())]
         model = AutoModelForCausalLM.from_pretrained(flags.model, dtype=dtype).to(device).eval()
@@ -114,6 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--questions", type=Path, help="the test questions whole, where answers can be checked")
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--kept_rows", type=int, default=1000, help="so many rows of each file of what is to be kept")
+    parser.add_argument("--tasks", nargs="+", default=[], help="benchmarks of lm-evaluation-harness")
+    parser.add_argument("--include_path", help="directory with benchmarks of one's own")
+    parser.add_argument("--limit", type=float, help="items of each benchmark, or a share of them below 1")
     parser.add_argument("--device", default="cpu")
     flags = parser.parse_args(arguments)
     be_quiet()

@@ -37,6 +37,9 @@ class Ground:
         form: the size of all of it.
         flags: further ones of the program for every run.
         device: `cpu` or `cuda`.
+        tasks: benchmarks of lm-evaluation-harness to measure by, besides.
+        include_path: directory with benchmarks of one's own; None where there are none.
+        limit: items of each benchmark, or a share of them below 1; None is all.
     """
 
     folder: Path
@@ -50,6 +53,9 @@ class Ground:
     form: Form
     flags: tuple[str, ...]
     device: str
+    tasks: tuple[str, ...] = ()
+    include_path: Path | None = None
+    limit: float | None = None
 
 
 def train_and_measure(
@@ -158,6 +164,10 @@ def _measure(ground: Ground, model: Path, name: str, known: dict[str, Any], devi
     command += ["--max_length", str(ground.form.max_length), "--kept_rows", str(ground.form.kept_rows)]
     if ground.questions is not None:
         command += ["--questions", str(ground.questions)]
+    if ground.tasks:
+        command += ["--tasks", *ground.tasks]
+        command += [] if ground.include_path is None else ["--include_path", str(ground.include_path)]
+        command += [] if ground.limit is None else ["--limit", str(ground.limit)]
     launch(command, ground, name, [device])
     result = known | json.loads(output.read_text())
     output.unlink()

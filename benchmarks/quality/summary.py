@@ -2,11 +2,11 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from methods import METHODS, UNTOUCHED, Setting, Trial
+from methods import BENCHMARK, METHODS, UNTOUCHED, Setting, Trial
 
 Results = Mapping[Trial, Mapping[str, Any]]
 
@@ -47,6 +47,12 @@ COLUMNS: dict[str, tuple[str, int]] = {
 """Of the table: what each figure is called, and its digits."""
 
 
+def columns_of(results: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, int]]:
+    """`COLUMNS`, and those of the benchmarks that were run."""
+    names = {name for result in results for name in result if name.startswith(BENCHMARK)}
+    return COLUMNS | {name: (name.removeprefix(BENCHMARK), 3) for name in sorted(names)}
+
+
 def best_settings(results: Results, steps: int) -> dict[str, Setting]:
     """Of each method, the learning rates with the lowest loss on the validation rows.
 
@@ -69,7 +75,7 @@ def over_seeds(results: Results, setting: Setting, steps: int) -> dict[str, Spre
     own = [result for trial, result in results.items() if trial.setting == setting and trial.steps == steps]
     return {
         name: Spread.of([value_of(result, name) for result in own])
-        for name in COLUMNS
+        for name in columns_of(own)
         if own and all(name in result for result in own)
     }
 
@@ -89,7 +95,7 @@ class Line:
         setting: the chosen learning rates; None of the untouched model.
         steps: of training.
         seeds: so many of them.
-        figures: by the names of `COLUMNS`.
+        figures: by the names of `columns_of`.
     """
 
     method: str
@@ -100,7 +106,7 @@ class Line:
 
 
 def untouched_line(result: Mapping[str, Any]) -> Line:
-    figures = {name: Spread(value_of(result, name), None) for name in COLUMNS if name in result}
+    figures = {name: Spread(value_of(result, name), None) for name in columns_of([result]) if name in result}
     return Line(UNTOUCHED, None, 0, 1, figures)
 
 
@@ -122,12 +128,13 @@ def lines_of(results: Results, best: Mapping[str, Setting], steps: Mapping[str, 
 
 def table(lines: Sequence[Line]) -> str:
     """As markdown."""
-    names = [name for name in COLUMNS if any(name in line.figures for line in lines)]
-    heads = ["method", "rate", "earlier blocks' rate", "steps", "seeds", *(COLUMNS[name][0] for name in names)]
+    columns = columns_of(line.figures for line in lines)
+    names = [name for name in columns if any(name in line.figures for line in lines)]
+    heads = ["method", "rate", "earlier blocks' rate", "steps", "seeds", *(columns[name][0] for name in names)]
     rows = []
     for line in lines:
         rates = ["", ""] if line.setting is None else _rates(line.setting)
-        cells = [line.figures[name].shown(COLUMNS[name][1]) if name in line.figures else "" for name in names]
+        cells = [line.figures[name].shown(columns[name][1]) if name in line.figures else "" for name in names]
         rows.append([line.method, *rates, str(line.steps), str(line.seeds), *cells])
     return _markdown(heads, rows)
 

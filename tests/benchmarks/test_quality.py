@@ -1,6 +1,7 @@
 """The machinery of benchmarks/quality, on a random model of four layers; its figures mean nothing here."""
 
 import importlib
+import importlib.util
 import json
 import sys
 import threading
@@ -62,6 +63,32 @@ def test_tiny_form_measures_and_goes_on_where_it_was(tmp_path: Path) -> None:
     # Results of something else are not taken for its own.
     other = run([*command, "--max_length", "1024"])
     assert other.returncode == 1 and "other values of max_length; give another --folder" in other.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed")
+def test_benchmarks_have_columns(tmp_path: Path) -> None:
+    (tmp_path / "items.jsonl").write_text('{"question": "Is it so?", "answer": "yes"}\n' * 6)
+    task = {
+        "task": "assent",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "items.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": ["yes", "no"],
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    (tmp_path / "assent.yaml").write_text(json.dumps(task))  # JSON is YAML.
+    folder = tmp_path / "quality"
+    command = [sys.executable, str(BENCHMARK), "--form", "tiny", "--folder", str(folder), "--methods", "frozen"]
+    result = run([*command, "--tasks", "assent", "--include_path", str(tmp_path), "--limit", "4"])
+    assert result.returncode == 0, result.stdout + result.stderr
+    lines = json.loads((folder / "quality.json").read_text())["equal_steps"]
+    assert [line["method"] for line in lines] == ["untouched", "frozen"]
+    for line in lines:
+        assert line["figures"]["benchmark assent acc"]["mean"] in (0, 1), "all items are the same one"
+    assert "| assent acc |" in result.stdout
 
 
 def test_trials_side_by_side_have_a_device_each(
