@@ -23,7 +23,7 @@ from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.evaluate import load_whole, loss_on
 from lopt_pp.generate import add_common, be_quiet, dtype_of
 from lopt_pp.guard import complain
-from lopt_pp.model import ModelConfig, load_tokenizer
+from lopt_pp.model import ModelConfig, load_model_config, load_tokenizer
 from lopt_pp.split import BlockModel
 
 
@@ -120,9 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _choose(given: argparse.Namespace) -> None:
     with renamed_in_errors("--model_name_or_path ", ""):
         config = ModelConfig(given.model, trust_remote_code=given.trust_remote_code)
-        block = load_whole(config).to(given.device, dtype_of(given.dtype, given.device))
+        depth = load_model_config(config).num_hidden_layers
         tokenizer = load_tokenizer(config)
-    depth = len(block.layers)
     cut = depth // 2 if given.split == "midpoint" else int(given.split)
     if not 0 < cut < depth:
         raise LoptError(f"--split {cut}: the model has {depth} layers; give 1 to {depth - 1}")
@@ -132,6 +131,8 @@ def _choose(given: argparse.Namespace) -> None:
     assert isinstance(rows, TokenizedRows)
     if len(rows) > given.limit:
         rows = rows.select(np.linspace(0, len(rows) - 1, given.limit).astype(int), "beyond --limit")
+    with renamed_in_errors("--model_name_or_path ", ""):
+        block = load_whole(config).to(given.device, dtype_of(given.dtype, given.device))
     print(f"{'layers':>6}  {'loss':>7}  left out", flush=True)
     layers: tuple[int, ...] = tuple(range(cut, depth))
     for step in thin(block, cut, given.auxiliary_layers, rows, given.device):

@@ -5,8 +5,7 @@
 
 Answer loss and exact match on the test questions; perplexity on general text and on instructions; and the mean KL
 divergence of the next-token distribution from the untouched model's on both; with --tasks, benchmarks of
-lm-evaluation-harness. Each figure with its standard error over
-rows.
+lm-evaluation-harness. Each figure with its standard error over rows.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from methods import BENCHMARK
+from summary import BENCHMARK
 from tasks import Question, accuracy
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase

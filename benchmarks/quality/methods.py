@@ -31,9 +31,6 @@ METHODS = {
         Method("next_token", ("--local_objective", "next_token"), is_local=True),
     )
 }
-BENCHMARK = "benchmark "
-"""Before the names of figures of lm-evaluation-harness."""
-
 UNTOUCHED = "untouched"
 """The model as it is, beside them."""
 

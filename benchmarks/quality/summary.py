@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from methods import BENCHMARK, METHODS, UNTOUCHED, Setting, Trial
+from methods import METHODS, UNTOUCHED, Setting, Trial
 
 Results = Mapping[Trial, Mapping[str, Any]]
 
@@ -45,6 +45,10 @@ COLUMNS: dict[str, tuple[str, int]] = {
     "drift_norm": ("drift", 3),
 }
 """Of the table: what each figure is called, and its digits."""
+
+
+BENCHMARK = "benchmark "
+"""Before the names of figures of lm-evaluation-harness."""
 
 
 def columns_of(results: Iterable[Mapping[str, Any]]) -> dict[str, tuple[str, int]]:
