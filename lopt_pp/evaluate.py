@@ -7,7 +7,7 @@ predictions have moved from BASE's. Benchmarks are run by lm-evaluation-harness,
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +26,7 @@ from lopt_pp.metrics import perplexity
 from lopt_pp.model import ModelConfig, load_model_config, load_tokenizer
 from lopt_pp.objectives import NextToken
 from lopt_pp.retention import Measure, Score, Scores, as_data, table
-from lopt_pp.split import BlockModel, split_evenly
+from lopt_pp.split import BlockModel, split_at
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
 
@@ -156,12 +156,18 @@ def load_whole(config: ModelConfig) -> BlockModel:
     Raises:
         LoptError: the model cannot be read, or is of a class that is not trained here.
     """
+    (block,) = load_blocks(config, [])
+    return block
+
+
+def load_blocks(config: ModelConfig, boundaries: Sequence[int]) -> list[BlockModel]:
+    """The same as several blocks, cut before each of the layers `boundaries`."""
     model_config = load_model_config(config)
     model_class = model_class_of(model_config, config.trust_remote_code)
-    spans = split_evenly(model_config.num_hidden_layers, 1)
+    spans = split_at(boundaries, model_config.num_hidden_layers)
     anatomy = check_split(model_class, model_config, spans)
     checkpoint = Checkpoint(config.model_name_or_path, config.model_revision)
-    return load_block(checkpoint, model_class, model_config, anatomy, spans[0]).eval()
+    return [load_block(checkpoint, model_class, model_config, anatomy, span).eval() for span in spans]
 
 
 def loss_on(block: BlockModel, rows: TokenizedRows, device: torch.device, what: str) -> Score:
@@ -216,17 +222,22 @@ def compare_on(
     return loss, divergence
 
 
+def single_rows(rows: TokenizedRows, device: torch.device) -> Iterator[Microbatch]:
+    """A row at a time: nothing is padded, and each row's own figures tell how sure a mean over them is."""
+    order = DataOrder(
+        rows, per_device_train_batch_size=1, gradient_accumulation_steps=1, shuffle=False, seed=0, pad_token_id=0
+    )
+    for number in range(len(rows)):
+        for batch in order.microbatches(number):
+            yield batch.to(device)
+
+
 @torch.no_grad()
 def _means_over_targets(
     of_row: Callable[[Microbatch], tuple[torch.Tensor, ...]], rows: TokenizedRows, device: torch.device, what: str
 ) -> list[Score]:
-    # A row at a time: nothing is padded, and each row's own figures tell how sure the means are.
-    order = DataOrder(
-        rows, per_device_train_batch_size=1, gradient_accumulation_steps=1, shuffle=False, seed=0, pad_token_id=0
-    )
     sums, counts = [], []
-    for number in tqdm(range(len(rows)), desc=what, disable=None, leave=False):
-        (batch,) = (batch.to(device) for batch in order.microbatches(number))
+    for batch in tqdm(single_rows(rows, device), desc=what, total=len(rows), disable=None, leave=False):
         sums.append(torch.stack(of_row(batch)))
         counts.append(batch.num_targets)
     weights = np.array(counts, dtype=np.float64)

@@ -10,20 +10,21 @@ once; here each is tried again after every removal).
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from tqdm import tqdm
 
-from lopt_pp.data import DataConfig, TokenizedRows, load_rows
+from lopt_pp.data import DataConfig, Microbatch, TokenizedRows, load_rows
 from lopt_pp.errors import LoptError, renamed_in_errors
-from lopt_pp.evaluate import load_whole, loss_on
+from lopt_pp.evaluate import load_blocks, single_rows
 from lopt_pp.generate import add_common, be_quiet, dtype_of
 from lopt_pp.guard import complain
 from lopt_pp.model import ModelConfig, load_model_config, load_tokenizer
+from lopt_pp.objectives import NextToken
 from lopt_pp.split import BlockModel
 
 
@@ -40,26 +41,31 @@ class Thinned:
     loss: float
 
 
-def thin(block: BlockModel, cut: int, number: int, rows: TokenizedRows, device: torch.device) -> Iterator[Thinned]:
+def thin(
+    front: BlockModel, rest: BlockModel, number: int, rows: TokenizedRows, device: torch.device
+) -> Iterator[Thinned]:
     """Leaves out one layer after another, each time the one that is missed least; the whole model comes first.
 
     Of layers that are missed alike the earliest goes. The model is whole again afterwards.
 
     Args:
-        block: a whole model, on `device`.
-        cut: the first layer that may be left out.
+        front: the model's block before the cut, on `device`.
+        rest: its block after the cut, likewise.
         number: of layers after the cut that stay.
         rows: that the loss is measured on.
         device: to measure on.
     """
-    with _left_out(block) as left_out:
-        kept = list(range(cut, len(block.layers)))
-        yield Thinned(tuple(kept), loss_on(block, rows, device, "the whole model").value)
+    with _left_out(rest) as left_out:
+        # The front is the same for all, and runs once.
+        with torch.no_grad():
+            entering = [(front(input_ids=batch.input_ids).hidden_states, batch) for batch in single_rows(rows, device)]
+        kept = list(rest.span.layers)
+        yield Thinned(tuple(kept), _loss(rest, entering))
         while len(kept) > number:
             losses = {}
-            for layer in kept:
+            for layer in tqdm(kept, desc=f"{len(kept)} layers without one", disable=None, leave=False):
                 left_out.add(layer)
-                losses[layer] = loss_on(block, rows, device, f"{len(kept)} layers without {layer}").value
+                losses[layer] = _loss(rest, entering)
                 left_out.remove(layer)
             least = min(kept, key=losses.__getitem__)
             kept.remove(least)
@@ -67,26 +73,45 @@ def thin(block: BlockModel, cut: int, number: int, rows: TokenizedRows, device: 
             yield Thinned(tuple(kept), losses[least])
 
 
+@torch.no_grad()
+def _loss(rest: BlockModel, entering: Sequence[tuple[torch.Tensor, Microbatch]]) -> float:
+    """Mean cross-entropy over the target tokens, given what enters the block in each row."""
+    objective = NextToken()
+    losses = [
+        objective(rest(hidden_states=states, logits_to_keep=batch.target_positions, leave_logits=True), batch)
+        for states, batch in entering
+    ]
+    return torch.stack(losses).double().sum().item() / sum(batch.num_targets for _, batch in entering)
+
+
 @contextlib.contextmanager
 def _left_out(block: BlockModel) -> Iterator[set[int]]:
     """Gives the set of layers that hidden states pass by; empty at first."""
     numbers: set[int] = set()
 
-    def hook(number: int) -> Any:
-        def pass_by(layer: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    def passing(number: int, run: Callable[..., Any]) -> Callable[..., Any]:
+        gives_tensor = False
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal gives_tensor
+            entered = args[0] if args else kwargs["hidden_states"]
+            if number in numbers and gives_tensor:
+                return entered
+            output = run(*args, **kwargs)
+            gives_tensor = isinstance(output, torch.Tensor)
             if number not in numbers:
                 return output
-            entered = args[0] if args else kwargs["hidden_states"]
-            return entered if isinstance(output, torch.Tensor) else (entered, *output[1:])
+            return entered if gives_tensor else (entered, *output[1:])
 
-        return pass_by
+        return forward
 
-    handles = [layer.register_forward_hook(hook(number), with_kwargs=True) for number, layer in enumerate(block.layers)]
+    for number, layer in zip(block.span.layers, block.layers, strict=True):
+        layer.forward = passing(number, layer.forward)
     try:
         yield numbers
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in block.layers:
+            del layer.forward
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -132,10 +157,12 @@ def _choose(given: argparse.Namespace) -> None:
     if len(rows) > given.limit:
         rows = rows.select(np.linspace(0, len(rows) - 1, given.limit).astype(int), "beyond --limit")
     with renamed_in_errors("--model_name_or_path ", ""):
-        block = load_whole(config).to(given.device, dtype_of(given.dtype, given.device))
+        front, rest = (
+            block.to(given.device, dtype_of(given.dtype, given.device)) for block in load_blocks(config, [cut])
+        )
     print(f"{'layers':>6}  {'loss':>7}  left out", flush=True)
     layers: tuple[int, ...] = tuple(range(cut, depth))
-    for step in thin(block, cut, given.auxiliary_layers, rows, given.device):
+    for step in thin(front, rest, given.auxiliary_layers, rows, given.device):
         gone = "".join(str(layer) for layer in layers if layer not in step.layers)
         layers = step.layers
         print(f"{len(layers):>6}  {step.loss:>7.3f}  {gone}".rstrip(), flush=True)

@@ -45,11 +45,12 @@ def train(
     head_rate: float,
     weight_decay: float,
     epsilon: float,
+    auxiliary_layer: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Trains for the given steps (each a list of microbatches of rows), linear decay, no warm-up, no clipping.
 
     Without a boundary, the whole model learns from the task. Without a head's state, the first half learns from the
-    task too, by a copy of the last layer and of what comes after it.
+    task too, by a copy of the layer `auxiliary_layer` and of what comes after the last one.
 
     Returns:
         The weights of the whole model.
@@ -59,9 +60,9 @@ def train(
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     head: nn.Module = Head(model.config.hidden_size)
     standing = model.lm_head.weight.detach().clone()
-    if head_state is None:
-        head = nn.ModuleList([copy.deepcopy(model.model.layers[-1]), copy.deepcopy(model.model.norm)])
-    elif boundary is not None:
+    if auxiliary_layer is not None:
+        head = nn.ModuleList([copy.deepcopy(model.model.layers[auxiliary_layer]), copy.deepcopy(model.model.norm)])
+    elif head_state is not None:
         for parameter, value in zip(head.parameters(), head_state, strict=True):
             parameter.data.copy_(value)
     seen: dict[str, Any] = {}

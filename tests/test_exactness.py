@@ -35,6 +35,7 @@ CASES: dict[str, tuple[list[str], int | None]] = {
     "4 stages": (["--num_stages", "4"], None),
     "one stage": (["--num_stages", "1"], None),
     "next token": (["--local_objective", "next_token", *WARMUP], 0),
+    "next token, chosen layers": (["--local_objective", "next_token", "--auxiliary_choice", "2", *WARMUP], None),
     "next token, dropout": (["--local_objective", "next_token", "--model_name_or_path", "GPT2", *WARMUP], None),
     "next token, bfloat16, 4 stages": (
         ["--local_objective", "next_token", "--dtype", "bfloat16", "--num_stages", "4", "--train_embeddings", "false"]
@@ -125,9 +126,18 @@ def test_the_losses_have_their_names(runs: Path) -> None:
         assert story.get(name, "reconstruction of its own input") in " ".join(card.split())
 
 
-@pytest.mark.parametrize("objective", ["reconstruction", "next_token"])
+@pytest.mark.parametrize(
+    ("objective", "auxiliary_layer"),
+    [
+        ("reconstruction", None),
+        ("next_token --auxiliary_layers 1", 3),
+        ("next_token --auxiliary_choice 2", 2),
+    ],
+)
 @pytest.mark.parametrize("accumulation", [1, 3])
-def test_the_method_in_plain_pytorch_gives_the_same_weights(tmp_path: Path, accumulation: int, objective: str) -> None:
+def test_the_method_in_plain_pytorch_gives_the_same_weights(
+    tmp_path: Path, accumulation: int, objective: str, auxiliary_layer: int | None
+) -> None:
     steps, seed, epsilon = 20, 5, 1e-6
     model = write_model(tmp_path / "model", tie_word_embeddings=True)
     rows_file = write_rows(tmp_path / "rows.jsonl", number=50)
@@ -135,7 +145,7 @@ def test_the_method_in_plain_pytorch_gives_the_same_weights(tmp_path: Path, accu
     flags = f"--model_name_or_path {model} --train_file {rows_file} --output_dir {tmp_path / 'out'} --max_steps {steps}"
     flags += f" --per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation} --learning_rate 1e-3"
     flags += f" --local_learning_rate 3e-4 --weight_decay 0.05 --adam_epsilon {epsilon} --max_grad_norm 0"
-    flags += f" --seed {seed} --reconstruction_weight 10 --local_objective {objective} --auxiliary_layers 1"
+    flags += f" --seed {seed} --reconstruction_weight 10 --local_objective {objective}"
     cases = tmp_path / "cases.json"
     cases.write_text(json.dumps([{"name": "method", "flags": flags.split()}]))
     result = run(torchrun(2, str(TESTS / "worker.py"), str(cases)))
@@ -160,8 +170,9 @@ def test_the_method_in_plain_pytorch_gives_the_same_weights(tmp_path: Path, accu
     assert isinstance(head, Reconstruction)
     expected = reference.train(
         str(model),
-        [parameter.detach() for parameter in head.parameters()] if objective == "reconstruction" else None,
+        [parameter.detach() for parameter in head.parameters()] if auxiliary_layer is None else None,
         plan,
+        auxiliary_layer=auxiliary_layer,
         boundary=2,
         weight=10.0,
         rate=1e-3,
