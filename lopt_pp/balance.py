@@ -33,7 +33,7 @@ class Costs:
 
     Attributes:
         layers: of each decoder layer, on the last stage.
-        earlier_layers: the same on an earlier stage, which may only run forward.
+        earlier_layers: the same on an earlier stage, which may only run forward, always or in some microbatches.
         embedding: of what comes before the layers.
         local_head: of an earlier stage's own loss, with its head or auxiliary network.
         output: of the final norm, the output head and the task loss.
@@ -181,7 +181,7 @@ def measure(
     """
     depth = config.num_hidden_layers
     # Whatever blocks learn from, their layers cost the same, which is measured with the cheapest objective.
-    plain = replace(objective, method="lopt", local_objective="reconstruction")
+    plain = replace(objective, method="lopt", local_objective="reconstruction", local_accumulation_steps=None)
     frozen = replace(plain, method="frozen")
     batch = random_microbatch(shape, config.vocab_size, device)
     received = torch.randn(*shape, config.hidden_size, device=device, dtype=stage.compute_dtype)
@@ -192,7 +192,7 @@ def measure(
             block.hold_embeddings()
         return block
 
-    def seconds(span: Span, objective: ObjectiveConfig) -> float:
+    def seconds(span: Span, objective: ObjectiveConfig, accumulation: int = accumulation) -> float:
         """Of a whole stage."""
         block = make_block(span)
         own = local_objective(block, objective, seed=0)
@@ -206,7 +206,7 @@ def measure(
 
         return _seconds(microbatch, lambda: timed.step(0), accumulation, device)
 
-    def local_head_seconds(objective: ObjectiveConfig) -> float:
+    def local_head_seconds(objective: ObjectiveConfig, accumulation: int = accumulation) -> float:
         """Of the loss of an earlier stage, which is taken to end in the middle of the model."""
         middle = max(depth // 2, 1)
         head = local_objective(make_block(Span(1, 3, middle - 1, middle)), objective, seed=0, load=make_block)
@@ -226,22 +226,32 @@ def measure(
 
     kinds = layer_kinds(model_class, config, anatomy)
 
-    def by_layer(objective: ObjectiveConfig) -> list[float]:
+    def by_layer(objective: ObjectiveConfig, accumulation: int = accumulation) -> list[float]:
         """Of a stage of one layer, for each layer."""
-        of_kind = {
-            kind: seconds(Span(1, 3, kinds.index(kind), kinds.index(kind) + 1), objective) for kind in set(kinds)
-        }
+        spans = {kind: Span(1, 3, kinds.index(kind), kinds.index(kind) + 1) for kind in set(kinds)}
+        of_kind = {kind: seconds(span, objective, accumulation) for kind, span in spans.items()}
         return [of_kind[kind] for kind in kinds]
 
-    head = local_head_seconds(plain)
-    layers = [max(layer - head, 0.0) for layer in by_layer(plain)]
-    only_forward = objective.local == "none"
+    def learning(accumulation: int) -> tuple[list[float], float]:
+        """Of the layers, and of the head that they are measured with."""
+        head = local_head_seconds(plain, accumulation)
+        return [max(layer - head, 0.0) for layer in by_layer(plain, accumulation)], head
+
+    layers, head = learning(accumulation)
+    output = max(seconds(Span(1, 2, depth - 1, depth), plain) - layers[-1], 0.0)
+    if objective.local == "none":
+        return Costs(tuple(layers), tuple(by_layer(frozen)), embedding=0.0, local_head=0.0, output=output)
+    learned = objective.num_learned(accumulation)
+    share, own, earlier = learned / accumulation, layers, layers
+    if share < 1:  # A step of the optimizer goes with fewer microbatches; the others are run forward.
+        own, head = learning(learned)
+        earlier = [share * layer + (1 - share) * less for layer, less in zip(own, by_layer(frozen), strict=True)]
     return Costs(
         layers=tuple(layers),
-        earlier_layers=tuple(by_layer(frozen) if only_forward else layers),
-        embedding=0.0 if only_forward else max(seconds(Span(0, 2, 0, 1), plain) - layers[0] - head, 0.0),
-        local_head=head if objective == plain else local_head_seconds(objective),
-        output=max(seconds(Span(1, 2, depth - 1, depth), plain) - layers[-1], 0.0),
+        earlier_layers=tuple(earlier),
+        embedding=share * max(seconds(Span(0, 2, 0, 1), plain, learned) - own[0] - head, 0.0),
+        local_head=share * (head if objective == plain else local_head_seconds(objective, learned)),
+        output=output,
     )
 
 

@@ -94,6 +94,7 @@ class Config:
 
     def __post_init__(self) -> None:
         local_objective_class(self.objective)  # Whether there is such a one.
+        self.objective.check_accumulation(self.run.gradient_accumulation_steps)
         self.evaluation.check_checkpoints(self.checkpoint.save_steps)
         if self.objective.max_interface_drift is not None and self.report.probe_steps == 0:
             raise LoptError("--max_interface_drift needs a drift that is measured: --probe_steps above 0")
@@ -121,7 +122,8 @@ class Config:
     def settings(self) -> dict[str, Any]:
         """The flags that change what a run learns and may change on its way, with their values."""
         objective = dataclasses.asdict(self.objective)
-        names = ("reconstruction_weight", "local_head_warmup_steps", "max_interface_drift", "train_embeddings")
+        names = ["reconstruction_weight", "local_head_warmup_steps", "local_accumulation_steps"]
+        names += ["max_interface_drift", "train_embeddings"]
         chosen = {name: objective[name] for name in names} | {"dtype": self.stage.dtype}
         chosen |= dataclasses.asdict(self.optim)
         return {f"--{name}": value.value if isinstance(value, Enum) else value for name, value in chosen.items()}

@@ -124,14 +124,17 @@ class Model:
                 objective = self._objective(block, load)
                 modules = [block] if objective is None else [block, objective]
                 _place(modules, load, meter)
-                stages.append(Stage(block, objective, load.optim, 1, config=load.stage))
+                steps = load.objective.local_accumulation_steps
+                stages.append(Stage(block, objective, load.optim, 1, config=load.stage, local_accumulation_steps=steps))
             optimizers = [stage.optimizer for stage in stages if stage.optimizer is not None]
-            _prepare(optimizers, load, meter, load.finds_gradients)
+            learned = load.accumulation if spans[-1].is_last else load.objective.num_learned(load.accumulation)
+            _prepare(optimizers, load, meter, load.finds_gradients(learned))
             with meter:
                 batch = random_microbatch((load.rows, load.tokens), self.config.vocab_size, _CPU)
-                received = None if spans[0].is_first else self._message(load)
+                received, operations = None if spans[0].is_first else self._message(load), 0.0
                 # As in lopt_pp/trainer.py, where the names live as long.
                 for stage in stages:
+                    before = meter.operations
                     output = stage.forward(batch, received)
                     outgoing = None if stage.block.span.is_last else stage.outgoing(output)
                     if stage.learns:
@@ -140,10 +143,13 @@ class Model:
                         loss.backward()
                         del loss
                     del output
+                    own, share = meter.operations - before, stage.learned_share(load.accumulation) or 1.0
+                    if share < 1:  # Other microbatches only go forward.
+                        stage.forward(batch, received, learns=False)
+                    operations += share * own + (1 - share) * (meter.operations - before - own)
                     received = outgoing
                     del outgoing
                 del received
-                operations = meter.operations
                 for optimizer in optimizers:
                     optimizer.clip()
                     optimizer.step()
@@ -153,7 +159,7 @@ class Model:
         # runs forward is fullest before it sends.
         waiting = receives * load.queue_depth + sends * (load.queue_depth - stages[-1].learns)
         memory = self._memory(meter, spans, load, queue=waiting * self.message_bytes(load))
-        return Needs(parameters, memory, kept, operations)
+        return Needs(parameters, memory, kept, round(operations))
 
     def _fullest_of_1f1b(self, span: Span, load: Load, under_way: int) -> Needs:
         if load.replicas > 1 or load.accumulation > under_way:
@@ -224,10 +230,11 @@ class Model:
     def costs(self, load: Load) -> Costs:
         """The operations of the model's parts for a microbatch, for `lopt_pp.balance.balance`."""
         # Whatever blocks learn from, their layers cost the same.
-        plain = replace(load.objective, method="lopt", local_objective="reconstruction")
+        plain = replace(load.objective, method="lopt", local_objective="reconstruction", local_accumulation_steps=None)
         learning = replace(load, objective=plain, accumulation=1)
-        given = replace(learning, objective=load.objective)
-        frozen = load.objective.local == "none"
+        given = replace(learning, objective=replace(load.objective, local_accumulation_steps=None))
+        standing = replace(learning, objective=replace(plain, method="frozen"))
+        share = load.objective.num_learned(load.accumulation) / load.accumulation
 
         def operations(span: Span, load: Load = learning) -> float:
             return float(self.process([span], load).operations)
@@ -240,7 +247,10 @@ class Model:
         # Two stages of one layer have a head more than one of two.
         head = alone(0) + alone(1) - operations(Span(1, 3, 0, 2)) if self.depth > 1 else 0.0
         layers = tuple(alone(number) - head for number in range(self.depth))
-        earlier = tuple(alone(number, given) for number in range(self.depth)) if frozen else layers
+        earlier = layers
+        if share < 1:
+            forward = [alone(number, standing) for number in range(self.depth)]
+            earlier = tuple(share * own + (1 - share) * less for own, less in zip(layers, forward, strict=True))
         middle = max(self.depth // 2, 1) - 1
         # A local loss is taken to be that of a stage that ends in the middle of the model.
         local_head = head if given == learning or self.depth == 1 else alone(middle, given) - layers[middle]
@@ -248,7 +258,7 @@ class Model:
             layers=layers,
             earlier_layers=earlier,
             embedding=operations(Span(0, 2, 0, 1)) - layers[0] - head,
-            local_head=0.0 if frozen else local_head,
+            local_head=share * local_head,
             output=operations(Span(1, 2, last, last + 1)) - layers[last],
         )
 

@@ -128,11 +128,14 @@ def _narrower(layout: Layout, model: Model) -> _Candidates:
 
 def _fewer_rows(layout: Layout, model: Model) -> _Candidates:
     """Halves the rows of a microbatch; a step keeps as many."""
-    rows, accumulation = layout.load.rows, layout.load.accumulation
-    while rows % 2 == 0:
-        rows, accumulation = rows // 2, accumulation * 2
-        changed = replace(layout, load=replace(layout.load, rows=rows, accumulation=accumulation))
-        flags = f"--per_device_train_batch_size {rows} --gradient_accumulation_steps {accumulation}"
+    load = layout.load
+    while load.rows % 2 == 0:
+        load = replace(load, rows=load.rows // 2, accumulation=2 * load.accumulation)
+        flags = f"--per_device_train_batch_size {load.rows} --gradient_accumulation_steps {load.accumulation}"
+        if (learned := load.objective.local_accumulation_steps) is not None:
+            load = replace(load, objective=replace(load.objective, local_accumulation_steps=2 * learned))
+            flags += f" --local_accumulation_steps {2 * learned}"
+        changed = replace(layout, load=load)
         yield changed, flags, "smaller microbatches, more of them"
 
 

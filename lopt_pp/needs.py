@@ -48,13 +48,12 @@ class Load:
         """Of bytes that the device gives memory out in."""
         return 512 if self.device.type == "cuda" else 1
 
-    @property
-    def finds_gradients(self) -> bool:
-        """Whether a microbatch finds gradients to add to.
+    def finds_gradients(self, learned: int) -> bool:
+        """Whether a microbatch finds gradients to add to, where a step has so many that are learned from.
 
         All but the first of a step do, and are alike. DDP has room for gradients from the start.
         """
-        return self.accumulation > 1 or self.replicas > 1
+        return learned > 1 or self.replicas > 1
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,7 @@ def plan(
     """
     if objective.method == "e2e":
         raise LoptError("--method e2e: end-to-end training is planned beside any other method; leave the flag away")
+    objective.check_accumulation(flags.gradient_accumulation_steps)
     load = Load(
         rows=flags.per_device_train_batch_size,
         tokens=flags.max_length,

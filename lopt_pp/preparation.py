@@ -158,6 +158,7 @@ def make_stages(material: Material, world: World) -> tuple[list[Stage], EndToEnd
             material.num_steps,
             config=config.stage,
             local_head_warmup_steps=config.objective.local_head_warmup_steps,
+            local_accumulation_steps=config.objective.local_accumulation_steps,
             seed=config.run.seed,
             device=world.device,
             replicas=replicas,

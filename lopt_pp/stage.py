@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -62,6 +62,7 @@ class Stage:
         num_steps: of the whole run, for the schedule.
         config: how it computes.
         local_head_warmup_steps: at the beginning of the run in which the block stands, and only its objective learns.
+        local_accumulation_steps: of a step's microbatches, those that a stage before the last learns from; None is all.
         seed: of the run. Dropout is a function of (seed, stage, step, microbatch), whatever process runs it.
         device: where the stage lives.
         replicas: the processes that hold the same stage; None if there is only this one.
@@ -76,6 +77,7 @@ class Stage:
         *,
         config: StageConfig = PLAIN,
         local_head_warmup_steps: int = 0,
+        local_accumulation_steps: int | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         replicas: Replicas | None = None,
@@ -95,7 +97,8 @@ class Stage:
         self._loss: Callable[[BlockOutput, Microbatch], torch.Tensor] | None = objective
         self._ddp: list[DistributedDataParallel] = []
         self._warmup_steps = 0
-        self._losses: list[torch.Tensor] = []
+        self._accumulation_steps = None if block.span.is_last else local_accumulation_steps
+        self._losses: dict[int, torch.Tensor] = {}
         self.steps_done = 0
         self._stands = False
         self._measures = False
@@ -135,6 +138,24 @@ class Stage:
         """Whether the block learns in the coming step; it may stand while its head warms up."""
         return self.learns and self.steps_done >= self._warmup_steps
 
+    def learned_turns(self, step: int, num_turns: int) -> list[int]:
+        """The microbatches that the stage learns from, by their place in its replica's part of a step; ascending.
+
+        Where these are not all of them, each has its turn from step to step: the longest rows may come first.
+
+        Args:
+            step: of the run.
+            num_turns: microbatches in the replica's part of it.
+        """
+        if not self.learns:
+            return []
+        number = num_turns if self._accumulation_steps is None else min(self._accumulation_steps, num_turns)
+        return sorted((step * number + place) % num_turns for place in range(number))
+
+    def learned_share(self, accumulation: int) -> float:
+        """Of the microbatches of a step, `accumulation` in each replica, the share that the stage learns from."""
+        return len(self.learned_turns(0, accumulation)) / accumulation
+
     def stand(self) -> None:
         """Ends the stage's learning, between two steps: from here on its block only runs forward, and stays as it is.
 
@@ -163,23 +184,28 @@ class Stage:
             waiting.enter_context(replica.no_sync())
         return waiting
 
-    def forward(self, batch: Microbatch, hidden_states: torch.Tensor | None) -> BlockOutput:
+    def forward(self, batch: Microbatch, hidden_states: torch.Tensor | None, learns: bool = True) -> BlockOutput:
         """Runs the block on one microbatch.
 
         Args:
             batch: the microbatch, on the stage's device.
             hidden_states: `[rows, tokens, hidden]` from the stage before; None on the first.
+            learns: whether `loss` of this output is to be learned from; otherwise there is no gradient.
         """
         torch.manual_seed(derive_seed(self._seed, self.index, batch.step, batch.index))
         wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True, "position_ids": batch.position_ids}
         # Measured, it runs without what wraps it for training: nothing is to be heard of a gradient.
         run = self.block if self._measures else self._run
-        with self._autocast(), torch.set_grad_enabled(self.block_learns and not self._measures):
+        with self._autocast(), torch.set_grad_enabled(learns and self.block_learns and not self._measures):
             if self.block.span.is_first:
-                return run(input_ids=batch.input_ids, **wanted)
-            # With weights in float32 so is everything that the blocks add to; only the crossing itself is rounded.
-            assert hidden_states is not None
-            return run(hidden_states=hidden_states.to(self._parameter_dtype), **wanted)
+                output = run(input_ids=batch.input_ids, **wanted)
+            else:
+                # With weights in float32 so is all that the blocks add to; only the crossing itself is rounded.
+                assert hidden_states is not None
+                output = run(hidden_states=hidden_states.to(self._parameter_dtype), **wanted)
+        if not learns:
+            _reshard(self.block.modules())
+        return output
 
     def look(self, inputs: torch.Tensor) -> torch.Tensor:
         """What the block, on any stage but the last, makes of some inputs as it is now; training does not notice.
@@ -214,7 +240,7 @@ class Stage:
         assert self.objective is not None and self._loss is not None
         with self._autocast():
             loss = self._loss(output, batch) / max(step_count, 1)
-        self._losses.append(loss.detach())
+        self._losses[batch.index] = loss.detach()
         # The replicas' gradients are averaged, and are to be summed.
         return loss * (self.objective.weight * self.num_replicas)
 
@@ -244,8 +270,7 @@ class Stage:
             self._measures = False
             for module, mode in zip(parts, modes, strict=True):
                 module.training = mode
-                if isinstance(module, FSDPModule):  # What only runs forward stays whole, until it is told not to.
-                    module.reshard()
+            _reshard(parts)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""
@@ -289,9 +314,10 @@ class Stage:
             return {}
         grad_norm = self.optimizer.clip()
         # The step's only wait for the device: a loss must be looked at before its gradient is applied.
-        *losses, norm = torch.stack([*self._losses, grad_norm.to(self._losses[0])]).tolist()
-        self._losses = []
-        for index, value in enumerate(losses):
+        losses, self._losses = self._losses, {}
+        like = next(iter(losses.values()))
+        *values, norm = torch.stack([*losses.values(), grad_norm.to(like)]).tolist()
+        for index, value in zip(losses, values, strict=True):
             if not math.isfinite(value):
                 raise NotFiniteError(
                     f"stage {self.index}: the {self.objective.name} of step {step + 1}, microbatch {index + 1} is "
@@ -299,7 +325,7 @@ class Stage:
                 )
         check_norm(norm, self.index, step)
         rate = self.optimizer.learning_rate if self.block_learns else 0.0
-        record = {self.objective.name: sum(losses), "grad_norm": norm, "learning_rate": rate}
+        record = {self.objective.name: sum(values), "grad_norm": norm, "learning_rate": rate}
         with self.updating:
             self.optimizer.step()
             self.steps_done += 1
@@ -307,6 +333,13 @@ class Stage:
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self._autocasts)
+
+
+def _reshard(modules: Iterable[torch.nn.Module]) -> None:
+    """Leaves replicas their shares again: what is sharded and only runs forward stays whole until it is told not to."""
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def check_norm(norm: float, stage: int, step: int) -> None:

@@ -50,8 +50,10 @@ def train(
         batches: Sequence[Microbatch] = ()
         records: dict[int, Record] = {stage.index: {} for stage in stages}
         if step != START:
-            counts, batches = order.counts(step), order.microbatches(step)
-            _run_microbatches(stages, receivers, senders, clocks, batches, counts)
+            batches = order.microbatches(step)
+            learned = {stage.index: stage.learned_turns(step, len(batches)) for stage in stages}
+            counts = {index: order.counts(step, turns) for index, turns in learned.items()}
+            _run_microbatches(stages, receivers, senders, clocks, batches, learned, counts)
             for stage in stages:
                 clock = clocks[stage.index]
                 with clock("optimizer"):
@@ -82,23 +84,33 @@ def _run_microbatches(
     senders: Mapping[int, Sender],
     clocks: Mapping[int, StageClock],
     batches: Sequence[Microbatch],
-    counts: TokenCounts,
+    learned: Mapping[int, Sequence[int]],
+    counts: Mapping[int, TokenCounts],
 ) -> None:
-    """Leaves the stages with the gradients of a step: each microbatch goes forward, and back within each stage."""
-    for turn, host_batch in enumerate(batches, 1):
+    """Leaves the stages with the gradients of a step: each microbatch goes forward, and back within each stage.
+
+    Args:
+        stages, receivers, senders: as above.
+        clocks: by stage.
+        batches: of the step.
+        learned: by stage, the places of those that it learns from.
+        counts: by stage, the tokens of these, over all replicas.
+    """
+    for turn, host_batch in enumerate(batches):
         for stage in stages:
-            clock, batch = clocks[stage.index], host_batch.to(stage.device)
+            clock, batch, turns = clocks[stage.index], host_batch.to(stage.device), learned[stage.index]
+            learns = turn in turns
             with clock("wait_receive"):
                 hidden_states = receivers[stage.index].receive() if stage.index in receivers else None
-            with stage.accumulating(is_last=turn == len(batches)):
+            with stage.accumulating(is_last=learns and turn == turns[-1]):
                 with clock("forward"):
-                    output = stage.forward(batch, hidden_states)
+                    output = stage.forward(batch, hidden_states, learns)
                 if stage.index in senders:
                     with clock("wait_send"):
                         senders[stage.index].send(stage.outgoing(output))
-                if stage.learns:
+                if learns:
                     with clock("forward"):
-                        loss = stage.loss(output, batch, stage.count(counts))
+                        loss = stage.loss(output, batch, stage.count(counts[stage.index]))
                     with clock("backward"):
                         loss.backward()
                     del loss

@@ -46,11 +46,13 @@ def train(
     weight_decay: float,
     epsilon: float,
     auxiliary_layer: int | None = None,
+    learned: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """Trains for the given steps (each a list of microbatches of rows), linear decay, no warm-up, no clipping.
 
     Without a boundary, the whole model learns from the task. Without a head's state, the first half learns from the
-    task too, by a copy of the layer `auxiliary_layer` and of what comes after the last one.
+    task too, by a copy of the layer `auxiliary_layer` and of what comes after the last one. It learns from `learned` of
+    the microbatches of each step, in turn, or from all of them.
 
     Returns:
         The weights of the whole model.
@@ -79,7 +81,7 @@ def train(
             return weight * (head(seen["middle"]) - seen["input"]).pow(2).mean(-1).sum() / real
         layer, norm = head
         logits = norm(layer(seen["middle"], **seen["places"]))[0] @ standing.T
-        return nn.functional.cross_entropy(logits[:-1], torch.tensor(labels[1:]), reduction="sum") / targets
+        return nn.functional.cross_entropy(logits[:-1], torch.tensor(labels[1:]), reduction="sum") / own_targets
 
     layers = model.model.layers
     if boundary is not None:
@@ -100,15 +102,19 @@ def train(
     ]
     adam = torch.optim.AdamW(groups, eps=epsilon)
     decay = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / len(steps))
+    turn = 0
     for step in steps:
-        rows = [row for microbatch in step for row in microbatch]
-        real = sum(len(ids) for ids, _ in rows)
-        targets = sum(label != -100 for _, labels in rows for label in labels[1:])
-        for microbatch in step:
+        targets = sum(label != -100 for microbatch in step for _, labels in microbatch for label in labels[1:])
+        places = [(turn + place) % len(step) for place in range(min(learned or len(step), len(step)))]
+        turn += len(places)
+        own = [row for place in places for row in step[place]]
+        real = sum(len(ids) for ids, _ in own)
+        own_targets = sum(label != -100 for _, labels in own for label in labels[1:])
+        for place, microbatch in enumerate(step):
             for ids, labels in microbatch:  # Row by row: no padding anywhere.
                 logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
                 task = nn.functional.cross_entropy(logits[:-1], torch.tensor(labels[1:]), reduction="sum") / targets
-                if boundary is not None:
+                if boundary is not None and place in places:
                     task = task + local_loss(labels)
                 task.backward()
         adam.step()

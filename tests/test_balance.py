@@ -57,8 +57,9 @@ def test_a_stage_that_only_runs_forward_gets_more_layers() -> None:
     assert [span.stop - span.start for span in balance(costs, [1, 1])] == [6, 2]
 
 
+@pytest.mark.parametrize("learned", [None, 1])
 @pytest.mark.parametrize("local", ["reconstruction", "next_token", "none", "own_objective:TokenItself"])
-def test_layers_of_a_kind_are_timed_once(local: str) -> None:
+def test_layers_of_a_kind_are_timed_once(local: str, learned: int | None) -> None:
     config = tiny_config("qwen3_moe", num_hidden_layers=6, mlp_only_layers=[0, 1, 2, 4])
     model_class = model_class_of(config)
     costs = measure(
@@ -67,7 +68,7 @@ def test_layers_of_a_kind_are_timed_once(local: str) -> None:
         check_split(model_class, config, split_evenly(6, 2)),
         shape=(2, 16),
         accumulation=2,
-        objective=ObjectiveConfig(local_objective=local),
+        objective=ObjectiveConfig(local_objective=local, local_accumulation_steps=learned),
         optim=OptimConfig(),
         stage=StageConfig(),
         device=torch.device("cpu"),
@@ -75,7 +76,7 @@ def test_layers_of_a_kind_are_timed_once(local: str) -> None:
     for layers in (costs.layers, costs.earlier_layers):
         dense, sparse = {layers[number] for number in (0, 1, 2, 4)}, {layers[number] for number in (3, 5)}
         assert len(dense) == len(sparse) == 1 and dense != sparse and min(dense | sparse) > 0
-    assert (costs.earlier_layers == costs.layers) == (local != "none")
+    assert (costs.earlier_layers == costs.layers) == (local != "none" and learned is None)
     assert (costs.local_head > 0) == (local != "none")
 
 

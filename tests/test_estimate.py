@@ -53,7 +53,8 @@ def real_stages(model: Model, spans: Sequence[Span], given: Load) -> list[Stage]
         objective = local_objective(
             block, given.objective, 0, lambda part: random_block(model.model_class, model.config, model.anatomy, part)
         )
-        stages.append(Stage(block, objective, given.optim, 10**6, config=given.stage))
+        learned = given.objective.local_accumulation_steps
+        stages.append(Stage(block, objective, given.optim, 10**6, config=given.stage, local_accumulation_steps=learned))
     return stages
 
 
@@ -177,6 +178,31 @@ def test_an_auxiliary_network_is_counted(family: str, embeddings: bool) -> None:
     costs, plain = model.costs(given), model.costs(load())
     assert costs.layers == plain.layers and costs.local_head > 2 * max(costs.layers) > plain.local_head
     assert costs.of(0, span.stop, 1) == pytest.approx(needs.operations, rel=0.05)
+
+
+@pytest.mark.parametrize("local", ["reconstruction", "next_token"])
+def test_microbatches_that_only_go_forward_are_counted_so(local: str) -> None:
+    model = small_model()
+    span = split_evenly(model.depth, 2)[0]
+    whole, half, none = (
+        load(accumulation=4, objective=objective)
+        for objective in (
+            ObjectiveConfig(local_objective=local),
+            ObjectiveConfig(local_objective=local, local_accumulation_steps=2),
+            FROZEN,
+        )
+    )
+    operations = [model.process([span], given).operations for given in (whole, half, none)]
+    assert operations[1] == pytest.approx((operations[0] + operations[2]) / 2, rel=1e-6)
+    first, second, third = (model.costs(given) for given in (whole, half, none))
+    assert second.layers == first.layers and second.local_head == pytest.approx(first.local_head / 2)
+    assert second.earlier_layers == pytest.approx(
+        [(a + b) / 2 for a, b in zip(first.earlier_layers, third.earlier_layers, strict=True)]
+    )
+    assert second.of(0, span.stop, 1) == pytest.approx(operations[1], rel=0.05)
+    # The only one that is learned from finds no gradients.
+    single = load(accumulation=2, objective=replace(half.objective, local_accumulation_steps=1))
+    check(model.process([span], single), real_peak(model, real_stages(model, [span], single), single))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen3"])

@@ -42,6 +42,10 @@ CASES: dict[str, tuple[list[str], int | None]] = {
         + ["--gradient_checkpointing", "true", "--gradient_accumulation_steps", "2"],
         None,
     ),
+    "next token, 2 of 3 microbatches": (
+        ["--local_objective", "next_token", "--gradient_accumulation_steps", "3", "--local_accumulation_steps", "2"],
+        None,
+    ),
     "own objective": (["--local_objective", "own_objective:TokenItself", "--queue_depth", "7", *WARMUP], 1),
     "none": (["--local_objective", "none", "--gradient_accumulation_steps", "2"], None),
 }
@@ -132,6 +136,7 @@ def test_the_losses_have_their_names(runs: Path) -> None:
         ("reconstruction", None),
         ("next_token --auxiliary_layers 1", 3),
         ("next_token --auxiliary_choice 2", 2),
+        ("next_token --auxiliary_layers 1 --local_accumulation_steps 1", 3),
     ],
 )
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -173,6 +178,7 @@ def test_the_method_in_plain_pytorch_gives_the_same_weights(
         [parameter.detach() for parameter in head.parameters()] if auxiliary_layer is None else None,
         plan,
         auxiliary_layer=auxiliary_layer,
+        learned=1 if "accumulation" in objective else None,
         boundary=2,
         weight=10.0,
         rate=1e-3,

@@ -117,6 +117,21 @@ def test_two_replicas_equal_one_on_the_whole_batch(files: Path, tmp_path: Path, 
         assert both == pytest.approx(alone, rel=1e-3)
 
 
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_replicas_learn_from_the_same_share_of_a_step(files: Path, tmp_path: Path, sharding: str) -> None:
+    """Each from one of its two microbatches, in turn, is one replica from two of its four."""
+    flags = "--num_stages 2 --local_objective next_token --local_learning_rate 1e-3"
+    flags += " --per_device_train_batch_size 2 --max_steps 4"
+    alone = train(files, tmp_path / "1", 1, f"{flags} --gradient_accumulation_steps 4 --local_accumulation_steps 2")
+    shared = f"{flags} --gradient_accumulation_steps 2 --local_accumulation_steps 1 --data_parallel 2"
+    shared += f" --pipeline_processes 1 --sharding {sharding}"
+    assert_close(train(files, tmp_path / "2", 2, shared), alone, weights(files / "model"))
+    expected, records = metrics(tmp_path / "1"), metrics(tmp_path / "2")
+    for name in ("loss", "auxiliary_loss", "grad_norm"):
+        both, one = ([record.get(name, 0.0) for record in run] for run in (records, expected))
+        assert both == pytest.approx(one, rel=1e-3)
+
+
 def test_frozen_stages_stand_and_the_last_one_learns(files: Path, tmp_path: Path) -> None:
     start, trained = weights(files / "model"), train(files, tmp_path, 2, "--method frozen")
     moved = {name for name, tensor in trained.items() if name in start and not torch.equal(tensor, start[name])}

@@ -323,7 +323,13 @@ def test_bfloat16_keeps_weights_gradients_and_optimizer_in_float32(llama: Path, 
     assert {tensor.dtype for tensor in state} == {torch.float32}
 
 
-def make_warming_stage(model: Path, objective: ObjectiveConfig, steps: int = 2, **optim: float) -> Stage:
+def make_warming_stage(
+    model: Path,
+    objective: ObjectiveConfig,
+    steps: int = 2,
+    local_accumulation_steps: int | None = None,
+    **optim: float,
+) -> Stage:
     block = make_block(model, FIRST)
     if not objective.train_embeddings:
         block.hold_embeddings()
@@ -334,7 +340,8 @@ def make_warming_stage(model: Path, objective: ObjectiveConfig, steps: int = 2, 
         block, objective, 0, lambda span: load_block(Checkpoint(str(model)), model_class, config, anatomy, span)
     )
     optim = {"learning_rate": 1e-2, "weight_decay": 0.1} | optim
-    return Stage(block, own, OptimConfig(**optim), 10, local_head_warmup_steps=steps)  # type: ignore[arg-type]
+    warmup = {"local_head_warmup_steps": steps, "local_accumulation_steps": local_accumulation_steps}
+    return Stage(block, own, OptimConfig(**optim), 10, **warmup)  # type: ignore[arg-type]
 
 
 OBJECTIVES = {
@@ -382,6 +389,27 @@ def test_an_objective_without_a_head_has_nothing_to_warm_up(llama: Path) -> None
     assert stage.block_learns
     accumulate(stage, microbatches())
     assert stage.step(0)["size_loss"] > 0
+
+
+@pytest.mark.parametrize(("learned", "num_turns"), [(1, 2), (2, 3), (3, 3), (2, 5), (4, 2)])
+def test_each_microbatch_has_its_turn(llama: Path, learned: int, num_turns: int) -> None:
+    stage = make_warming_stage(llama, ObjectiveConfig(), local_accumulation_steps=learned)
+    number = min(learned, num_turns)
+    turns = [stage.learned_turns(step, num_turns) for step in range(num_turns)]
+    assert all(len(set(own)) == number and own == sorted(own) for own in turns)
+    for turn in range(num_turns):
+        assert sum(turn in own for own in turns) == number
+    assert stage.learned_share(num_turns) == number / num_turns
+    last = make_stage(llama, LAST)
+    assert last.learned_turns(7, num_turns) == [*range(num_turns)] and last.learned_share(num_turns) == 1
+
+
+def test_what_is_not_learned_from_goes_forward_alike(llama: Path) -> None:
+    stage = make_warming_stage(llama, ObjectiveConfig(), steps=0)
+    (batch,) = microbatches()[:1]
+    output, plain = stage.forward(batch, None), stage.forward(batch, None, learns=False)
+    assert torch.equal(output.hidden_states, plain.hidden_states)
+    assert output.hidden_states.requires_grad and not plain.hidden_states.requires_grad
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

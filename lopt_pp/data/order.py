@@ -2,7 +2,7 @@
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,9 +94,16 @@ class DataOrder:
         """The epochs that have passed when the step `step` is done, for logs (as `transformers` counts them)."""
         return (step + 1) / self.steps_per_epoch
 
-    def counts(self, step: int) -> TokenCounts:
-        """The tokens of a whole step, over all replicas."""
-        packs = self._packs_of(step)
+    def counts(self, step: int, turns: Collection[int] | None = None) -> TokenCounts:
+        """The tokens of a step, over all replicas.
+
+        Args:
+            step: the optimizer step.
+            turns: the places, from 0, of the microbatches that count in each replica's part of the step; None for all.
+        """
+        packs, taken = self._packs_of(step), self._batch_size * self._num_replicas
+        if turns is not None:
+            packs = [pack for turn in turns for pack in packs[turn * taken : (turn + 1) * taken]]
         return TokenCounts(sum(pack.num_tokens for pack in packs), sum(pack.num_targets for pack in packs))
 
     def shapes(self, step: int) -> list[tuple[int, int]]:

@@ -48,11 +48,12 @@ def begin(
         LoptError: the tracker that the flags ask for cannot begin.
     """
     offset, replica = measure_offset(world), topology.replica_of(world.rank)
+    accumulation = config.run.gradient_accumulation_steps
     peak = device_peak(world.device, config.stage.compute_dtype)
     works = {
-        stage.index: work_of(stage.block, stage.objective, stage.learns, peak)
+        stage.index: work_of(stage.block, stage.objective, stage.learned_share(accumulation), peak)
         if isinstance(stage, Stage)
-        else work_of(stage.block, None, True, peak)
+        else work_of(stage.block, None, 1.0, peak)
         for stage in stages
     }
 

@@ -70,19 +70,21 @@ class Work:
     Attributes:
         per_token: weights that each real token is multiplied with, forward.
         per_target: those besides that each token with a loss is: the output head's.
-        learns: whether it also runs backward.
+        per_learned: those of a local head, that each token is which the stage learns from, forward and backward.
+        learned: share of the tokens which it also runs backward.
         peak: operations per second of the device; None where that is not known.
     """
 
     per_token: float
     per_target: float
-    learns: bool
+    per_learned: float
+    learned: float
     peak: float | None
 
     def flops(self, num_tokens: int, num_targets: int) -> float:
         """The operations of a step."""
-        per_weight = 6 if self.learns else 2
-        return per_weight * (self.per_token * num_tokens + self.per_target * num_targets)
+        block = (2 + 4 * self.learned) * (self.per_token * num_tokens + self.per_target * num_targets)
+        return block + 6 * self.learned * self.per_learned * num_tokens
 
     def utilization(self, record: Record) -> Record:
         """`mfu`, the share of the peak in a step's wall time, from the step's record; nothing without a peak."""
@@ -92,21 +94,21 @@ class Work:
         return {"mfu": flops / record["step_seconds"] / self.peak}
 
 
-def work_of(block: BlockModel, objective: nn.Module | None, learns: bool, peak: float | None) -> Work:
+def work_of(block: BlockModel, objective: nn.Module | None, learned: float, peak: float | None) -> Work:
     """Counts a stage's weights.
 
     Args:
         block: of the stage.
         objective: with a local head; None where there is none.
-        learns: whether the stage runs backward.
+        learned: share of its tokens that the stage runs backward.
         peak: of the device.
     """
     config = block.model.config
     per_token = sum(_used(parameter, config) for layer in block.layers for parameter in layer.parameters())
-    if objective is not None:
-        per_token += sum(parameter.numel() for parameter in objective.parameters() if parameter.ndim == 2)
+    own = () if objective is None else objective.parameters()
+    per_learned = sum(parameter.numel() for parameter in own if parameter.ndim == 2)
     head = block.model.get_output_embeddings() if block.span.is_last else None
-    return Work(per_token, head.weight.numel() if head is not None else 0, learns, peak)
+    return Work(per_token, head.weight.numel() if head is not None else 0, per_learned, learned, peak)
 
 
 def _used(parameter: nn.Parameter, config: PreTrainedConfig) -> float:

@@ -61,6 +61,14 @@ class ObjectiveConfig:
             "learns, so that an untrained head does not push pretrained layers about. Later stages train as ever."
         },
     )
+    local_accumulation_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Of the --gradient_accumulation_steps microbatches of a step, so many that an earlier block learns "
+            "from, in turn from step to step; the others only go forward through it. Makes room on its device for a "
+            "larger auxiliary network. By default it learns from all of them."
+        },
+    )
     max_interface_drift: float | None = field(
         default=None,
         metadata={
@@ -83,6 +91,11 @@ class ObjectiveConfig:
             raise LoptError(f"--auxiliary_choice {self.auxiliary_choice}: layer numbers above 0 that ascend")
         if self.local_head_warmup_steps < 0:
             raise LoptError(f"--local_head_warmup_steps {self.local_head_warmup_steps}: at least 0")
+        if self.local_accumulation_steps is not None and self.local_accumulation_steps < 1:
+            raise LoptError(
+                f"--local_accumulation_steps {self.local_accumulation_steps}: at least 1; with --local_objective none "
+                f"a block learns from nothing"
+            )
         if self.max_interface_drift is not None and self.max_interface_drift < 0:
             raise LoptError(f"--max_interface_drift {self.max_interface_drift}: at least 0")
         if self.method != "lopt" and self.local_objective not in (_DEFAULT, "none"):
@@ -90,6 +103,20 @@ class ObjectiveConfig:
                 f"--local_objective {self.local_objective} needs --method lopt; with --method {self.method} no block "
                 f"has a local objective"
             )
+
+    def check_accumulation(self, accumulation: int) -> None:
+        """Raises LoptError where earlier blocks are to learn from more microbatches than a step has."""
+        if self.local_accumulation_steps is not None and self.local_accumulation_steps > accumulation:
+            raise LoptError(
+                f"--local_accumulation_steps {self.local_accumulation_steps}: a step has "
+                f"--gradient_accumulation_steps {accumulation} microbatches; give at most as many"
+            )
+
+    def num_learned(self, accumulation: int) -> int:
+        """Of so many microbatches of a step, the number that earlier blocks learn from."""
+        if self.local == "none":
+            return 0
+        return min(self.local_accumulation_steps or accumulation, accumulation)
 
     @property
     def chosen_layers(self) -> tuple[int, ...] | None:

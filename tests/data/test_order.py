@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from lopt_pp.data import DataOrder, Microbatch, TokenizedRows
+from lopt_pp.data import DataOrder, Microbatch, TokenCounts, TokenizedRows
 from lopt_pp.data.rows import PackedRows
 
 PAD = 99
@@ -186,6 +186,20 @@ def test_grouping_by_length_keeps_every_row_and_pads_little() -> None:
     order = make_order(rows, sampling="group_by_length")
     steps = [[length for batch in lengths(order.microbatches(step)) for length in batch] for step in range(50)]
     assert sum(max(step) - min(step) for step in steps) / 50 > 15, "a step is to have microbatches of several lengths"
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_the_tokens_of_some_microbatches(rows: TokenizedRows, num_replicas: int) -> None:
+    """Over all replicas, as those of the whole step are."""
+    orders = [make_order(rows, replica=replica, num_replicas=num_replicas) for replica in range(num_replicas)]
+    for step in range(orders[0].steps_per_epoch):
+        parts = [order.microbatches(step) for order in orders]
+        for turns in ([0], [len(parts[0]) - 1], range(len(parts[0]))):
+            batches = [part[turn] for part in parts for turn in turns]
+            counts = orders[-1].counts(step, turns)
+            assert counts.num_tokens == sum(batch.num_tokens for batch in batches)
+            assert counts.num_targets == sum(batch.num_targets for batch in batches)
+        assert orders[0].counts(step, []) == TokenCounts(0, 0)
 
 
 def test_a_packed_microbatch(rows: TokenizedRows) -> None:

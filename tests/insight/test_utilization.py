@@ -36,7 +36,7 @@ def test_the_count_is_pytorchs_without_attention(index: int) -> None:
         for operation, value in counted.items()
         if "attention" not in str(operation) and "bmm" not in str(operation)
     )
-    work = work_of(block, stage.objective, True, None)
+    work = work_of(block, stage.objective, 1.0, None)
     # PyTorch's counter does not see into the chunked loss.
     targets = rows * (tokens - 1)
     assert work.flops(rows * tokens, targets) == products + 6 * work.per_target * targets
@@ -54,14 +54,16 @@ def test_experts_count_as_often_as_they_are_chosen() -> None:
     assert stacked, "this family's experts are no longer stacked"
     share = config.num_experts_per_tok / config.num_experts
     expected = sum(p.numel() for p in flat) + share * sum(p.numel() for p in stacked)
-    assert work_of(block, None, True, None).per_token == pytest.approx(expected)
+    assert work_of(block, None, 1.0, None).per_token == pytest.approx(expected)
 
 
 def test_utilization() -> None:
     record = {"num_tokens": 100, "num_targets": 10, "step_seconds": 2.0}
-    assert Work(50, 30, True, 1e5).utilization(record) == {"mfu": 6 * (5000 + 300) / 2.0 / 1e5}
-    assert Work(50, 30, False, 1e5).utilization(record) == {"mfu": 2 * (5000 + 300) / 2.0 / 1e5}
-    assert Work(50, 30, True, None).utilization(record) == {}
+    assert Work(50, 30, 0, 1.0, 1e5).utilization(record) == {"mfu": 6 * (5000 + 300) / 2.0 / 1e5}
+    assert Work(50, 30, 0, 0.0, 1e5).utilization(record) == {"mfu": 2 * (5000 + 300) / 2.0 / 1e5}
+    half = {"mfu": (4 * (5000 + 300) + 6 * 700 / 2) / 2.0 / 1e5}
+    assert Work(50, 30, 7, 0.5, 1e5).utilization(record) == half
+    assert Work(50, 30, 0, 1.0, None).utilization(record) == {}
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ def test_a_constructor_that_fails() -> None:
         ("auxiliary_choice", "7,5", "layer numbers above 0 that ascend"),
         ("auxiliary_choice", "0,5", "layer numbers above 0 that ascend"),
         ("local_head_warmup_steps", -1, "at least 0"),
+        ("local_accumulation_steps", 0, "at least 1"),
         ("max_interface_drift", -0.1, "at least 0"),
         ("method", "other", "expected lopt, frozen, e2e"),
         ("train_embeddings", "no", "expected true or false"),
@@ -115,6 +116,13 @@ def test_a_drift_that_is_not_measured_cannot_be_too_large() -> None:
         LoptError, match="^--max_interface_drift needs a drift that is measured: --probe_steps above 0$"
     ):
         parse_config([*required.split(), "--probe_steps", "0"])
+
+
+def test_no_more_is_learned_from_than_there_is() -> None:
+    required = "--model_name_or_path a-model --train_file rows.jsonl --output_dir out --local_accumulation_steps 3"
+    assert parse_config([*required.split(), "--gradient_accumulation_steps", "3"]).objective.num_learned(3) == 3
+    with pytest.raises(LoptError, match="^--local_accumulation_steps 3: a step has --gradient_accumulation_steps 2 "):
+        parse_config([*required.split(), "--gradient_accumulation_steps", "2"])
 
 
 @pytest.mark.parametrize("method", ["frozen", "e2e"])
