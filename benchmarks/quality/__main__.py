@@ -25,6 +25,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -85,6 +86,7 @@ def prepare(flags: argparse.Namespace, form: Form) -> Ground:
         tasks=tuple(flags.tasks),
         include_path=flags.include_path,
         limit=flags.limit,
+        method_flags=dict(flags.method_flags),
     )
     _check_same(ground, written)
     (folder / "models").mkdir(exist_ok=True)
@@ -109,6 +111,7 @@ def _check_same(ground: Ground, written: Mapping[Path, str]) -> None:
     }
     facts["the form's flags"] = list(ground.form.flags)
     facts |= {"--tasks": list(ground.tasks), "--limit": ground.limit}
+    facts["--method_flags"] = {method: list(own) for method, own in ground.method_flags.items()}
     path = ground.folder / "ground.json"
     ground.folder.mkdir(parents=True, exist_ok=True)
     if (before := kept(path)) is None:
@@ -178,7 +181,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--accumulation", type=int, help="another number of microbatches in a step")
     parser.add_argument("--max_length", type=int, help="of a row in tokens, instead of the form's")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="(default: of the form)")
-    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="further flags of every run, last of all")
+    parser.add_argument(
+        "--method_flags",
+        type=_method_flags,
+        action="append",
+        default=[],
+        metavar="METHOD=FLAGS",
+        help="further flags of the runs of one method, such as 'e2e=--split 18'; may be given for each",
+    )
+    parser.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="further flags of every run; come last")
     flags = parser.parse_args(arguments)
     if flags.form != "tiny" and flags.model is None:
         parser.error(f"--form {flags.form} needs --model; launch/quickstart.sh gets one")
@@ -197,6 +208,13 @@ def _there(name: str) -> Path:
     if not (path := Path(name)).exists():
         raise argparse.ArgumentTypeError(f"{name} is not there")
     return path
+
+
+def _method_flags(text: str) -> tuple[str, tuple[str, ...]]:
+    method, _, flags = text.partition("=")
+    if method not in METHODS:
+        raise argparse.ArgumentTypeError(f"{text}: METHOD=FLAGS, where METHOD is one of {', '.join(METHODS)}")
+    return method, tuple(shlex.split(flags))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

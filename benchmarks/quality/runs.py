@@ -5,9 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -40,6 +40,7 @@ class Ground:
         tasks: benchmarks of lm-evaluation-harness to measure by, besides.
         include_path: directory with benchmarks of one's own; None where there are none.
         limit: items of each benchmark, or a share of them below 1; None is all.
+        method_flags: further flags of the program for the runs of a method, by its name.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Ground:
     tasks: tuple[str, ...] = ()
     include_path: Path | None = None
     limit: float | None = None
+    method_flags: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def train_and_measure(
@@ -115,7 +117,7 @@ def _train_and_measure(ground: Ground, trial: Trial, device: int) -> dict[str, A
     command += ["--eval_file", str(ground.validation), "--eval_steps", "0"]
     command += ["--probe_steps", str(max(1, ground.form.steps // 4))]
     launch(
-        [*command, *run_flags(ground, output), *trial.flags(ground.form.head_rate, ground.form.head_warmup)],
+        [*command, *run_flags(ground, trial, output, ground.form.head_warmup)],
         ground,
         trial.name,
         [device],
@@ -125,8 +127,15 @@ def _train_and_measure(ground: Ground, trial: Trial, device: int) -> dict[str, A
     return result
 
 
-def run_flags(ground: Ground, output: Path) -> list[str]:
-    """The flags of every training run; the user's come last, and win."""
+def run_flags(ground: Ground, trial: Trial, output: Path, head_warmup: float) -> list[str]:
+    """The flags of a training run; the user's come last, and win.
+
+    Args:
+        ground: what all trials share.
+        trial: what this one has of its own.
+        output: directory.
+        head_warmup: share of the steps in which local heads learn alone.
+    """
     form = ground.form
     given: dict[str, object] = {
         "model_name_or_path": ground.model,
@@ -141,7 +150,8 @@ def run_flags(ground: Ground, output: Path) -> list[str]:
         "report_to": "none",
     }
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
-    return [*flags, *form.flags, *ground.flags]
+    flags += [*form.flags, *trial.flags(form.head_rate, head_warmup)]
+    return [*flags, *ground.flags, *ground.method_flags.get(trial.method, ())]
 
 
 def _figures(run: RunData) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def measure_speed(
     trial = Trial(method, learning_rate, share, 0, steps + FILLING)
     command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "lopt-pp"]
     command += ["--nproc-per-node", str(processes), "-m", "lopt_pp.train"]
-    command += ["--probe_steps", "0", *run_flags(ground, output), *trial.flags(ground.form.head_rate, head_warmup=0)]
+    command += ["--probe_steps", "0", *run_flags(ground, trial, output, head_warmup=0)]
     launch(command, ground, f"speed of {method}", devices=range(processes))
     result = _figures(read_run(output))
     shutil.rmtree(output)

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -30,16 +31,18 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
 
 def test_tiny_form_measures_and_goes_on_where_it_was(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARK), "--form", "tiny", "--folder", str(tmp_path)]
-    command += ["--methods", "next_token"]
+    command += ["--methods", "next_token", "--method_flags", "next_token=--split 1 --auxiliary_layers 3"]
     result = run(command)
     assert result.returncode == 0, result.stdout + result.stderr
     kept = json.loads((tmp_path / "quality.json").read_text())
     assert kept["machine"].keys() >= {"torch", "cpu", "cores", "date"}
     (speed,) = kept["speeds"].values()
     assert speed["step_seconds"] > 0 and len(speed["peak_memory_bytes"]) == 2
-    # The auxiliary network's layers and norm come on top of the model.
-    whole = sum(tensor.numel() for tensor in weights(tmp_path / "random").values())
-    assert speed["trained_parameters"] > whole
+    # The auxiliary network's layers and norm, as the method's flags have them, come on top of the model.
+    sizes = {name: tensor.numel() for name, tensor in weights(tmp_path / "random").items()}
+    following = sum(size for name, size in sizes.items() if re.search(r"layers\.[123]\.|model\.norm", name))
+    untied = 0 if "lm_head.weight" in sizes else sizes["model.embed_tokens.weight"]
+    assert speed["trained_parameters"] == sum(sizes.values()) + untied + following
     untouched, line = kept["equal_steps"]
     assert (untouched["method"], line["method"]) == ("untouched", "next_token")
     for figures in (untouched["figures"], line["figures"]):
@@ -156,6 +159,7 @@ def test_how_much_of_the_distance_a_method_closes(modules: dict[str, ModuleType]
         ("", "needs --model"),
         (f"--form tiny --train_file {__file__}", "go together"),
         ("--form tiny --device cuda", "no GPU"),
+        ("--form tiny --method_flags e3e=--split", "e3e=--split: METHOD=FLAGS, where METHOD is one of e2e, frozen"),
         ("--form tiny --general_file nowhere.jsonl", "nowhere.jsonl is not there"),
     ],
 )
