@@ -43,8 +43,8 @@ def essentials(config: Config, model_config: PreTrainedConfig, rows: Rows, num_r
     groups = config.data.train_sampling_strategy == "group_by_length"
     local: dict[str, object] = {"--local_objective": objective.local}
     if objective.local == "next_token":
-        if objective.chosen_layers is None:
-            local["--auxiliary_layers"] = objective.auxiliary_layers
+        if objective.chosen_layers is None and objective.num_sampled is not None:
+            local["--auxiliary_layers"] = objective.num_sampled
         local["--auxiliary_choice"] = objective.auxiliary_choice
     return {
         "--eval_split_size": config.evaluation.eval_split_size,

@@ -43,7 +43,8 @@ CASES: dict[str, tuple[list[str], int | None]] = {
         None,
     ),
     "next token, 2 of 3 microbatches": (
-        ["--local_objective", "next_token", "--gradient_accumulation_steps", "3", "--local_accumulation_steps", "2"],
+        ["--local_objective", "next_token", "--gradient_accumulation_steps", "3", "--local_accumulation_steps", "2"]
+        + ["--auxiliary_choice", "all"],
         None,
     ),
     "own objective": (["--local_objective", "own_objective:TokenItself", "--queue_depth", "7", *WARMUP], 1),

@@ -113,7 +113,8 @@ def _rate(run: RunData) -> list[Advice]:
                 f"harm. Lower --local_learning_rate (see docs/quality.md).",
             )
         )
-    if kind.needs_head_warmup and rate > 0 and not run.flags.get("local_head_warmup_steps"):
+    starts_whole = run.flags.get("auxiliary_choice") == "all"
+    if kind.needs_head_warmup and rate > 0 and not starts_whole and not run.flags.get("local_head_warmup_steps"):
         advice.append(
             Advice(
                 "warn",

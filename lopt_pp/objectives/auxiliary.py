@@ -15,8 +15,9 @@ class AuxiliaryNextToken(Objective):
 
     The network is made of the pretrained model's own parts: some of the layers that follow the block, the final norm,
     and the output head, which stands. The layers are those at even distances (the construction of AugLocal, arXiv
-    2402.17318) or those that the user names. It sees what the last stage sees of the task, the same labels at the same
-    places, and nothing of its weights.
+    2402.17318), all that follow, or those that the user names. With all of them the network starts as the rest of the
+    model, and the block's first gradient is that of end-to-end training. It sees what the last stage sees of the task,
+    the same labels at the same places, and nothing of its weights.
     """
 
     name = "auxiliary_loss"
@@ -44,7 +45,7 @@ class AuxiliaryNextToken(Objective):
 def _layers(site: Site) -> Span:
     span, depth = site.block.span, site.block.model.config.num_hidden_layers
     if site.config.chosen_layers is None:
-        return span.sample_after(depth, site.config.auxiliary_layers)
+        return span.sample_after(depth, site.config.num_sampled or depth)
     with renamed_in_errors("the layers ", "--auxiliary_choice "):
         return span.choose_after(depth, site.config.chosen_layers)
 

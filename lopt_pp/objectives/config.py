@@ -7,7 +7,7 @@ from lopt_pp.errors import LoptError
 from lopt_pp.flags import check_types
 
 _DEFAULT = "reconstruction"
-_EVEN = "even"
+_EVEN, _ALL = "even", "all"
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class ObjectiveConfig:
     auxiliary_choice: str = field(
         default=_EVEN,
         metadata={
-            "help": "Which layers these are. even: --auxiliary_layers of them, at even distances. Or their numbers, "
-            "such as 15,19,24,29; of those each block takes the ones that follow it. `lopt-pp auxiliary` finds the "
-            "ones that keep the model's function best."
+            "help": "Which layers these are. even: --auxiliary_layers of them, at even distances. all: every one that "
+            "follows the block. Or their numbers, such as 15,19,24,29; of those each block takes the ones that follow "
+            "it. `lopt-pp auxiliary` finds the ones that keep the model's function best."
         },
     )
     local_head_warmup_steps: int = field(
@@ -120,15 +120,20 @@ class ObjectiveConfig:
 
     @property
     def chosen_layers(self) -> tuple[int, ...] | None:
-        """The numbers of the auxiliary network's layers; None where they are at even distances."""
-        if self.auxiliary_choice == _EVEN:
+        """The numbers of the auxiliary network's layers, where the flag has numbers."""
+        if self.auxiliary_choice in (_EVEN, _ALL):
             return None
         try:
             return tuple(int(number) for number in self.auxiliary_choice.split(","))
         except ValueError:
             raise LoptError(
-                f"--auxiliary_choice {self.auxiliary_choice}: even, or layer numbers such as 15,19,24,29"
+                f"--auxiliary_choice {self.auxiliary_choice}: even, all, or layer numbers such as 15,19,24,29"
             ) from None
+
+    @property
+    def num_sampled(self) -> int | None:
+        """The number of the auxiliary network's layers, where they are at even distances; None for all that follow."""
+        return None if self.auxiliary_choice == _ALL else self.auxiliary_layers
 
     @property
     def local(self) -> str:

@@ -140,6 +140,7 @@ def test_the_best_model_is_judged_where_it_is_the_one_that_is_saved(tmp_path: Pa
         (RECONSTRUCTION | {"local_learning_rate": 1.0, "method": "e2e"}, []),
         (NEXT_TOKEN | {"local_head_warmup_steps": 5}, []),
         (NEXT_TOKEN | {"local_head_warmup_steps": 0}, ["harm without --local_head_warmup_steps"]),
+        (NEXT_TOKEN | {"local_head_warmup_steps": 0, "auxiliary_choice": "all"}, []),
         (NEXT_TOKEN | {"local_head_warmup_steps": 0, "local_learning_rate": 0.0}, []),
         (
             NEXT_TOKEN | {"local_head_warmup_steps": 5, "local_learning_rate": 2e-4},

@@ -101,6 +101,32 @@ def test_layers_that_the_user_names() -> None:
         Span(0, 2, 0, 2).choose_after(8, (3, 8))
 
 
+def test_of_all_layers_the_gradient_is_that_of_end_to_end_training(tmp_path: Path) -> None:
+    """Of the whole model of transformers, whose output head is of its own."""
+    whole = write_model(tmp_path, "llama", tie_word_embeddings=False)
+    load = loader(tmp_path, whole, split_evenly(4, 2))
+    block = load(Span(0, 2, 0, 2))
+    config = ObjectiveConfig(local_objective="next_token", auxiliary_choice="all", auxiliary_layers=1)
+    objective = AuxiliaryNextToken(Site(block, config, torch.Generator(), load))
+    assert objective.network.span.layers == (2, 3)
+    batch = random_microbatch((2, 12), 128, torch.device("cpu"))
+    loss = objective(block(batch.input_ids), batch)
+    loss.backward()
+    logits = whole(input_ids=batch.input_ids, use_cache=False).logits[:, :-1]
+    expected = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch.input_ids[:, 1:].flatten(), reduction="sum"
+    )
+    expected.backward()
+    torch.testing.assert_close(loss, expected)
+    gradients = {name: parameter.grad for name, parameter in whole.named_parameters()}
+    own = dict(block.model.named_parameters()) | {
+        name: parameter for name, parameter in objective.network.model.named_parameters() if parameter.requires_grad
+    }
+    assert own.keys() == gradients.keys() - {"lm_head.weight"}
+    for name, parameter in own.items():
+        torch.testing.assert_close(parameter.grad, gradients[name], msg=lambda text, name=name: f"{name}: {text}")
+
+
 def test_the_network_has_the_named_layers(tmp_path: Path) -> None:
     whole = write_model(tmp_path, "llama")
     load = loader(tmp_path, whole, split_at([1], 4))

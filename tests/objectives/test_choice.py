@@ -94,7 +94,7 @@ def test_a_constructor_that_fails() -> None:
     [
         ("reconstruction_weight", -0.5, "at least 0"),
         ("auxiliary_layers", 0, "at least 1"),
-        ("auxiliary_choice", "odd", "even, or layer numbers such as 15,19,24,29"),
+        ("auxiliary_choice", "odd", "even, all, or layer numbers such as 15,19,24,29"),
         ("auxiliary_choice", "7,5", "layer numbers above 0 that ascend"),
         ("auxiliary_choice", "0,5", "layer numbers above 0 that ascend"),
         ("local_head_warmup_steps", -1, "at least 0"),
