@@ -5,7 +5,7 @@ machine, and what a run takes beyond its sleeps is the schedule's and the transp
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -76,7 +76,7 @@ class _Order:
     def microbatches(self, step: int) -> list[_Batch]:
         return self._batches
 
-    def counts(self, step: int) -> None:
+    def counts(self, step: int, turns: Sequence[int]) -> None:
         return None
 
     def epoch(self, step: int) -> float:
@@ -96,13 +96,16 @@ class _Stage:
         self._hidden_states = torch.zeros(load.shape)
         self.received: list[float] = []
 
+    def learned_turns(self, step: int, num_turns: int) -> Sequence[int]:
+        return range(num_turns)
+
     def count(self, counts: None) -> int:
         return 1
 
     def accumulating(self, is_last: bool) -> AbstractContextManager:
         return nullcontext()
 
-    def forward(self, batch: _Batch, hidden_states: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, batch: _Batch, hidden_states: torch.Tensor | None, learns: bool) -> torch.Tensor:
         self.received.append(time.perf_counter())
         time.sleep(self._load.forward)
         return self._hidden_states

@@ -64,7 +64,7 @@ def train(
     standing = model.lm_head.weight.detach().clone()
     if auxiliary_layer is not None:
         head = nn.ModuleList([copy.deepcopy(model.model.layers[auxiliary_layer]), copy.deepcopy(model.model.norm)])
-    elif head_state is not None:
+    elif boundary is not None and head_state is not None:
         for parameter, value in zip(head.parameters(), head_state, strict=True):
             parameter.data.copy_(value)
     seen: dict[str, Any] = {}
