@@ -14,10 +14,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lopt_pp.computation import StageConfig
 from lopt_pp.data import DataOrder
 from lopt_pp.distributed import World
-from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.split import BlockModel, Span, block_class, split_at
-from lopt_pp.stage import Stage, local_objective
+from lopt_pp.stage import Stage
 from lopt_pp.verify import check_split
 
 PROCESSES = 2

@@ -42,9 +42,9 @@ from workers import Workers, free_port
 from lopt_pp.balance import balance, measure, random_block, random_microbatch
 from lopt_pp.computation import StageConfig
 from lopt_pp.distributed import World
-from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.split import Anatomy, BlockModel, Span, split_at
-from lopt_pp.stage import Stage, local_objective
+from lopt_pp.stage import Stage
 
 OBJECTIVES = ["none", "reconstruction", "next_token"]
 

@@ -16,12 +16,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from lopt_pp.config import Config, parse_config
 from lopt_pp.course import ask_to_stop
 from lopt_pp.distributed import World, connect, rank_and_size
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.guard import Guard
 from lopt_pp.resume import LATEST
 from lopt_pp.run import Run
 from lopt_pp.saving import holds_whole_model
-from lopt_pp.stage import NotFiniteError
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lopt_pp.computation import StageConfig, prepare_objective
 from lopt_pp.config import Config
 from lopt_pp.data import DataOrder, Microbatch
-from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.split import Anatomy, BlockModel, BlockOutput, Span, block_class, split_at
-from lopt_pp.stage import Stage, local_objective
+from lopt_pp.stage import Stage
 from lopt_pp.topology import Topology
 
 logger = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from lopt_pp.computation import StageConfig, prepare_block
 from lopt_pp.data import IGNORE_INDEX, Microbatch
 from lopt_pp.objectives import NextToken
 from lopt_pp.replicas import Replicas
+from lopt_pp.seeds import derive_seed
 from lopt_pp.split import BlockModel
-from lopt_pp.stage import derive_seed
 
 _RUNS_AHEAD = 2
 """Microbatches of an evaluation that may wait between two blocks."""

@@ -10,12 +10,13 @@ import torch.distributed as dist
 from lopt_pp.computation import StageConfig
 from lopt_pp.data import DataOrder, Microbatch
 from lopt_pp.end_to_end import EndToEndPipeline, clip_grad_norm
+from lopt_pp.errors import NotFiniteError
 from lopt_pp.evaluation import START, Evaluation, mean_loss
 from lopt_pp.metrics import Record, StageClock, peak_memory
 from lopt_pp.optim import OptimConfig, Optimizer
 from lopt_pp.replicas import Replicas
 from lopt_pp.split import BlockModel
-from lopt_pp.stage import NotFiniteError, check_norm
+from lopt_pp.stage import check_norm
 from lopt_pp.state import read_state, write_state
 from lopt_pp.trainer import token_counts
 

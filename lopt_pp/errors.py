@@ -12,6 +12,10 @@ class LoptError(Exception):
     """
 
 
+class NotFiniteError(LoptError):
+    """A loss or a gradient that is not finite. The stage's weights are those of the last good step."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type where it has none: for quoting it in a `LoptError`."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

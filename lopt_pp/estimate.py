@@ -22,10 +22,10 @@ from lopt_pp.errors import LoptError, first_line
 from lopt_pp.fake import fake_tensors, make_fake
 from lopt_pp.meter import Meter
 from lopt_pp.needs import Load, Memory, Needs
-from lopt_pp.objectives import Objective
+from lopt_pp.objectives import Objective, local_objective
 from lopt_pp.optim import Optimizer
 from lopt_pp.split import BlockModel, Span, block_class, split_evenly
-from lopt_pp.stage import Stage, local_objective
+from lopt_pp.stage import Stage
 from lopt_pp.verify import check_split, model_class_of
 
 _CPU = torch.device("cpu")

@@ -185,7 +185,7 @@ def loss_on(block: BlockModel, rows: TokenizedRows, device: torch.device, what: 
         output = block(input_ids=batch.input_ids, logits_to_keep=batch.target_positions, leave_logits=True)
         return (objective(output, batch),)
 
-    (score,) = _means_over_targets(loss, rows, device, what)
+    (score,) = means_over_targets(loss, rows, device, what)
     return score
 
 
@@ -218,12 +218,15 @@ def compare_on(
         loss = F.nll_loss(new, targets[has_target], reduction="sum")
         return loss, F.kl_div(new, old, reduction="sum", log_target=True)
 
-    loss, divergence = _means_over_targets(loss_and_divergence, rows, device, what)
+    loss, divergence = means_over_targets(loss_and_divergence, rows, device, what)
     return loss, divergence
 
 
 def single_rows(rows: TokenizedRows, device: torch.device) -> Iterator[Microbatch]:
-    """A row at a time: nothing is padded, and each row's own figures tell how sure a mean over them is."""
+    """A row at a time: nothing is padded, and each row's own figures tell how sure a mean over them is.
+
+    Each is the microbatch of a step of its own: its `step` is the row's number.
+    """
     order = DataOrder(
         rows, per_device_train_batch_size=1, gradient_accumulation_steps=1, shuffle=False, seed=0, pad_token_id=0
     )
@@ -233,9 +236,17 @@ def single_rows(rows: TokenizedRows, device: torch.device) -> Iterator[Microbatc
 
 
 @torch.no_grad()
-def _means_over_targets(
+def means_over_targets(
     of_row: Callable[[Microbatch], tuple[torch.Tensor, ...]], rows: TokenizedRows, device: torch.device, what: str
 ) -> list[Score]:
+    """Means over the target tokens of rows, of figures that are summed over a row's.
+
+    Args:
+        of_row: gives the sums, scalars, of a row.
+        rows: to measure.
+        device: to measure on.
+        what: for the progress bar.
+    """
     sums, counts = [], []
     for batch in tqdm(single_rows(rows, device), desc=what, total=len(rows), disable=None, leave=False):
         sums.append(torch.stack(of_row(batch)))

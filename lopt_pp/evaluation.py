@@ -22,7 +22,8 @@ from lopt_pp.data.rows import PackedRows
 from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.flags import check_types
 from lopt_pp.metrics import Record, StageClock
-from lopt_pp.stage import Stage, derive_seed
+from lopt_pp.seeds import derive_seed
+from lopt_pp.stage import Stage
 from lopt_pp.stream import Receiver, Sender
 
 START = -1

@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 from lopt_pp.best import EVALUATION_ROWS
 from lopt_pp.config import Config
 from lopt_pp.data import Rows, TokenizedRows
+from lopt_pp.objectives.config import EVEN
 
 _MAY_DIFFER = (
     "model_name_or_path",
@@ -43,8 +44,8 @@ def essentials(config: Config, model_config: PreTrainedConfig, rows: Rows, num_r
     groups = config.data.train_sampling_strategy == "group_by_length"
     local: dict[str, object] = {"--local_objective": objective.local}
     if objective.local == "next_token":
-        if objective.chosen_layers is None and objective.num_sampled is not None:
-            local["--auxiliary_layers"] = objective.num_sampled
+        if objective.auxiliary_choice == EVEN:
+            local["--auxiliary_layers"] = objective.auxiliary_layers
         local["--auxiliary_choice"] = objective.auxiliary_choice
     return {
         "--eval_split_size": config.evaluation.eval_split_size,

@@ -15,9 +15,10 @@ from lopt_pp.end_to_end_stage import EndToEndStage
 from lopt_pp.evaluation import Evaluation, load_split
 from lopt_pp.identity import facts
 from lopt_pp.model import load_model_config, load_tokenizer, write_description
+from lopt_pp.objectives import local_objective
 from lopt_pp.replicas import Replicas
 from lopt_pp.split import Anatomy, BlockModel, Span, split_at, split_evenly
-from lopt_pp.stage import Stage, local_objective
+from lopt_pp.stage import Stage
 from lopt_pp.topology import Topology
 from lopt_pp.verify import check_sample, check_split, model_class_of
 from lopt_pp.verify_packing import check_packing

@@ -7,11 +7,12 @@ A block and its objective are wrapped apart, since one may learn while the other
 gradients of its own parameters, once there are any.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lopt_pp.split import BlockModel
@@ -52,3 +53,10 @@ class Replicas:
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
+
+
+def reshard(modules: Iterable[nn.Module]) -> None:
+    """Leaves replicas their shares again: what is sharded and only runs forward stays whole until it is told not to."""
+    for module in modules:
+        if isinstance(module, FSDPModule):
+            module.reshard()

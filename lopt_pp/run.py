@@ -19,7 +19,7 @@ from lopt_pp.config import Config
 from lopt_pp.course import UNINTERRUPTED, Course, DecidedCourse, stop_reason
 from lopt_pp.distributed import Failure, World, boundaries, check_shared
 from lopt_pp.end_to_end_stage import EndToEndStage
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.evaluation import START
 from lopt_pp.guard import complain
 from lopt_pp.identity import essentials, settings
@@ -33,7 +33,7 @@ from lopt_pp.preparation import gather_material, make_stages
 from lopt_pp.reporting import Collector, post_end
 from lopt_pp.resume import LATEST, resume
 from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
-from lopt_pp.stage import NotFiniteError, Stage
+from lopt_pp.stage import Stage
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.trainer import stream_headers, train
 

@@ -1,55 +1,25 @@
 """One stage: a block with its local objective and its optimizer. Knows no other stage and no communication."""
 
 import contextlib
-import hashlib
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from lopt_pp.computation import PLAIN, StageConfig, prepare_block, prepare_objective
 from lopt_pp.data import Microbatch, TokenCounts
-from lopt_pp.errors import LoptError
-from lopt_pp.objectives import NextToken, Objective, ObjectiveConfig, Site, local_objective_class, make_objective
+from lopt_pp.errors import NotFiniteError
+from lopt_pp.objectives import Objective
 from lopt_pp.optim import OptimConfig, Optimizer
-from lopt_pp.replicas import Replicas
-from lopt_pp.split import BlockModel, BlockOutput, Span
+from lopt_pp.replicas import Replicas, reshard
+from lopt_pp.seeds import derive_seed
+from lopt_pp.split import BlockModel, BlockOutput
 from lopt_pp.state import read_state, write_state
 
 _STANDS = "stands"
 """In the saved state of a stage whose learning has ended."""
-
-
-class NotFiniteError(LoptError):
-    """A loss or a gradient that is not finite. The stage's weights are those of the last good step."""
-
-
-def nothing_to_load(span: Span) -> BlockModel:
-    """For where there is no pretrained model to make an objective from."""
-    raise LoptError(f"there is no pretrained model here to load {span} from")
-
-
-def local_objective(
-    block: BlockModel, config: ObjectiveConfig, seed: int, load: Callable[[Span], BlockModel] = nothing_to_load
-) -> Objective | None:
-    """What the block learns from: the task if it is the last; None where it only runs forward.
-
-    Args:
-        block: with its pretrained weights.
-        config: the flags.
-        seed: of the run.
-        load: makes a model of further layers; see `lopt_pp.objectives.Site`.
-    """
-    if block.span.is_last:
-        return NextToken()
-    kind = local_objective_class(config)
-    if kind is None:
-        return None
-    generator = torch.Generator().manual_seed(derive_seed(seed, block.span.stage))
-    return make_objective(kind, Site(block, config, generator, load))
 
 
 class Stage:
@@ -203,8 +173,8 @@ class Stage:
                 # With weights in float32 so is all that the blocks add to; only the crossing itself is rounded.
                 assert hidden_states is not None
                 output = run(hidden_states=hidden_states.to(self._parameter_dtype), **wanted)
-        if not learns:
-            _reshard(self.block.modules())
+        if not learns and self.is_sharded:
+            reshard(self.block.modules())
         return output
 
     def look(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -270,7 +240,7 @@ class Stage:
             self._measures = False
             for module, mode in zip(parts, modes, strict=True):
                 module.training = mode
-            _reshard(parts)
+            reshard(parts)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""
@@ -335,19 +305,7 @@ class Stage:
         return torch.autocast(self.device.type, self.dtype, enabled=self._autocasts)
 
 
-def _reshard(modules: Iterable[torch.nn.Module]) -> None:
-    """Leaves replicas their shares again: what is sharded and only runs forward stays whole until it is told not to."""
-    for module in modules:
-        if isinstance(module, FSDPModule):
-            module.reshard()
-
-
 def check_norm(norm: float, stage: int, step: int) -> None:
     """Raises NotFiniteError unless the gradient norm of the step is finite."""
     if not math.isfinite(norm):
         raise NotFiniteError(f"stage {stage}: the gradient norm of step {step + 1} is {norm}; lower the learning rate")
-
-
-def derive_seed(*parts: int) -> int:
-    """A seed of its own for each tuple of numbers, such as (seed, stage, step, microbatch)."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "little")

@@ -16,11 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from lopt_pp.data import DataConfig, Microbatch, TokenizedRows, load_rows
 from lopt_pp.errors import LoptError, renamed_in_errors
-from lopt_pp.evaluate import load_blocks, single_rows
+from lopt_pp.evaluate import load_blocks, means_over_targets, single_rows
 from lopt_pp.generate import add_common, be_quiet, dtype_of
 from lopt_pp.guard import complain
 from lopt_pp.model import ModelConfig, load_model_config, load_tokenizer
@@ -55,33 +54,32 @@ def thin(
         rows: that the loss is measured on.
         device: to measure on.
     """
+    objective = NextToken()
+    # The front is the same for all, and runs once.
+    with torch.no_grad():
+        entering = [front(input_ids=batch.input_ids).hidden_states for batch in single_rows(rows, device)]
+
+    def loss(what: str) -> float:
+        def of_row(batch: Microbatch) -> tuple[torch.Tensor]:
+            wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True}
+            return (objective(rest(hidden_states=entering[batch.step], **wanted), batch),)
+
+        (score,) = means_over_targets(of_row, rows, device, what)
+        return score.value
+
     with _left_out(rest) as left_out:
-        # The front is the same for all, and runs once.
-        with torch.no_grad():
-            entering = [(front(input_ids=batch.input_ids).hidden_states, batch) for batch in single_rows(rows, device)]
         kept = list(rest.span.layers)
-        yield Thinned(tuple(kept), _loss(rest, entering))
+        yield Thinned(tuple(kept), loss("the whole model"))
         while len(kept) > number:
             losses = {}
-            for layer in tqdm(kept, desc=f"{len(kept)} layers without one", disable=None, leave=False):
+            for layer in kept:
                 left_out.add(layer)
-                losses[layer] = _loss(rest, entering)
+                losses[layer] = loss(f"{len(kept)} layers without {layer}")
                 left_out.remove(layer)
             least = min(kept, key=losses.__getitem__)
             kept.remove(least)
             left_out.add(least)
             yield Thinned(tuple(kept), losses[least])
-
-
-@torch.no_grad()
-def _loss(rest: BlockModel, entering: Sequence[tuple[torch.Tensor, Microbatch]]) -> float:
-    """Mean cross-entropy over the target tokens, given what enters the block in each row."""
-    objective = NextToken()
-    losses = [
-        objective(rest(hidden_states=states, logits_to_keep=batch.target_positions, leave_logits=True), batch)
-        for states, batch in entering
-    ]
-    return torch.stack(losses).double().sum().item() / sum(batch.num_targets for _, batch in entering)
 
 
 @contextlib.contextmanager

@@ -20,9 +20,9 @@ from lopt_pp.errors import LoptError
 from lopt_pp.estimate import Model
 from lopt_pp.meter import Meter
 from lopt_pp.needs import Load, Needs
-from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.split import Span, split_at, split_evenly
-from lopt_pp.stage import Stage, local_objective
+from lopt_pp.stage import Stage
 from lopt_pp.stream import LocalStream, Receiver, Sender
 from lopt_pp.trainer import train
 

@@ -1,33 +1,33 @@
 """One stage by itself: its losses, its step, its randomness and its dtypes."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from made_stages import (
+    FIRST,
+    HIDDEN,
+    LAST,
+    accumulate,
+    equal,
+    gradients,
+    make_block,
+    make_stage,
+    make_warming_stage,
+    microbatches,
+    parameters,
+    received,
+    values,
+)
 from tiny import write_model
 from torch import nn
-from transformers import AutoConfig
 
-from lopt_pp.computation import StageConfig
-from lopt_pp.data import DataOrder, Microbatch, TokenizedRows
-from lopt_pp.errors import LoptError
-from lopt_pp.objectives import NextToken, ObjectiveConfig, Reconstruction
-from lopt_pp.optim import OptimConfig
-from lopt_pp.split import BlockModel, Span, split_evenly
-from lopt_pp.stage import NotFiniteError, Stage, local_objective
-from lopt_pp.verify import check_split, model_class_of
-from lopt_pp.weights import Checkpoint, load_block
-
-HIDDEN = 64
-
-# Rows as (number of tokens, number of target tokens, at the end).
-UNEVEN = [(12, 9), (5, 1), (3, 1), (2, 1)]
-"""Two microbatches of two rows, with 10 and 2 target tokens."""
-
-FIRST, LAST = split_evenly(4, 2)
+from lopt_pp.data import Microbatch
+from lopt_pp.errors import LoptError, NotFiniteError
+from lopt_pp.objectives import NextToken, ObjectiveConfig, Reconstruction, local_objective
+from lopt_pp.split import Span, split_evenly
+from lopt_pp.stage import Stage
 
 
 @pytest.fixture(scope="module")
@@ -38,85 +38,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("gpt2"), "gpt2", resid_pdrop=0.2, embd_pdrop=0.2, attn_pdrop=0.2)
-
-
-def make_block(model: Path, span: Span) -> BlockModel:
-    config = AutoConfig.from_pretrained(model)
-    model_class = model_class_of(config)
-    anatomy = check_split(model_class, config, split_evenly(4, 2))
-    return load_block(Checkpoint(str(model)), model_class, config, anatomy, span)
-
-
-def make_stage(model: Path, span: Span, dtype: str = "float32", seed: int = 0, **optim: float) -> Stage:
-    block = make_block(model, span)
-    objective = local_objective(block, ObjectiveConfig(), seed)
-    config = StageConfig(dtype=dtype)  # type: ignore[arg-type]
-    return Stage(block, objective, OptimConfig(learning_rate=1e-2, **optim), 10, config=config, seed=seed)  # type: ignore[arg-type]
-
-
-def microbatches(rows: Sequence[tuple[int, int]] = UNEVEN, batch_size: int = 2, step: int = 0) -> list[Microbatch]:
-    """The microbatches of a step over all rows; their token ids are the same for every batch size."""
-    draw = torch.Generator().manual_seed(0)
-    ids = [torch.randint(3, 40, (tokens,), generator=draw).tolist() for tokens, _ in rows]
-    labels = [
-        [-100] * (len(row) - targets) + row[len(row) - targets :] for row, (_, targets) in zip(ids, rows, strict=True)
-    ]
-    lengths, num_targets = zip(*rows, strict=True)
-    columns = {"input_ids": ids, "labels": labels, "length": lengths, "num_targets": num_targets}
-    order = DataOrder(
-        TokenizedRows(Dataset.from_dict(columns), "a test", {}),
-        per_device_train_batch_size=batch_size,
-        gradient_accumulation_steps=len(rows) // batch_size,
-        shuffle=False,
-        seed=0,
-        pad_token_id=0,
-        sampling="random",
-    )
-    return order.microbatches(step)
-
-
-def received(stage: Stage, batch: Microbatch) -> torch.Tensor | None:
-    """What the stage before sends: here a function of the token ids and places alone."""
-    if stage.block.span.is_first:
-        return None
-    table = torch.randn(40, HIDDEN, generator=torch.Generator().manual_seed(1))
-    places = torch.randn(batch.input_ids.shape[1], HIDDEN, generator=torch.Generator().manual_seed(2))
-    return table[batch.input_ids] + places
-
-
-def accumulate(
-    stage: Stage,
-    batches: Sequence[Microbatch],
-    receive: Callable[[Stage, Microbatch], torch.Tensor | None] = received,
-) -> None:
-    """Everything of a step but the optimizer's part, as the training loop does it."""
-    count = sum(map(stage.objective.count, batches))
-    for batch in batches:
-        output = stage.forward(batch, receive(stage, batch))
-        stage.loss(output, batch, count).backward()
-
-
-def parameters(stage: Stage) -> dict[str, nn.Parameter]:
-    named = dict(stage.block.named_parameters())
-    if isinstance(stage.objective, Reconstruction):
-        named |= {f"head.{name}": parameter for name, parameter in stage.objective.named_parameters()}
-    return named
-
-
-def gradients(stage: Stage) -> dict[str, torch.Tensor]:
-    """The gradient of each parameter; none is left out."""
-    found = {name: parameter.grad for name, parameter in parameters(stage).items()}
-    assert found
-    return {name: grad.clone() for name, grad in found.items() if grad is not None}
-
-
-def values(stage: Stage) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in parameters(stage).items()}
-
-
-def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    assert first.keys() == second.keys()
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_the_last_block_learns_the_task_and_the_others_reconstruct(llama: Path) -> None:
@@ -321,130 +242,6 @@ def test_bfloat16_keeps_weights_gradients_and_optimizer_in_float32(llama: Path, 
     state = [tensor for entry in stage.optimizer.adamw.state.values() for tensor in entry.values()]
     assert len(state) == 3 * len(parameters(stage))
     assert {tensor.dtype for tensor in state} == {torch.float32}
-
-
-def make_warming_stage(
-    model: Path,
-    objective: ObjectiveConfig,
-    steps: int = 2,
-    local_accumulation_steps: int | None = None,
-    **optim: float,
-) -> Stage:
-    block = make_block(model, FIRST)
-    if not objective.train_embeddings:
-        block.hold_embeddings()
-    config = AutoConfig.from_pretrained(model)
-    model_class = model_class_of(config)
-    anatomy = check_split(model_class, config, split_evenly(4, 2))
-    own = local_objective(
-        block, objective, 0, lambda span: load_block(Checkpoint(str(model)), model_class, config, anatomy, span)
-    )
-    optim = {"learning_rate": 1e-2, "weight_decay": 0.1} | optim
-    warmup = {"local_head_warmup_steps": steps, "local_accumulation_steps": local_accumulation_steps}
-    return Stage(block, own, OptimConfig(**optim), 10, **warmup)  # type: ignore[arg-type]
-
-
-OBJECTIVES = {
-    "reconstruction": ObjectiveConfig(),
-    "next token": ObjectiveConfig(local_objective="next_token"),
-    "own": ObjectiveConfig(local_objective="own_objective:TokenItself"),
-}
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_block_stands_while_its_head_warms_up(llama: Path, name: str) -> None:
-    """To the bit, weight decay and moments included; then it learns at the rate of the schedule."""
-    stage = make_warming_stage(llama, OBJECTIVES[name], steps=2)
-    block, head = dict(stage.block.named_parameters()), dict(stage.objective.named_parameters())
-    head = {name: parameter for name, parameter in head.items() if parameter.requires_grad}
-    before = {name: parameter.detach().clone() for name, parameter in block.items()}
-    rates = []
-    for step in range(4):
-        assert stage.block_learns == (step >= 2)
-        start = {name: parameter.detach().clone() for name, parameter in head.items()}
-        accumulate(stage, microbatches(step=step))
-        assert all((parameter.grad is not None) == (step >= 2) for parameter in block.values())
-        rates.append(stage.step(step)["learning_rate"])
-        assert not any(torch.equal(parameter, start[name]) for name, parameter in head.items())
-        stands = [torch.equal(parameter, before[name]) for name, parameter in block.items()]
-        assert all(stands) if step < 2 else not any(stands)
-    share = stage.objective.rate_share
-    assert rates == pytest.approx([0, 0, 1e-2 * share * 8 / 10, 1e-2 * share * 7 / 10])
-    assert {float(stage.optimizer.state_of(parameter)["step"]) for parameter in block.values()} == {2.0}
-
-
-def test_a_head_warms_up_at_a_rate_of_its_own(llama: Path) -> None:
-    """The first step of Adam moves each number by the rate, or nothing."""
-    rate = 3e-3
-    stage = make_warming_stage(llama, ObjectiveConfig(), local_head_learning_rate=rate, weight_decay=0.0)
-    start = {name: parameter.detach().clone() for name, parameter in stage.objective.named_parameters()}
-    accumulate(stage, microbatches())
-    stage.step(0)
-    for name, parameter in stage.objective.named_parameters():
-        assert (parameter - start[name]).abs().max().item() == pytest.approx(rate, rel=1e-2)
-
-
-def test_an_objective_without_a_head_has_nothing_to_warm_up(llama: Path) -> None:
-    stage = make_warming_stage(llama, ObjectiveConfig(local_objective="own_objective:Small"))
-    assert stage.block_learns
-    accumulate(stage, microbatches())
-    assert stage.step(0)["size_loss"] > 0
-
-
-@pytest.mark.parametrize(("learned", "num_turns"), [(1, 2), (2, 3), (3, 3), (2, 5), (4, 2)])
-def test_each_microbatch_has_its_turn(llama: Path, learned: int, num_turns: int) -> None:
-    stage = make_warming_stage(llama, ObjectiveConfig(), local_accumulation_steps=learned)
-    number = min(learned, num_turns)
-    turns = [stage.learned_turns(step, num_turns) for step in range(num_turns)]
-    assert all(len(set(own)) == number and own == sorted(own) for own in turns)
-    for turn in range(num_turns):
-        assert sum(turn in own for own in turns) == number
-    assert stage.learned_share(num_turns) == number / num_turns
-    last = make_stage(llama, LAST)
-    assert last.learned_turns(7, num_turns) == [*range(num_turns)] and last.learned_share(num_turns) == 1
-
-
-def test_what_is_not_learned_from_goes_forward_alike(llama: Path) -> None:
-    stage = make_warming_stage(llama, ObjectiveConfig(), steps=0)
-    (batch,) = microbatches()[:1]
-    output, plain = stage.forward(batch, None), stage.forward(batch, None, learns=False)
-    assert torch.equal(output.hidden_states, plain.hidden_states)
-    assert output.hidden_states.requires_grad and not plain.hidden_states.requires_grad
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_embeddings_may_stand(llama: Path, name: str) -> None:
-    stage = make_warming_stage(llama, dataclasses.replace(OBJECTIVES[name], train_embeddings=False), steps=0)
-    embedding = stage.block.model.get_input_embeddings().weight
-    before = values(stage)
-    accumulate(stage, microbatches())
-    stage.step(0)
-    after = values(stage)
-    assert [name for name in before if torch.equal(before[name], after[name])] == ["model.model.embed_tokens.weight"]
-    assert embedding.grad is None and not stage.optimizer.state_of(embedding)
-
-
-def test_standing_ends_the_learning(llama: Path) -> None:
-    """Between two steps; what the block gives from then on is what it gave, and it can be saved and gone on from."""
-    stage = make_warming_stage(llama, ObjectiveConfig(), steps=0)
-    accumulate(stage, microbatches())
-    stage.step(0)
-    before = values(stage)
-    stage.stand()
-    [batch] = microbatches(batch_size=4, step=1)
-    output = stage.forward(batch, None)
-    assert not stage.learns and not stage.block_learns and not output.hidden_states.requires_grad
-    assert stage.step(1) == {} and stage.steps_done == 2
-    kept = {name: value for name, value in before.items() if not name.startswith("head.")}
-    assert equal(values(stage), kept)
-
-    state = stage.state()
-    assert not any(name.startswith(("objective.", "exp_avg.")) for name in state)
-    other = make_warming_stage(llama, ObjectiveConfig(), steps=0)
-    other.resume(state, 2)
-    assert not other.learns and other.steps_done == 2 and equal(values(other), kept)
-    assert other.state().keys() == state.keys()
-    assert torch.equal(other.forward(batch, None).hidden_states, output.hidden_states)
 
 
 @pytest.mark.parametrize("done", [1, 3])

@@ -15,10 +15,10 @@ from lopt_pp.data import DataOrder, TokenizedRows
 from lopt_pp.data.rows import PackedRows, Rows
 from lopt_pp.end_to_end import pad_alike
 from lopt_pp.errors import LoptError
-from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.optim import OptimConfig
 from lopt_pp.split import split_evenly
-from lopt_pp.stage import Stage, local_objective
+from lopt_pp.stage import Stage
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.verify_packing import check_packing
 from lopt_pp.weights import Checkpoint, load_block

@@ -10,6 +10,7 @@ import math
 from lopt_pp.insight.page import Advice
 from lopt_pp.insight.runs import RunData
 from lopt_pp.objectives import shipped_objective
+from lopt_pp.objectives.config import ALL
 
 _ROUNDING = 1e-3
 """The share of a loss by which two measurements of the same model may differ: other microbatches, bfloat16."""
@@ -113,7 +114,7 @@ def _rate(run: RunData) -> list[Advice]:
                 f"harm. Lower --local_learning_rate (see docs/quality.md).",
             )
         )
-    starts_whole = run.flags.get("auxiliary_choice") == "all"
+    starts_whole = run.flags.get("auxiliary_choice") == ALL
     if kind.needs_head_warmup and rate > 0 and not starts_whole and not run.flags.get("local_head_warmup_steps"):
         advice.append(
             Advice(

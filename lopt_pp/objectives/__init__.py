@@ -6,7 +6,13 @@ flags name.
 
 from lopt_pp.objectives.auxiliary import AuxiliaryNextToken
 from lopt_pp.objectives.base import Objective, Site
-from lopt_pp.objectives.choice import local_objective_class, make_objective, shipped_objective
+from lopt_pp.objectives.choice import (
+    local_objective,
+    local_objective_class,
+    make_objective,
+    nothing_to_load,
+    shipped_objective,
+)
 from lopt_pp.objectives.config import ObjectiveConfig
 from lopt_pp.objectives.reconstruction import Reconstruction, reconstruction_head
 from lopt_pp.objectives.task import CUDA_LOGITS, NextToken
@@ -19,8 +25,10 @@ __all__ = [
     "ObjectiveConfig",
     "Reconstruction",
     "Site",
+    "local_objective",
     "local_objective_class",
     "make_objective",
+    "nothing_to_load",
     "reconstruction_head",
     "shipped_objective",
 ]

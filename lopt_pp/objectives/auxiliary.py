@@ -6,6 +6,7 @@ from torch import nn
 from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.errors import renamed_in_errors
 from lopt_pp.objectives.base import Objective, Site
+from lopt_pp.objectives.config import ALL
 from lopt_pp.objectives.task import NextToken
 from lopt_pp.split import BlockModel, BlockOutput, Span
 
@@ -45,7 +46,7 @@ class AuxiliaryNextToken(Objective):
 def _layers(site: Site) -> Span:
     span, depth = site.block.span, site.block.model.config.num_hidden_layers
     if site.config.chosen_layers is None:
-        return span.sample_after(depth, site.config.num_sampled or depth)
+        return span.sample_after(depth, depth if site.config.auxiliary_choice == ALL else site.config.auxiliary_layers)
     with renamed_in_errors("the layers ", "--auxiliary_choice "):
         return span.choose_after(depth, site.config.chosen_layers)
 

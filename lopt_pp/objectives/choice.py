@@ -3,12 +3,18 @@
 import importlib
 import inspect
 import operator
+from collections.abc import Callable
+
+import torch
 
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.objectives.auxiliary import AuxiliaryNextToken
 from lopt_pp.objectives.base import Objective, Site
 from lopt_pp.objectives.config import ObjectiveConfig
 from lopt_pp.objectives.reconstruction import Reconstruction
+from lopt_pp.objectives.task import NextToken
+from lopt_pp.seeds import derive_seed
+from lopt_pp.split import BlockModel, Span
 
 _OWN: dict[str, type[Objective]] = {"reconstruction": Reconstruction, "next_token": AuxiliaryNextToken}
 
@@ -27,6 +33,31 @@ def local_objective_class(config: ObjectiveConfig) -> type[Objective] | None:
 def shipped_objective(name: str) -> type[Objective] | None:
     """The local objective of that name which ships with the program; None of any other. Imports nothing."""
     return _OWN.get(name)
+
+
+def nothing_to_load(span: Span) -> BlockModel:
+    """For where there is no pretrained model to make an objective from."""
+    raise LoptError(f"there is no pretrained model here to load {span} from")
+
+
+def local_objective(
+    block: BlockModel, config: ObjectiveConfig, seed: int, load: Callable[[Span], BlockModel] = nothing_to_load
+) -> Objective | None:
+    """What the block learns from: the task if it is the last; None where it only runs forward.
+
+    Args:
+        block: with its pretrained weights.
+        config: the flags.
+        seed: of the run.
+        load: makes a model of further layers; see `lopt_pp.objectives.Site`.
+    """
+    if block.span.is_last:
+        return NextToken()
+    kind = local_objective_class(config)
+    if kind is None:
+        return None
+    generator = torch.Generator().manual_seed(derive_seed(seed, block.span.stage))
+    return make_objective(kind, Site(block, config, generator, load))
 
 
 def make_objective(kind: type[Objective], site: Site) -> Objective:

@@ -7,7 +7,8 @@ from lopt_pp.errors import LoptError
 from lopt_pp.flags import check_types
 
 _DEFAULT = "reconstruction"
-_EVEN, _ALL = "even", "all"
+EVEN, ALL = "even", "all"
+"""Of `--auxiliary_choice`, besides numbers."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ObjectiveConfig:
         },
     )
     auxiliary_choice: str = field(
-        default=_EVEN,
+        default=EVEN,
         metadata={
             "help": "Which layers these are. even: --auxiliary_layers of them, at even distances. all: every one that "
             "follows the block. Or their numbers, such as 15,19,24,29; of those each block takes the ones that follow "
@@ -121,7 +122,7 @@ class ObjectiveConfig:
     @property
     def chosen_layers(self) -> tuple[int, ...] | None:
         """The numbers of the auxiliary network's layers, where the flag has numbers."""
-        if self.auxiliary_choice in (_EVEN, _ALL):
+        if self.auxiliary_choice in (EVEN, ALL):
             return None
         try:
             return tuple(int(number) for number in self.auxiliary_choice.split(","))
@@ -129,11 +130,6 @@ class ObjectiveConfig:
             raise LoptError(
                 f"--auxiliary_choice {self.auxiliary_choice}: even, all, or layer numbers such as 15,19,24,29"
             ) from None
-
-    @property
-    def num_sampled(self) -> int | None:
-        """The number of the auxiliary network's layers, where they are at even distances; None for all that follow."""
-        return None if self.auxiliary_choice == _ALL else self.auxiliary_layers
 
     @property
     def local(self) -> str:

@@ -19,8 +19,8 @@ from lopt_pp.objectives import (
     Site,
     local_objective_class,
     make_objective,
+    nothing_to_load,
 )
-from lopt_pp.stage import nothing_to_load
 
 
 def make_site(config: ObjectiveConfig, hidden_size: int = 16) -> Site:
