@@ -7,10 +7,10 @@ Each is trained at every learning rate of one grid, the same for all; the rates 
 rows are then trained with more seeds, and measured on test questions that no choice has seen. Then once more with as
 many steps as fit the wall time that end-to-end training takes on the same two processes.
 
-Without files of your own the task is a mix of questions from reasoning-gym whose answers can be checked; what is to be
-kept is measured on the texts beside this benchmark. --train_file, --validation_file and --eval_file take other rows
-(then by answer loss alone), --general_file and --instructions_file other texts, --tasks benchmarks of
-lm-evaluation-harness besides.
+Without files of your own the task is a mix of questions from reasoning-gym whose answers can be checked; with
+--questions word_problems MetaMathQA, tested on GSM8K, from the Hugging Face Hub. What is to be kept is measured on the
+texts beside this benchmark. --train_file, --validation_file and --eval_file take other rows (then by answer loss
+alone), --general_file and --instructions_file other texts, --tasks benchmarks of lm-evaluation-harness besides.
 
 What is done stands in --folder and is not done again: start the same command once more to go on. --minutes stops it in
 good order after so long, with the table of what there is. Forms:
@@ -23,8 +23,6 @@ good order after so long, with the table of what there is. Forms:
 import argparse
 import hashlib
 import importlib.util
-import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,8 +30,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-# Before PyTorch, for this process and those that it starts.
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # This folder runs as a program; what all benchmarks share is beside it.
 BENCHMARKS = Path(__file__).resolve().parents[1]
 sys.path.append(str(BENCHMARKS))
@@ -46,9 +42,11 @@ from forms import FORMS, Form
 from machine import describe_machine, one_line
 from methods import METHODS, UNTOUCHED
 from plot import plot
+from questions import Question, as_json, as_rows
+from reasoning_tasks import draw
 from runs import Ground, TrialFailed, keep, kept
 from summary import closed, grid_table, speed_table, table
-from tasks import as_rows, draw
+from word_problems import TESTED_ON, TRAINED_ON, UnknownRows, load
 
 TEXTS = BENCHMARKS / "texts"
 
@@ -62,17 +60,18 @@ def prepare(flags: argparse.Namespace, form: Form) -> Ground:
 
     Raises:
         OtherGround: results that are there already are of other rows, another model or other flags.
+        UnknownRows: a dataset cannot be had, or is not of word problems.
     """
     folder: Path = flags.folder
     written: dict[Path, str] = {}
     files = {"train": flags.train_file, "validation": flags.validation_file, "test": flags.eval_file}
     questions = None
     if flags.train_file is None:
-        drawn = draw({split: getattr(form, split) for split in files})
+        drawn = _questions(flags, {split: getattr(form, split) for split in files})
         files = {split: folder / f"{split}.jsonl" for split in files}
         written = {path: as_rows(drawn[split]) for split, path in files.items()}
         questions = folder / "questions.json"
-        written[questions] = json.dumps([asdict(question) for question in drawn["test"]])
+        written[questions] = as_json(drawn["test"])
     ground = Ground(
         folder=folder,
         model=folder / "random" if flags.form == "tiny" else flags.model,
@@ -96,6 +95,13 @@ def prepare(flags: argparse.Namespace, form: Form) -> Ground:
         torch.manual_seed(0)
         write_chat_model(ground.model, [*written.values(), ground.general.read_text(encoding="utf-8")])
     return ground
+
+
+def _questions(flags: argparse.Namespace, numbers: Mapping[str, int]) -> Mapping[str, Sequence[Question]]:
+    """By split."""
+    if flags.questions == "word_problems":
+        return load(flags.dataset_name or TRAINED_ON, flags.eval_dataset_name or TESTED_ON, numbers)
+    return draw(numbers)
 
 
 def _check_same(ground: Ground, written: Mapping[Path, str]) -> None:
@@ -161,7 +167,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("quality"), help="for results (default: %(default)s)")
     parser.add_argument("--minutes", type=float, help="start nothing new after so long")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="(default: all)")
-    parser.add_argument("--train_file", type=_there, help="rows to train on, instead of reasoning-gym's")
+    parser.add_argument(
+        "--questions",
+        choices=["reasoning_gym", "word_problems"],
+        default="reasoning_gym",
+        help="what is learned, unless there are files of rows (default: %(default)s)",
+    )
+    parser.add_argument("--dataset_name", help=f"or directory, of word problems to train on (default: {TRAINED_ON})")
+    parser.add_argument("--eval_dataset_name", help=f"likewise, to test on (default: {TESTED_ON})")
+    parser.add_argument("--train_file", type=_there, help="rows to train on, instead of questions")
     parser.add_argument("--validation_file", type=_there, help="rows to choose the rates by")
     parser.add_argument("--eval_file", type=_there, help="rows to measure on")
     parser.add_argument("--general_file", type=_there, default=TEXTS / "general.jsonl", help="text that is to be kept")
@@ -196,6 +210,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = [flags.train_file, flags.validation_file, flags.eval_file]
     if any(given) and not all(given):
         parser.error("--train_file, --validation_file and --eval_file go together")
+    if flags.questions != "word_problems" and (flags.dataset_name or flags.eval_dataset_name):
+        parser.error("--dataset_name and --eval_dataset_name go with --questions word_problems")
     if flags.tasks and importlib.util.find_spec("lm_eval") is None:
         parser.error("--tasks needs lm-evaluation-harness: pip install -c constraints.txt '.[evaluate]'")
     flags.device = flags.device or ("cuda" if flags.form == "gpu" else "cpu")
@@ -227,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     devices = torch.cuda.device_count() if flags.device == "cuda" else 2
     try:
         ground = prepare(flags, form)
-    except OtherGround as error:
+    except (OtherGround, UnknownRows) as error:
         print(f"benchmarks/quality: {error}", file=sys.stderr)
         return 1
     comparison = Comparison(ground, form, flags.methods, devices, min(2, devices), flags.minutes)

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from questions import Question, accuracy, read
+from reasoning_tasks import ReasoningQuestion
 from summary import BENCHMARK
-from tasks import Question, accuracy
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from word_problems import WordProblem
 
 from lopt_pp.data import DataConfig, TokenizedRows, load_rows
 from lopt_pp.evaluate import compare_on, load_whole, loss_on
@@ -28,9 +30,6 @@ from lopt_pp.harness import Benchmarks, run_benchmarks
 from lopt_pp.metrics import perplexity
 from lopt_pp.model import ModelConfig, load_tokenizer
 from lopt_pp.retention import Score
-
-MAX_NEW_TOKENS = 48
-"""The longest right answers, lists of numbers, have about forty."""
 
 
 def rows_of(file: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedRows:
@@ -60,7 +59,7 @@ def answers_of(
         made = model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=max(question.MAX_NEW_TOKENS for question in questions),
             do_sample=False,
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
@@ -98,7 +97,7 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
         for measure, score in run_benchmarks(str(flags.model), benchmarks, device, dtype).items():
             keep(f"{BENCHMARK}{measure.name} {measure.metric}", score)
     if flags.questions is not None:
-        questions = [Question(**content) for content in json.loads(flags.questions.read_text())]
+        questions = read(flags.questions.read_text(), (ReasoningQuestion, WordProblem))
         model = AutoModelForCausalLM.from_pretrained(flags.model, dtype=dtype).to(device).eval()
         answers = answers_of(model, tokenizer, questions)
         right = accuracy(questions, answers)

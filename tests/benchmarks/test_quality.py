@@ -23,7 +23,7 @@ BENCHMARK = TESTS.parent / "benchmarks" / "quality"
 def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
     """The benchmark's modules, by name."""
     monkeypatch.syspath_prepend(str(BENCHMARK))
-    names = ("forms", "methods", "runs", "summary", "tasks")
+    names = ("forms", "methods", "questions", "reasoning_tasks", "runs", "summary", "word_problems")
     yield {name: importlib.import_module(name) for name in names}
     for name in names:
         del sys.modules[name]
@@ -116,15 +116,104 @@ def test_trials_side_by_side_have_a_device_each(
 
 
 def test_no_question_is_in_two_splits(modules: dict[str, ModuleType]) -> None:
-    tasks = modules["tasks"]
+    tasks = modules["reasoning_tasks"]
     drawn = tasks.draw({"test": 60, "validation": 30, "train": 300})
     texts = [question.text for questions in drawn.values() for question in questions]
     assert len(texts) == len(set(texts)) == 390
     assert {question.task for question in drawn["test"]} == set(tasks.TASKS)
-    right = tasks.accuracy(drawn["test"], [f" {question.entry['answer']}\n" for question in drawn["test"]])
-    wrong = tasks.accuracy(drawn["test"], ["no idea"] * 60)
+    accuracy = modules["questions"].accuracy
+    right = accuracy(drawn["test"], [f" {question.entry['answer']}\n" for question in drawn["test"]])
+    wrong = accuracy(drawn["test"], ["no idea"] * 60)
     assert all(sum(scores) == len(scores) == 10 for scores in right.values())
     assert not any(sum(scores) for scores in wrong.values())
+
+
+def rewritten_and_tests(folder: Path) -> tuple[str, str]:
+    """Directories as MetaMathQA, with each of 20 questions in three ways, and as GSM8K, which has one of them."""
+    rewritten, tests = folder / "rewritten", folder / "tests"
+    for directory, name, rows in (
+        (
+            rewritten,
+            "train",
+            [
+                {
+                    "type": "GSM_Rephrased",
+                    "query": f"In words of way {way}, what is {number} and 2?",
+                    "original_question": f"What is {number} and 2?",
+                    "response": f"It is {number} + 2.\nThe answer is: {number + 2}",
+                }
+                for number in range(20)
+                for way in range(3)
+            ],
+        ),
+        (
+            tests,
+            "test",
+            [
+                {"question": f"What is {number} and 2?", "answer": f"<<{number}+2={number + 2}>>So.\n#### {number + 2}"}
+                for number in range(19, 35)
+            ],
+        ),
+    ):
+        directory.mkdir()
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(rewritten), str(tests)
+
+
+def test_word_problems_of_one_origin_are_in_one_split(modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    problems, questions = modules["word_problems"], modules["questions"]
+    train, test = rewritten_and_tests(tmp_path)
+    drawn = problems.load(train, test, {"test": 16, "validation": 5, "train": 40})
+    numbers = {
+        split: [re.search(r"is (\d+) and", question.text)[1] for question in drawn[split]]  # type: ignore[index]
+        for split in drawn
+    }
+    assert len(set(numbers["test"])) == 16 and len(set(numbers["validation"])) == 5
+    assert len(numbers["train"]) == 40 and len(set(numbers["train"])) == 14, "20 less 5, less the one that is tested"
+    assert not set(numbers["train"]) & {*numbers["validation"], *numbers["test"]}
+    assert drawn["test"][0].row["completion"][0]["content"].startswith("So."), "calculations are not said twice"
+    assert drawn["test"][0].prompt == [{"role": "user", "content": drawn["test"][0].text}]
+    again = questions.read(questions.as_json(drawn["test"]), [problems.WordProblem])
+    assert again == drawn["test"]
+    right = questions.accuracy(again, [f"The answer is: {question.entry['answer'][9:]}" for question in again])
+    assert sum(right["word problems"]) == 16
+    with pytest.raises(problems.UnknownRows, match="has 42 questions that can be used, and 43 are wanted"):
+        problems.load(train, test, {"test": 16, "validation": 5, "train": 43})
+    with pytest.raises(problems.UnknownRows, match="the split test of .* cannot be loaded"):
+        problems.load(train, train, {"test": 1, "validation": 1, "train": 1})
+    (tmp_path / "tests" / "test.jsonl").write_text('{"text": "What is it?"}\n')
+    with pytest.raises(problems.UnknownRows, match="has the columns text; wanted are query and response"):
+        problems.load(train, test, {"test": 1, "validation": 1, "train": 1})
+
+
+@pytest.mark.parametrize(
+    ("answer", "number"),
+    [
+        ("So 3 + 4 = 7.\n#### 7", 7),
+        ("#### 1,234\nThe answer is: 1,234", 1234),
+        ("The answer is: $-2.50 for 4 of them", -2.5),
+        ("The answer is 3/4", 0.75),
+        ("They are 12 in all, of whom 5 are old.", 5),
+        ("The answer is: unknown. 8", 8),
+        ("no idea", None),
+        ("The answer is 3/0", None),
+    ],
+)
+def test_the_number_that_an_answer_comes_to(modules: dict[str, ModuleType], answer: str, number: float | None) -> None:
+    assert modules["word_problems"].result_of(answer) == number
+
+
+def test_word_problems_are_asked(tmp_path: Path) -> None:
+    train, test = rewritten_and_tests(tmp_path)
+    command = [sys.executable, str(BENCHMARK), "--form", "tiny", "--folder", str(tmp_path / "quality")]
+    command += ["--questions", "word_problems", "--dataset_name", train, "--eval_dataset_name", test]
+    result = run([*command, "--minutes", "1e-9"])
+    assert result.returncode == 0, result.stdout + result.stderr
+    untouched = json.loads((tmp_path / "quality" / "untouched.json").read_text())
+    assert untouched["accuracy_of_tasks"].keys() == {"word problems"} and untouched["test_loss"]["value"] > 0
+    missing = run([*command[:-1], str(tmp_path / "nowhere")])
+    assert missing.returncode == 1 and "nowhere cannot be loaded" in missing.stderr
+    assert "Traceback" not in missing.stderr
 
 
 def test_the_rates_of_the_lowest_validation_loss_are_taken_and_seeds_make_the_spread(
@@ -158,6 +247,7 @@ def test_how_much_of_the_distance_a_method_closes(modules: dict[str, ModuleType]
     [
         ("", "needs --model"),
         (f"--form tiny --train_file {__file__}", "go together"),
+        ("--form tiny --dataset_name rows", "go with --questions word_problems"),
         ("--form tiny --device cuda", "no GPU"),
         ("--form tiny --method_flags e3e=--split", "e3e=--split: METHOD=FLAGS, where METHOD is one of e2e, frozen"),
         ("--form tiny --general_file nowhere.jsonl", "nowhere.jsonl is not there"),
