@@ -104,17 +104,21 @@ def _rate(run: RunData) -> list[Advice]:
     if kind is None or kind.safe_rate_share is None or rate is None or "learning_rate" not in run.flags:
         return []
     advice = []
-    safe = kind.safe_rate_share * run.flags["learning_rate"]
+    starts_whole = run.flags.get("auxiliary_choice") == ALL
+    accumulation = run.flags.get("gradient_accumulation_steps", 1)
+    learns_all = (run.flags.get("local_accumulation_steps") or accumulation) == accumulation
+    # A network of all layers that learns from all microbatches is end-to-end training, and safe where that is.
+    share = 1 if starts_whole and learns_all else kind.safe_rate_share
+    safe = share * run.flags["learning_rate"]
     if rate > safe and not math.isclose(rate, safe):
         advice.append(
             Advice(
                 "warn",
                 f"The stages before the last learn at {rate:.3g}, which is above the safe range for {local}: up to "
-                f"{kind.safe_rate_share:g} of --learning_rate, {safe:.3g} here. Runs above it were measured to do "
+                f"{share:g} of --learning_rate, {safe:.3g} here. Runs above it were measured to do "
                 f"harm. Lower --local_learning_rate (see docs/quality.md).",
             )
         )
-    starts_whole = run.flags.get("auxiliary_choice") == ALL
     if kind.needs_head_warmup and rate > 0 and not starts_whole and not run.flags.get("local_head_warmup_steps"):
         advice.append(
             Advice(

@@ -16,6 +16,7 @@ from lopt_pp.objectives import AuxiliaryNextToken, NextToken, Objective, Reconst
 STEPS = 40
 RECONSTRUCTION = {"method": "lopt", "local_objective": "reconstruction", "local_learning_rate": None}
 NEXT_TOKEN = {"method": "lopt", "local_objective": "next_token", "local_learning_rate": None}
+HALF = {"gradient_accumulation_steps": 4, "local_accumulation_steps": 2}
 CURE = (
     "What helps, in this order: a lower --local_learning_rate (it is 1e-05), --local_objective next_token with "
     "--local_head_warmup_steps, or --method frozen, which leaves the earlier stages as they are (see docs/quality.md)."
@@ -141,6 +142,9 @@ def test_the_best_model_is_judged_where_it_is_the_one_that_is_saved(tmp_path: Pa
         (NEXT_TOKEN | {"local_head_warmup_steps": 5}, []),
         (NEXT_TOKEN | {"local_head_warmup_steps": 0}, ["harm without --local_head_warmup_steps"]),
         (NEXT_TOKEN | {"local_head_warmup_steps": 0, "auxiliary_choice": "all"}, []),
+        (NEXT_TOKEN | {"auxiliary_choice": "all", "local_learning_rate": 1e-4}, []),
+        (NEXT_TOKEN | {"auxiliary_choice": "all", "local_learning_rate": 2e-4}, ["up to 1 of --learning_rate, 0.0001"]),
+        (NEXT_TOKEN | HALF | {"auxiliary_choice": "all", "local_learning_rate": 1e-4}, ["up to 0.5 of"]),
         (NEXT_TOKEN | {"local_head_warmup_steps": 0, "local_learning_rate": 0.0}, []),
         (
             NEXT_TOKEN | {"local_head_warmup_steps": 5, "local_learning_rate": 2e-4},
