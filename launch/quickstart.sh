@@ -50,6 +50,8 @@ python "$scripts/tasks.py" --train "$work/train.jsonl" --held_out "$work/held_ou
 step "The model as it is"
 python "$scripts/held_out.py" --model "$model" --data "$work/held_out.jsonl" --out "$work/before.json"
 
+# The first stage learns the task as well, from one of each step's two microbatches: the model is small, and its memory
+# has room for the rest of it. --local_objective reconstruction is the paper's.
 step "Training $steps steps across two processes"
 cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
 begun=$SECONDS
@@ -66,6 +68,9 @@ OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}" torchrun --
     --gradient_accumulation_steps 2 \
     --max_length 256 \
     --learning_rate 1e-4 \
+    --local_objective next_token \
+    --auxiliary_choice all \
+    --local_accumulation_steps 1 \
     --logging_steps 5
 seconds=$((SECONDS - begun))
 

@@ -78,7 +78,7 @@ def _remedies(run: RunData) -> str:
         return "Lower --learning_rate."
     parts = ["a lower --local_learning_rate" + (f" (it is {rate:.3g})" if rate is not None else "")]
     if local != "next_token":
-        parts.append("--local_objective next_token with --local_head_warmup_steps")
+        parts.append("--local_objective next_token with --auxiliary_choice all")
     parts.append("--method frozen, which leaves the earlier stages as they are")
     return f"What helps, in this order: {', '.join(parts[:-1])}, or {parts[-1]} (see docs/quality.md)."
 

@@ -19,7 +19,7 @@ NEXT_TOKEN = {"method": "lopt", "local_objective": "next_token", "local_learning
 HALF = {"gradient_accumulation_steps": 4, "local_accumulation_steps": 2}
 CURE = (
     "What helps, in this order: a lower --local_learning_rate (it is 1e-05), --local_objective next_token with "
-    "--local_head_warmup_steps, or --method frozen, which leaves the earlier stages as they are (see docs/quality.md)."
+    "--auxiliary_choice all, or --method frozen, which leaves the earlier stages as they are (see docs/quality.md)."
 )
 
 
