@@ -105,8 +105,7 @@ def _rate(run: RunData) -> list[Advice]:
         return []
     advice = []
     starts_whole = run.flags.get("auxiliary_choice") == ALL
-    accumulation = run.flags.get("gradient_accumulation_steps", 1)
-    learns_all = (run.flags.get("local_accumulation_steps") or accumulation) == accumulation
+    learns_all = run.flags.get("local_accumulation_steps") in (None, run.flags.get("gradient_accumulation_steps", 1))
     # A network of all layers that learns from all microbatches is end-to-end training, and safe where that is.
     share = 1 if starts_whole and learns_all else kind.safe_rate_share
     safe = share * run.flags["learning_rate"]

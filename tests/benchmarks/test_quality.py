@@ -130,34 +130,24 @@ def test_no_question_is_in_two_splits(modules: dict[str, ModuleType]) -> None:
 
 def rewritten_and_tests(folder: Path) -> tuple[str, str]:
     """Directories as MetaMathQA, with each of 20 questions in three ways, and as GSM8K, which has one of them."""
-    rewritten, tests = folder / "rewritten", folder / "tests"
-    for directory, name, rows in (
-        (
-            rewritten,
-            "train",
-            [
-                {
-                    "type": "GSM_Rephrased",
-                    "query": f"In words of way {way}, what is {number} and 2?",
-                    "original_question": f"What is {number} and 2?",
-                    "response": f"It is {number} + 2.\nThe answer is: {number + 2}",
-                }
-                for number in range(20)
-                for way in range(3)
-            ],
-        ),
-        (
-            tests,
-            "test",
-            [
-                {"question": f"What is {number} and 2?", "answer": f"<<{number}+2={number + 2}>>So.\n#### {number + 2}"}
-                for number in range(19, 35)
-            ],
-        ),
-    ):
-        directory.mkdir()
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(rewritten), str(tests)
+    rewritten = [
+        {
+            "type": "GSM_Rephrased",
+            "query": f"In words of way {way}, what is {number} and 2?",
+            "original_question": f"What is {number} and 2?",
+            "response": f"It is {number} + 2.\nThe answer is: {number + 2}",
+        }
+        for number in range(20)
+        for way in range(3)
+    ]
+    tests = [
+        {"question": f"What is {number} and 2?", "answer": f"<<{number}+2={number + 2}>>So.\n#### {number + 2}"}
+        for number in range(19, 35)
+    ]
+    for file, rows in (("rewritten/train.jsonl", rewritten), ("tests/test.jsonl", tests)):
+        (folder / file).parent.mkdir()
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / "rewritten"), str(folder / "tests")
 
 
 def test_word_problems_of_one_origin_are_in_one_split(modules: dict[str, ModuleType], tmp_path: Path) -> None:
