@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from sizes import Load, Model
 
-from lopt_pp.balance import Costs, balance
+from lopt_pp.balance import balance
+from lopt_pp.costs import Costs
 from lopt_pp.objectives import CUDA_LOGITS
-from lopt_pp.split import Span, split_at, split_evenly
+from lopt_pp.span import Span, split_at, split_evenly
 
 # Memory.
 

@@ -16,7 +16,8 @@ from lopt_pp.data import DataOrder
 from lopt_pp.distributed import World
 from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.optim import OptimConfig, Optimizer
-from lopt_pp.split import BlockModel, Span, block_class, split_at
+from lopt_pp.span import Span, split_at
+from lopt_pp.split import BlockModel, block_class
 from lopt_pp.stage import Stage
 from lopt_pp.verify import check_split
 

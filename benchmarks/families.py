@@ -20,7 +20,7 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lopt_pp.errors import LoptError, first_line
-from lopt_pp.split import split_evenly
+from lopt_pp.span import split_evenly
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.verify_packing import check_packing
 

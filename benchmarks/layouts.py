@@ -14,7 +14,6 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from lopt_pp.balance import random_block
 from lopt_pp.computation import StageConfig, prepare_block
 from lopt_pp.data import DataOrder
 from lopt_pp.distributed import World, boundaries
@@ -22,8 +21,10 @@ from lopt_pp.end_to_end import EndToEndPipeline, clip_grad_norm
 from lopt_pp.metrics import Record
 from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.optim import Optimizer
-from lopt_pp.split import Anatomy, split_evenly
+from lopt_pp.span import split_evenly
+from lopt_pp.split import Anatomy
 from lopt_pp.stage import Stage
+from lopt_pp.stand_ins import random_block
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.topology import Topology
 from lopt_pp.trainer import stream_headers, train

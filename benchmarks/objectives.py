@@ -39,12 +39,15 @@ from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 from workers import Workers, free_port
 
-from lopt_pp.balance import balance, measure, random_block, random_microbatch
+from lopt_pp.balance import balance
 from lopt_pp.computation import StageConfig
+from lopt_pp.costs import measure
 from lopt_pp.distributed import World
 from lopt_pp.objectives import ObjectiveConfig, local_objective
-from lopt_pp.split import Anatomy, BlockModel, Span, split_at
+from lopt_pp.span import Span, split_at
+from lopt_pp.split import Anatomy, BlockModel
 from lopt_pp.stage import Stage
+from lopt_pp.stand_ins import random_block, random_microbatch
 
 OBJECTIVES = ["none", "reconstruction", "next_token"]
 

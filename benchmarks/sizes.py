@@ -13,7 +13,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from lopt_pp.computation import StageConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.objectives import reconstruction_head
-from lopt_pp.split import Span, block_class, block_config, split_evenly
+from lopt_pp.span import Span, split_evenly
+from lopt_pp.split import block_class, block_config
 from lopt_pp.verify import check_split, model_class_of
 
 

@@ -15,7 +15,8 @@ import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from lopt_pp.distributed import World, boundaries
-from lopt_pp.stream import Header, StreamReceiver, StreamSender
+from lopt_pp.headers import Header
+from lopt_pp.stream import StreamReceiver, StreamSender
 from lopt_pp.topology import Topology
 from lopt_pp.trainer import train
 

@@ -104,11 +104,11 @@ class Trainer:
                 if _is_done(self.config, world):
                     return True
                 run = Run(self.config, world)
-                guard.abandon = run.abandon
+                guard.abandon = run.outcome.abandon
                 is_prepared.set()
                 return run.train()
             except LoptError as error:
-                guard.fail(str(error), keep=isinstance(error, NotFiniteError) and run.keeps_last_good)
+                guard.fail(str(error), keep=isinstance(error, NotFiniteError) and run.outcome.keeps_last_good)
                 raise RunError(str(error)) from error
 
     def model(self) -> PreTrainedModel:

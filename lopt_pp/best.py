@@ -16,7 +16,7 @@ from lopt_pp.distributed import World
 from lopt_pp.errors import LoptError
 from lopt_pp.manifest import complete_checkpoints, read_manifest
 from lopt_pp.resume import Resumable, parts_held
-from lopt_pp.split import Span
+from lopt_pp.span import Span
 
 logger = logging.getLogger(__name__)
 

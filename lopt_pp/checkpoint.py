@@ -32,7 +32,7 @@ from lopt_pp.background import in_background
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.flags import check_types
 from lopt_pp.manifest import complete_checkpoints, file_sha256, part_name, write_manifest
-from lopt_pp.split import Span
+from lopt_pp.span import Span
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedConfig
 
-from lopt_pp.balance import Costs, layer_kinds, random_microbatch
 from lopt_pp.computation import prepare_block
+from lopt_pp.costs import Costs, layer_kinds
 from lopt_pp.end_to_end import PipelineModule, clip_grad_norm
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.fake import fake_tensors, make_fake
@@ -24,8 +24,10 @@ from lopt_pp.meter import Meter
 from lopt_pp.needs import Load, Memory, Needs
 from lopt_pp.objectives import Objective, local_objective
 from lopt_pp.optim import Optimizer
-from lopt_pp.split import BlockModel, Span, block_class, split_evenly
+from lopt_pp.span import Span, split_evenly
+from lopt_pp.split import BlockModel, block_class
 from lopt_pp.stage import Stage
+from lopt_pp.stand_ins import random_microbatch
 from lopt_pp.verify import check_split, model_class_of
 
 _CPU = torch.device("cpu")

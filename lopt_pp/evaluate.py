@@ -26,7 +26,8 @@ from lopt_pp.metrics import perplexity
 from lopt_pp.model import ModelConfig, load_model_config, load_tokenizer
 from lopt_pp.objectives import NextToken
 from lopt_pp.retention import Measure, Score, Scores, as_data, table
-from lopt_pp.split import BlockModel, split_at
+from lopt_pp.span import split_at
+from lopt_pp.split import BlockModel
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
 

@@ -7,7 +7,7 @@ from lopt_pp.balance import balance
 from lopt_pp.errors import LoptError
 from lopt_pp.estimate import Model
 from lopt_pp.needs import Load, Needs
-from lopt_pp.split import Span, split_at, split_evenly
+from lopt_pp.span import Span, split_at, split_evenly
 from lopt_pp.topology import PipelineConfig, Topology
 
 HEADROOM = 0.1

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from lopt_pp.errors import LoptError, first_line, shown
-from lopt_pp.split import Span
+from lopt_pp.span import Span
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"

@@ -22,7 +22,7 @@ from lopt_pp.needs import Load, Needs
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.optim import OptimConfig
 from lopt_pp.plan_text import GIB, describe
-from lopt_pp.split import Span, split_at, split_evenly
+from lopt_pp.span import Span, split_at, split_evenly
 from lopt_pp.topology import PipelineConfig
 
 _DESCRIPTION = """\

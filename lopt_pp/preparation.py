@@ -17,7 +17,8 @@ from lopt_pp.identity import facts
 from lopt_pp.model import load_model_config, load_tokenizer, write_description
 from lopt_pp.objectives import local_objective
 from lopt_pp.replicas import Replicas
-from lopt_pp.split import Anatomy, BlockModel, Span, split_at, split_evenly
+from lopt_pp.span import Span, split_at, split_evenly
+from lopt_pp.split import Anatomy, BlockModel
 from lopt_pp.stage import Stage
 from lopt_pp.topology import Topology
 from lopt_pp.verify import check_sample, check_split, model_class_of

@@ -11,7 +11,7 @@ import torch
 from lopt_pp.distributed import World
 from lopt_pp.errors import LoptError, shown
 from lopt_pp.manifest import Manifest, complete_checkpoints, read_manifest
-from lopt_pp.split import Span
+from lopt_pp.span import Span
 
 logger = logging.getLogger(__name__)
 

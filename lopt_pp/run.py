@@ -2,26 +2,20 @@
 
 import functools
 import itertools
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 
-from torch.distributed import Store
-
-from lopt_pp.best import Measured, best_checkpoint, compare_with_start, load_best, rank_models
-from lopt_pp.card import model_card
+from lopt_pp.best import best_checkpoint
 from lopt_pp.checkpoint import Committer, PartWriter, remove_unfinished_checkpoints
 from lopt_pp.config import Config
-from lopt_pp.course import UNINTERRUPTED, Course, DecidedCourse, stop_reason
-from lopt_pp.distributed import Failure, World, boundaries, check_shared
+from lopt_pp.course import UNINTERRUPTED, Course, DecidedCourse
+from lopt_pp.distributed import World, boundaries, check_shared
 from lopt_pp.end_to_end_stage import EndToEndStage
-from lopt_pp.errors import LoptError, NotFiniteError
+from lopt_pp.errors import NotFiniteError
 from lopt_pp.evaluation import START
-from lopt_pp.guard import complain
 from lopt_pp.identity import essentials, settings
 from lopt_pp.insight.probe import Probe
 from lopt_pp.insight.start import begin
@@ -29,18 +23,16 @@ from lopt_pp.insight.trackers import Listener, check_installed
 from lopt_pp.manifest import check_no_checkpoints, remove_checkpoints
 from lopt_pp.metrics import Record
 from lopt_pp.objectives import NextToken, local_objective_class
+from lopt_pp.outcome import STOPPED, Outcome
 from lopt_pp.preparation import gather_material, make_stages
-from lopt_pp.reporting import Collector, post_end
+from lopt_pp.reporting import Collector
 from lopt_pp.resume import LATEST, resume
-from lopt_pp.saving import check_output_dir, finish_model, keep_shards, remove_unfinished, save_stage
+from lopt_pp.saving import check_output_dir, remove_unfinished
 from lopt_pp.stage import Stage
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.trainer import stream_headers, train
 
 logger = logging.getLogger(__name__)
-
-STOPPED = "stopped.json"
-"""Is in the output directory of a run that was asked to stop, until it is started again."""
 
 
 class Run:
@@ -66,9 +58,7 @@ class Run:
         self.material = material = gather_material(config, world)
         self.topology, self.num_steps = material.topology, material.num_steps
         self.replica = self.topology.replica_of(world.rank)
-        self.name = self.topology.name_of(world.rank)
         self.order, self.evaluation = material.order(self.replica), material.evaluation(self.replica)
-        self._measured: Measured | None = None
         self._essentials = essentials(config, material.model_config, material.rows, self.topology.num_replicas)
         self._settings = settings(config, self.num_steps, material.held_out)
         if world.rank == 0:
@@ -76,6 +66,7 @@ class Run:
             (self.output_dir / STOPPED).unlink(missing_ok=True)
             self._say_what_it_is()
         self.stages, self.end_to_end = make_stages(material, world)
+        self.outcome = Outcome(config, world, material, self._trained)
         self.probe = self._make_probe()
         if config.checkpoint.save_steps > 0 or goes_on:
             why = "checkpoints need an --output_dir that all machines share, or --save_steps 0"
@@ -189,22 +180,16 @@ class Run:
                 checkpoint(steps_done)
             writer.finish()
         except NotFiniteError as error:
-            if self.keeps_last_good:
-                error = NotFiniteError(f"{error}. The weights from before that step are kept in {self._last_good}")
+            if self.outcome.keeps_last_good:
+                error = NotFiniteError(
+                    f"{error}. The weights from before that step are kept in {self.outcome.last_good}"
+                )
             raise error
         if steps_done < self.num_steps:
             if collector is not None and committer is not None:
-                self._say_where_it_stopped(steps_done, collector, committer)
+                self.outcome.stop(self.steps_done, steps_done, collector, committer)
             return False
-        self._choose(collector, committer)
-        self._save(self.output_dir, self.world.store)
-        if committer is not None:
-            committer.join()
-        if collector is not None:
-            collector.join()
-            if self.config.data.streaming:  # Only now it is known.
-                logger.info("%s", self.material.rows.summary())
-            _say_how_it_went(collector, self.output_dir)
+        self.outcome.finish(collector, committer)
         return True
 
     @property
@@ -257,45 +242,6 @@ class Run:
         steps = itertools.takewhile(course.goes_on, self._steps)
         train(self.stages, receivers, senders, self.order, steps, report, after_step, self.probe, self.evaluation)
 
-    def _choose(self, collector: Collector | None, committer: Committer | None) -> None:
-        """Leaves the stages with the model that is to be saved: the last one, or the best. All must call this."""
-        if self.material.held_out is None:
-            return
-        models: list[Measured] = []
-        if collector is not None and committer is not None:
-            committer.join()
-            loss = collector.eval_loss(self.num_steps)
-            self._measured = Measured(math.inf if loss is None else loss, self.num_steps)
-            models = rank_models(self.output_dir, self.material.held_out.digest, self._measured)
-        if self.config.evaluation.load_best_model_at_end:
-            self._measured = load_best(
-                self.world,
-                models,
-                self.output_dir,
-                self._trained,
-                self.material.spans,
-                checks_parts=self.replica == 0,
-            )
-        if collector is not None and self._measured is not None:
-            compare_with_start(collector.eval_loss(0), self._measured)
-
-    def _say_where_it_stopped(self, steps_done: int, collector: Collector, committer: Committer) -> None:
-        """For rank 0: brings log and checkpoint to their end, and leaves word for whoever starts the run again."""
-        post_end(self.world.store, steps_done)
-        collector.join()
-        committer.join()
-        reason, done = stop_reason(self.world.store), f"{steps_done} of {self.num_steps} steps are done"
-        has_saved = committer.committed == steps_done
-        if steps_done > self.steps_done and self.config.checkpoint.save_steps > 0 and not has_saved:
-            raise LoptError(f"stopped by {reason}: {done}, but no checkpoint of them could be saved in time")
-        stopped = {"step": steps_done, "num_steps": self.num_steps, "signal": reason}
-        (self.output_dir / STOPPED).write_text(json.dumps(stopped) + "\n", encoding="utf-8")
-        if steps_done == self.steps_done or has_saved:
-            how = "--resume_from_checkpoint latest goes on from there"
-        else:
-            how = "they are lost, since --save_steps 0 turns checkpoints off"
-        logger.warning("stopped by %s: %s; %s", reason, done, how)
-
     @property
     def _loss_names(self) -> list[str | None]:
         """Of each stage; None where it has no loss."""
@@ -315,51 +261,3 @@ class Run:
             listeners,
             self._evaluates_start,
         )
-
-    @property
-    def keeps_last_good(self) -> bool:
-        """Whether the weights are saved where a loss is not finite.
-
-        Replicas that hold a share each would have to stop at the same step to give what they have.
-        """
-        return not any(stage.is_sharded for stage in self._trained)
-
-    @property
-    def _last_good(self) -> Path:
-        return self.output_dir / "last_good"
-
-    def abandon(self, failure: Failure) -> None:
-        """Saves what the stages have, where a loss somewhere was not finite, as an ordinary model to look into.
-
-        Leaves nothing half-written. May be called from any thread.
-        """
-        if failure.keep:
-            try:
-                self._save(self._last_good, self.world.connection(timedelta(minutes=2)))
-            except (RuntimeError, OSError, LoptError) as error:
-                complain(f"{self.name}: the last good weights could not be saved: {error}")
-        remove_unfinished(self.output_dir)
-
-    def _save(self, path: Path, store: Store) -> None:
-        for stage in self._trained:
-            save_stage(stage, path, store, is_writer=self.replica == 0)
-        if self.world.rank != 0:
-            keep_shards(self._trained if self.replica == 0 else [], path, store)
-            return
-        material = self.material
-        finish_model(
-            path,
-            store,
-            self.topology.num_stages,
-            material.describe,
-            lambda steps: model_card(
-                self.config, material.rows, steps, self.num_steps, material.held_out, self._measured
-            ),
-        )
-
-
-def _say_how_it_went(collector: Collector, output_dir: Path) -> None:
-    minutes, seconds = divmod(round(collector.seconds), 60)
-    logger.info("the model is in %s, after %d min %02d s of training", output_dir, minutes, seconds)
-    for stage, shares in enumerate(collector.summary()):
-        logger.info("stage %d: %s", stage, ", ".join(f"{share:.1%} {what}" for what, share in shares.items()))

@@ -11,7 +11,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
 
@@ -20,58 +20,13 @@ import torch.distributed as dist
 
 from lopt_pp.course import UNINTERRUPTED, Course
 from lopt_pp.errors import LoptError
+from lopt_pp.headers import Header, dtype_code, with_end
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _TAG_PAYLOAD, _TAG_HEADER = 0, 1
 
 
 class StreamError(LoptError):
     """The neighbour at the other end of a boundary died, hangs, or disagrees about what comes next."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a message is: the place of its microbatch in the run, and the shape and dtype of its hidden states."""
-
-    step: int
-    microbatch: int
-    rows: int
-    tokens: int
-    hidden: int
-    dtype: int = 0
-    """Index in the stream's table of dtypes; see `dtype_code`."""
-
-    @classmethod
-    def end(cls, step: int) -> "Header":
-        """What stands after the last message, in place of the first one of `step`, which is not made."""
-        return cls(step, -1, 0, 0, 0)
-
-    @property
-    def is_end(self) -> bool:
-        return self.microbatch == -1
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.rows, self.tokens, self.hidden
-
-    def pack(self) -> torch.Tensor:
-        return torch.tensor(astuple(self), dtype=torch.int64)
-
-    @classmethod
-    def unpack(cls, packed: torch.Tensor) -> "Header":
-        return cls(*packed.tolist())
-
-    def __str__(self) -> str:
-        if self.is_end:
-            return f"the end after step {self.step}"
-        dtype = str(_DTYPES[self.dtype]).removeprefix("torch.") if 0 <= self.dtype < len(_DTYPES) else "unknown"
-        shape = f"[{self.rows}, {self.tokens}, {self.hidden}]"
-        return f"step {self.step + 1}, microbatch {self.microbatch + 1}, {shape} {dtype}"
-
-
-def dtype_code(dtype: torch.dtype) -> int:
-    """The number that stands for `dtype` in a header."""
-    return _DTYPES.index(dtype)
 
 
 class Receiver(Protocol):
@@ -185,7 +140,7 @@ class StreamSender:
     ) -> None:
         self._boundary = boundary
         self._announced: deque[Header] = deque()
-        self._headers = _with_end(headers)
+        self._headers = with_end(headers)
         self._next: Header | None = next(self._headers)
         self._depth = queue_depth
         self._course = course
@@ -251,7 +206,7 @@ class StreamReceiver:
 
     def __init__(self, boundary: Boundary, headers: Iterable[Header], queue_depth: int) -> None:
         self._boundary = boundary
-        self._expected = _with_end(headers)
+        self._expected = with_end(headers)
         self._depth = queue_depth
         self._header_works: deque[tuple[dist.Work, torch.Tensor]] = deque()
         self._payloads: deque[tuple[dist.Work, torch.Tensor, Header]] = deque()
@@ -325,17 +280,9 @@ class _Buffers:
 
     def take(self, header: Header) -> torch.Tensor:
         """The memory taken longest ago, as a tensor for the message; it grows where the message is the largest yet."""
-        buffer, dtype = self._ring.popleft(), _DTYPES[header.dtype]
+        buffer, dtype = self._ring.popleft(), header.torch_dtype
         size = math.prod(header.shape) * dtype.itemsize
         if buffer.numel() < size:
             buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
         self._ring.append(buffer)
         return buffer[:size].view(dtype).view(header.shape)
-
-
-def _with_end(headers: Iterable[Header]) -> Iterator[Header]:
-    step = 0
-    for header in headers:
-        yield header
-        step = header.step + 1
-    yield Header.end(step)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from lopt_pp.data import DataOrder, Microbatch, TokenCounts
 from lopt_pp.evaluation import START, Evaluation, evaluate
+from lopt_pp.headers import Header, dtype_code
 from lopt_pp.insight.probe import Probe
 from lopt_pp.metrics import Record, StageClock, peak_memory
 from lopt_pp.stage import Stage
-from lopt_pp.stream import Header, Receiver, Sender, dtype_code
+from lopt_pp.stream import Receiver, Sender
 
 logger = logging.getLogger(__name__)
 

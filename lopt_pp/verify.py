@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from lopt_pp.errors import LoptError, first_line
-from lopt_pp.split import Anatomy, BlockModel, Span, block_class, find_layers, modules_around
+from lopt_pp.span import Span
+from lopt_pp.split import Anatomy, BlockModel, block_class, find_layers, modules_around
 
 TOKENS = 13
 VOCABULARY = 96

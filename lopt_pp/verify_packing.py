@@ -11,7 +11,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError, first_line
-from lopt_pp.split import Anatomy, Span
+from lopt_pp.span import Span
+from lopt_pp.split import Anatomy
 from lopt_pp.verify import TOKENS, VOCABULARY, chain, miniature, miniature_config
 
 _PACKS = ((6, 1, 4, 2), (TOKENS,), (3, 7, 3))

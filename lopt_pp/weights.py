@@ -24,7 +24,8 @@ from transformers.core_model_loading import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from lopt_pp.errors import LoptError, first_line
-from lopt_pp.split import Anatomy, BlockModel, Span, block_class
+from lopt_pp.span import Span
+from lopt_pp.split import Anatomy, BlockModel, block_class
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 

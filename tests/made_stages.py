@@ -12,7 +12,8 @@ from lopt_pp.computation import StageConfig
 from lopt_pp.data import DataOrder, Microbatch, TokenizedRows
 from lopt_pp.objectives import ObjectiveConfig, Reconstruction, local_objective
 from lopt_pp.optim import OptimConfig
-from lopt_pp.split import BlockModel, Span, split_evenly
+from lopt_pp.span import Span, split_evenly
+from lopt_pp.split import BlockModel
 from lopt_pp.stage import Stage
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block

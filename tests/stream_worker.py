@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from lopt_pp.distributed import World, boundaries, connect
-from lopt_pp.stream import Boundary, Header, StreamError, StreamReceiver, StreamSender, dtype_code
+from lopt_pp.headers import Header, dtype_code
+from lopt_pp.stream import Boundary, StreamError, StreamReceiver, StreamSender
 from lopt_pp.topology import PipelineConfig, Topology
 
 HIDDEN = 6

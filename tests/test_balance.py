@@ -6,17 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from families import tiny_config
 from ranks import ranks
 from tiny import write_model, write_rows
 
-from lopt_pp.balance import Costs, balance, measure
-from lopt_pp.computation import StageConfig
-from lopt_pp.objectives import ObjectiveConfig
-from lopt_pp.optim import OptimConfig
-from lopt_pp.split import split_evenly
-from lopt_pp.verify import check_split, model_class_of
+from lopt_pp.balance import balance
+from lopt_pp.costs import Costs
 
 
 def random_costs(draw: random.Random, depth: int) -> Costs:
@@ -55,29 +49,6 @@ def test_each_process_gets_a_layer_for_each_of_its_stages() -> None:
 def test_a_stage_that_only_runs_forward_gets_more_layers() -> None:
     costs = Costs((3.0,) * 8, (1.0,) * 8, 0.0, 0.0, 0.0)
     assert [span.stop - span.start for span in balance(costs, [1, 1])] == [6, 2]
-
-
-@pytest.mark.parametrize("learned", [None, 1])
-@pytest.mark.parametrize("local", ["reconstruction", "next_token", "none", "own_objective:TokenItself"])
-def test_layers_of_a_kind_are_timed_once(local: str, learned: int | None) -> None:
-    config = tiny_config("qwen3_moe", num_hidden_layers=6, mlp_only_layers=[0, 1, 2, 4])
-    model_class = model_class_of(config)
-    costs = measure(
-        model_class,
-        config,
-        check_split(model_class, config, split_evenly(6, 2)),
-        shape=(2, 16),
-        accumulation=2,
-        objective=ObjectiveConfig(local_objective=local, local_accumulation_steps=learned),
-        optim=OptimConfig(),
-        stage=StageConfig(),
-        device=torch.device("cpu"),
-    )
-    for layers in (costs.layers, costs.earlier_layers):
-        dense, sparse = {layers[number] for number in (0, 1, 2, 4)}, {layers[number] for number in (3, 5)}
-        assert len(dense) == len(sparse) == 1 and dense != sparse and min(dense | sparse) > 0
-    assert (costs.earlier_layers == costs.layers) == (local != "none" and learned is None)
-    assert (costs.local_head > 0) == (local != "none")
 
 
 def test_auto_says_what_it_chose_and_trains_on_it(tmp_path: Path) -> None:

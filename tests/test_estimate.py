@@ -12,7 +12,7 @@ from families import FAMILIES, tiny_config
 from launching import TESTS
 from transformers import LlamaModel
 
-from lopt_pp.balance import balance, random_block
+from lopt_pp.balance import balance
 from lopt_pp.computation import StageConfig
 from lopt_pp.data import DataOrder
 from lopt_pp.end_to_end import EndToEndPipeline
@@ -21,8 +21,9 @@ from lopt_pp.estimate import Model
 from lopt_pp.meter import Meter
 from lopt_pp.needs import Load, Needs
 from lopt_pp.objectives import ObjectiveConfig, local_objective
-from lopt_pp.split import Span, split_at, split_evenly
+from lopt_pp.span import Span, split_at, split_evenly
 from lopt_pp.stage import Stage
+from lopt_pp.stand_ins import random_block
 from lopt_pp.stream import LocalStream, Receiver, Sender
 from lopt_pp.trainer import train
 

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from lopt_pp.data import DataConfig, DataOrder, load_rows
 from lopt_pp.objectives import ObjectiveConfig, Reconstruction, local_objective
-from lopt_pp.split import split_evenly
+from lopt_pp.span import split_evenly
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
 

@@ -9,8 +9,8 @@ from families import FAMILIES, tiny_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lopt_pp.computation import checkpoint_layers
-from lopt_pp.errors import LoptError
-from lopt_pp.split import BlockModel, block_class, split_at, split_evenly
+from lopt_pp.span import split_at, split_evenly
+from lopt_pp.split import BlockModel, block_class
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
 
@@ -85,18 +85,3 @@ def test_every_parameter_has_one_owner_and_its_own_name(family: str, tmp_path: P
     assert sorted(names) == sorted(name for name, _ in whole.named_parameters())
     joined = {name: parameter for block in owned for name, parameter in block.items()}
     assert all(torch.equal(joined[name], parameter) for name, parameter in whole.named_parameters())
-
-
-def test_midpoint() -> None:
-    assert [(span.start, span.stop) for span in split_evenly(30, 2)] == [(0, 15), (15, 30)]
-    assert [(span.start, span.stop) for span in split_evenly(7, 2)] == [(0, 3), (3, 7)]
-
-
-def test_fewer_layers_than_stages() -> None:
-    with pytest.raises(LoptError, match="--num_stages 5 is more than the model's 4 layers"):
-        split_evenly(4, 5)
-
-
-def test_boundaries_must_ascend() -> None:
-    with pytest.raises(LoptError, match="do not ascend"):
-        split_at([3, 3], 6)

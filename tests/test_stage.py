@@ -26,7 +26,7 @@ from torch import nn
 from lopt_pp.data import Microbatch
 from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.objectives import NextToken, ObjectiveConfig, Reconstruction, local_objective
-from lopt_pp.split import Span, split_evenly
+from lopt_pp.span import Span, split_evenly
 from lopt_pp.stage import Stage
 
 

@@ -12,7 +12,7 @@ from results import weights
 from tiny import write_model, write_rows
 
 from lopt_pp.manifest import complete_checkpoints
-from lopt_pp.run import STOPPED
+from lopt_pp.outcome import STOPPED
 from lopt_pp.train import STOPPED_STATUS
 
 STEPS = 200

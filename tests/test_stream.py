@@ -9,7 +9,8 @@ import torch
 from ranks import ranks
 from stream_worker import DISAGREEMENTS
 
-from lopt_pp.stream import Header, LocalStream
+from lopt_pp.headers import Header
+from lopt_pp.stream import LocalStream
 
 
 def play(case: str, folder: Path) -> tuple[Any, Any]:

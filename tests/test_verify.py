@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM, LlamaModel
 from transformers.models.bert import BertConfig
 
 from lopt_pp.errors import LoptError
-from lopt_pp.split import Span, split_evenly
+from lopt_pp.span import Span, split_evenly
 from lopt_pp.verify import check_sample, check_split, miniature_config, model_class_of
 
 

@@ -17,7 +17,7 @@ from lopt_pp.end_to_end import pad_alike
 from lopt_pp.errors import LoptError
 from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.optim import OptimConfig
-from lopt_pp.split import split_evenly
+from lopt_pp.span import split_evenly
 from lopt_pp.stage import Stage
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.verify_packing import check_packing

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError
-from lopt_pp.split import BlockModel, split_evenly
+from lopt_pp.span import split_evenly
+from lopt_pp.split import BlockModel
 from lopt_pp.verify import check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block, shard_name, write_index, write_shard
 

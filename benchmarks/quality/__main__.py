@@ -170,8 +170,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--questions",
         choices=["reasoning_gym", "word_problems"],
-        default="reasoning_gym",
-        help="what is learned, unless there are files of rows (default: %(default)s)",
+        help="what is learned, unless there are files of rows (default: reasoning_gym)",
     )
     parser.add_argument("--dataset_name", help=f"or directory, of word problems to train on (default: {TRAINED_ON})")
     parser.add_argument("--eval_dataset_name", help=f"likewise, to test on (default: {TESTED_ON})")
@@ -210,6 +209,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     given = [flags.train_file, flags.validation_file, flags.eval_file]
     if any(given) and not all(given):
         parser.error("--train_file, --validation_file and --eval_file go together")
+    if any(given) and flags.questions:
+        parser.error("--questions and --train_file are two answers to what is learned: give one")
     if flags.questions != "word_problems" and (flags.dataset_name or flags.eval_dataset_name):
         parser.error("--dataset_name and --eval_dataset_name go with --questions word_problems")
     if flags.tasks and importlib.util.find_spec("lm_eval") is None:

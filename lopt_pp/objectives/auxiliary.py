@@ -8,7 +8,8 @@ from lopt_pp.errors import renamed_in_errors
 from lopt_pp.objectives.base import Objective, Site
 from lopt_pp.objectives.config import ALL
 from lopt_pp.objectives.task import NextToken
-from lopt_pp.split import BlockModel, BlockOutput, Span
+from lopt_pp.span import Span
+from lopt_pp.split import BlockModel, BlockOutput
 
 
 class AuxiliaryNextToken(Objective):

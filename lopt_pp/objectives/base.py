@@ -14,7 +14,8 @@ from torch import nn
 
 from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.objectives.config import ObjectiveConfig
-from lopt_pp.split import BlockModel, BlockOutput, Span
+from lopt_pp.span import Span
+from lopt_pp.split import BlockModel, BlockOutput
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from lopt_pp.objectives.config import ObjectiveConfig
 from lopt_pp.objectives.reconstruction import Reconstruction
 from lopt_pp.objectives.task import NextToken
 from lopt_pp.seeds import derive_seed
-from lopt_pp.split import BlockModel, Span
+from lopt_pp.span import Span
+from lopt_pp.split import BlockModel
 
 _OWN: dict[str, type[Objective]] = {"reconstruction": Reconstruction, "next_token": AuxiliaryNextToken}
 

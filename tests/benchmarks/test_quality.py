@@ -237,6 +237,11 @@ def test_how_much_of_the_distance_a_method_closes(modules: dict[str, ModuleType]
     [
         ("", "needs --model"),
         (f"--form tiny --train_file {__file__}", "go together"),
+        (
+            f"--form tiny --questions reasoning_gym --train_file {__file__} --validation_file {__file__} "
+            f"--eval_file {__file__}",
+            "two answers",
+        ),
         ("--form tiny --dataset_name rows", "go with --questions word_problems"),
         ("--form tiny --device cuda", "no GPU"),
         ("--form tiny --method_flags e3e=--split", "e3e=--split: METHOD=FLAGS, where METHOD is one of e2e, frozen"),

@@ -22,12 +22,12 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from lopt_pp.balance import random_block, random_microbatch
 from lopt_pp.computation import StageConfig
 from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.optim import OptimConfig
-from lopt_pp.split import Span, split_evenly
+from lopt_pp.span import Span, split_evenly
 from lopt_pp.stage import Stage
+from lopt_pp.stand_ins import random_block, random_microbatch
 from lopt_pp.topology import PipelineConfig
 
 sys.path.insert(0, str(TESTS.parent / "benchmarks"))

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 from faults.ground import Ground
-from faults.harness import FAULTS, reason_not_possible, run_trial
+from faults.harness import run_trial
+from faults.kinds import FAULTS, reason_not_possible
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lopt_pp import stream
-from lopt_pp.stream import Boundary, Header, StreamError, StreamReceiver
+from lopt_pp.headers import Header
+from lopt_pp.stream import Boundary, StreamError, StreamReceiver
 
 EXPECTED = [Header(0, 0, 2, 3, 4), Header(0, 1, 2, 5, 4, 1), Header(1, 0, 1, 1, 4, 2)]
 RIGHT = [header.pack().tolist() for header in (*EXPECTED, Header.end(2))]

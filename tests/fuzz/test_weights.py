@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lopt_pp.errors import LoptError
-from lopt_pp.split import Anatomy, split_evenly
+from lopt_pp.span import split_evenly
+from lopt_pp.split import Anatomy
 from lopt_pp.verify import check_split
 from lopt_pp.weights import Checkpoint, parameter_names
 

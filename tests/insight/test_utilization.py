@@ -6,12 +6,12 @@ from families import tiny_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from lopt_pp.balance import random_block, random_microbatch
 from lopt_pp.insight.utilization import Work, peak_of, work_of
 from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.optim import OptimConfig
-from lopt_pp.split import split_evenly
+from lopt_pp.span import split_evenly
 from lopt_pp.stage import Stage
+from lopt_pp.stand_ins import random_block, random_microbatch
 from lopt_pp.verify import check_split, model_class_of
 
 

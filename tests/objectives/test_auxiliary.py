@@ -10,11 +10,12 @@ from families import FAMILIES, leave_out, tiny_config
 from microbatch import VOCABULARY, make_batch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lopt_pp.balance import random_microbatch
 from lopt_pp.computation import checkpoint_layers
 from lopt_pp.errors import LoptError
 from lopt_pp.objectives import AuxiliaryNextToken, NextToken, ObjectiveConfig, Site
-from lopt_pp.split import BlockModel, BlockOutput, Span, split_at, split_evenly
+from lopt_pp.span import Span, split_at, split_evenly
+from lopt_pp.split import BlockModel, BlockOutput
+from lopt_pp.stand_ins import random_microbatch
 from lopt_pp.verify import check_sample, check_split, model_class_of
 from lopt_pp.weights import Checkpoint, load_block
 

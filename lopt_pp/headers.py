@@ -1,0 +1,66 @@
+"""What is said of a message before it crosses a boundary."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+
+import torch
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a message is: the place of its microbatch in the run, and the shape and dtype of its hidden states."""
+
+    step: int
+    microbatch: int
+    rows: int
+    tokens: int
+    hidden: int
+    dtype: int = 0
+    """Index in the stream's table of dtypes; see `dtype_code`."""
+
+    @classmethod
+    def end(cls, step: int) -> "Header":
+        """What stands after the last message, in place of the first one of `step`, which is not made."""
+        return cls(step, -1, 0, 0, 0)
+
+    @property
+    def is_end(self) -> bool:
+        return self.microbatch == -1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.rows, self.tokens, self.hidden
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return _DTYPES[self.dtype]
+
+    def pack(self) -> torch.Tensor:
+        return torch.tensor(astuple(self), dtype=torch.int64)
+
+    @classmethod
+    def unpack(cls, packed: torch.Tensor) -> "Header":
+        return cls(*packed.tolist())
+
+    def __str__(self) -> str:
+        if self.is_end:
+            return f"the end after step {self.step}"
+        dtype = str(_DTYPES[self.dtype]).removeprefix("torch.") if 0 <= self.dtype < len(_DTYPES) else "unknown"
+        shape = f"[{self.rows}, {self.tokens}, {self.hidden}]"
+        return f"step {self.step + 1}, microbatch {self.microbatch + 1}, {shape} {dtype}"
+
+
+def dtype_code(dtype: torch.dtype) -> int:
+    """The number that stands for `dtype` in a header."""
+    return _DTYPES.index(dtype)
+
+
+def with_end(headers: Iterable[Header]) -> Iterator[Header]:
+    """The headers of a run, and what stands after the last."""
+    step = 0
+    for header in headers:
+        yield header
+        step = header.step + 1
+    yield Header.end(step)
