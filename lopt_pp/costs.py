@@ -1,5 +1,6 @@
 """What the parts of a model cost: timed, or computed."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -79,101 +80,120 @@ def measure(
         stage: how stages compute.
         device: to measure on.
     """
-    depth = config.num_hidden_layers
+    timer = _Timer(model_class, config, anatomy, shape, optim, stage, device)
     # Whatever blocks learn from, their layers cost the same, which is measured with the cheapest objective.
     plain = replace(objective, method="lopt", local_objective="reconstruction", local_accumulation_steps=None)
     frozen = replace(plain, method="frozen")
-    batch = random_microbatch(shape, config.vocab_size, device)
-    received = torch.randn(*shape, config.hidden_size, device=device, dtype=stage.compute_dtype)
+    depth = config.num_hidden_layers
 
-    def make_block(span: Span) -> BlockModel:
-        block = random_block(model_class, config, anatomy, span)
-        if not objective.train_embeddings:
-            block.hold_embeddings()
-        return block
-
-    def seconds(span: Span, objective: ObjectiveConfig, accumulation: int = accumulation) -> float:
-        """Of a whole stage."""
-        block = make_block(span)
-        own = local_objective(block, objective, seed=0)
-        timed = Stage(block, own, optim, num_steps=10**6, config=stage, device=device)
-
-        def microbatch() -> None:
-            output = timed.forward(batch, None if span.is_first else received)
-            timed.outgoing(output)
-            if timed.learns:
-                timed.loss(output, batch, batch.num_tokens).backward()
-
-        return _seconds(microbatch, lambda: timed.step(0), accumulation, device)
-
-    def local_head_seconds(objective: ObjectiveConfig, accumulation: int = accumulation) -> float:
-        """Of the loss of an earlier stage, which is taken to end in the middle of the model."""
-        middle = max(depth // 2, 1)
-        head = local_objective(make_block(Span(1, 3, middle - 1, middle)), objective, seed=0, load=make_block)
-        if head is None:
-            return 0.0
-        prepare_objective(head, stage, device)
-        parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        optimizer = Optimizer(parameters, optim, 0.0, num_steps=10**6) if parameters else None
-        hidden_states = received.detach().to(stage.parameter_dtype).requires_grad_()
-
-        def microbatch() -> None:
-            with torch.autocast(device.type, stage.compute_dtype, enabled=stage.autocasts):
-                loss = head(BlockOutput(received, hidden_states, None), batch)
-            loss.backward()
-
-        return _seconds(microbatch, optimizer.step if optimizer else lambda: None, accumulation, device)
-
-    kinds = layer_kinds(model_class, config, anatomy)
-
-    def by_layer(objective: ObjectiveConfig, accumulation: int = accumulation) -> list[float]:
-        """Of a stage of one layer, for each layer."""
-        spans = {kind: Span(1, 3, kinds.index(kind), kinds.index(kind) + 1) for kind in set(kinds)}
-        of_kind = {kind: seconds(span, objective, accumulation) for kind, span in spans.items()}
-        return [of_kind[kind] for kind in kinds]
-
-    def learning(accumulation: int) -> tuple[list[float], float]:
-        """Of the layers, and of the head that they are measured with."""
-        head = local_head_seconds(plain, accumulation)
-        return [max(layer - head, 0.0) for layer in by_layer(plain, accumulation)], head
-
-    layers, head = learning(accumulation)
-    output = max(seconds(Span(1, 2, depth - 1, depth), plain) - layers[-1], 0.0)
+    layers, head = timer.learning_layers(plain, accumulation)
+    output = max(timer.stage(Span(1, 2, depth - 1, depth), plain, accumulation) - layers[-1], 0.0)
     if objective.local == "none":
-        return Costs(tuple(layers), tuple(by_layer(frozen)), embedding=0.0, local_head=0.0, output=output)
+        standing = timer.layers(frozen, accumulation)
+        return Costs(tuple(layers), tuple(standing), embedding=0.0, local_head=0.0, output=output)
     learned = objective.num_learned(accumulation)
     share, own, earlier = learned / accumulation, layers, layers
     if share < 1:  # A step of the optimizer goes with fewer microbatches; the others are run forward.
-        own, head = learning(learned)
-        earlier = [share * layer + (1 - share) * less for layer, less in zip(own, by_layer(frozen), strict=True)]
+        own, head = timer.learning_layers(plain, learned)
+        standing = timer.layers(frozen, accumulation)
+        earlier = [share * layer + (1 - share) * less for layer, less in zip(own, standing, strict=True)]
     return Costs(
         layers=tuple(layers),
         earlier_layers=tuple(earlier),
-        embedding=share * max(seconds(Span(0, 2, 0, 1), plain, learned) - own[0] - head, 0.0),
-        local_head=share * (head if objective == plain else local_head_seconds(objective, learned)),
+        embedding=share * max(timer.stage(Span(0, 2, 0, 1), plain, learned) - own[0] - head, 0.0),
+        local_head=share * (head if objective == plain else timer.local_head(objective, learned)),
         output=output,
     )
 
 
-def _seconds(
-    microbatch: Callable[[], object], step: Callable[[], object], accumulation: int, device: torch.device
-) -> float:
-    """The median seconds of a microbatch with its share of a step."""
-    times: list[tuple[float, float]] = []
-    for _ in range(1 + _REPETITIONS):  # The first one allocates, and compiles.
-        begun = _now(device)
-        microbatch()
-        between = _now(device)
-        step()
-        times.append((between - begun, _now(device) - between))
-    computing, stepping = (statistics.median(column) for column in zip(*times[1:], strict=True))
-    return computing + stepping / accumulation
+class _Timer:
+    """Times parts of a model with random weights, on random microbatches; all times are seconds per microbatch.
 
+    Arguments as for `measure`.
+    """
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    def __init__(
+        self,
+        model_class: type[PreTrainedModel],
+        config: PreTrainedConfig,
+        anatomy: Anatomy,
+        shape: tuple[int, int],
+        optim: OptimConfig,
+        stage: StageConfig,
+        device: torch.device,
+    ) -> None:
+        self._model_class, self._config, self._anatomy = model_class, config, anatomy
+        self._optim, self._stage, self._device = optim, stage, device
+        self._batch = random_microbatch(shape, config.vocab_size, device)
+        self._received = torch.randn(*shape, config.hidden_size, device=device, dtype=stage.compute_dtype)
+        self._kinds = layer_kinds(model_class, config, anatomy)
+
+    def stage(self, span: Span, objective: ObjectiveConfig, accumulation: int) -> float:
+        """Of a whole stage."""
+        block = self._make_block(span, objective)
+        own = local_objective(block, objective, seed=0)
+        timed = Stage(block, own, self._optim, num_steps=10**6, config=self._stage, device=self._device)
+
+        def microbatch() -> None:
+            output = timed.forward(self._batch, None if span.is_first else self._received)
+            timed.outgoing(output)
+            if timed.learns:
+                timed.loss(output, self._batch, self._batch.num_tokens).backward()
+
+        return self._seconds(microbatch, lambda: timed.step(0), accumulation)
+
+    def local_head(self, objective: ObjectiveConfig, accumulation: int) -> float:
+        """Of the loss of an earlier stage, which is taken to end in the middle of the model."""
+        middle = max(self._config.num_hidden_layers // 2, 1)
+        load = functools.partial(self._make_block, objective=objective)
+        head = local_objective(load(Span(1, 3, middle - 1, middle)), objective, seed=0, load=load)
+        if head is None:
+            return 0.0
+        prepare_objective(head, self._stage, self._device)
+        parameters = [parameter for parameter in head.parameters() if parameter.requires_grad]
+        optimizer = Optimizer(parameters, self._optim, 0.0, num_steps=10**6) if parameters else None
+        hidden_states = self._received.detach().to(self._stage.parameter_dtype).requires_grad_()
+
+        def microbatch() -> None:
+            with torch.autocast(self._device.type, self._stage.compute_dtype, enabled=self._stage.autocasts):
+                loss = head(BlockOutput(self._received, hidden_states, None), self._batch)
+            loss.backward()
+
+        return self._seconds(microbatch, optimizer.step if optimizer else lambda: None, accumulation)
+
+    def layers(self, objective: ObjectiveConfig, accumulation: int) -> list[float]:
+        """Of a stage of one layer, for each layer; those of one kind are timed once."""
+        spans = {kind: Span(1, 3, number, number + 1) for number, kind in enumerate(self._kinds)}
+        of_kind = {kind: self.stage(span, objective, accumulation) for kind, span in spans.items()}
+        return [of_kind[kind] for kind in self._kinds]
+
+    def learning_layers(self, objective: ObjectiveConfig, accumulation: int) -> tuple[list[float], float]:
+        """Of the layers alone, and of the head that they are measured with."""
+        head = self.local_head(objective, accumulation)
+        return [max(layer - head, 0.0) for layer in self.layers(objective, accumulation)], head
+
+    def _make_block(self, span: Span, objective: ObjectiveConfig) -> BlockModel:
+        block = random_block(self._model_class, self._config, self._anatomy, span)
+        if not objective.train_embeddings:
+            block.hold_embeddings()
+        return block
+
+    def _seconds(self, microbatch: Callable[[], object], step: Callable[[], object], accumulation: int) -> float:
+        """The median seconds of a microbatch with its share of a step."""
+        times: list[tuple[float, float]] = []
+        for _ in range(1 + _REPETITIONS):  # The first one allocates, and compiles.
+            begun = self._now()
+            microbatch()
+            between = self._now()
+            step()
+            times.append((between - begun, self._now() - between))
+        computing, stepping = (statistics.median(column) for column in zip(*times[1:], strict=True))
+        return computing + stepping / accumulation
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
 
 def layer_kinds(model_class: type[PreTrainedModel], config: PreTrainedConfig, anatomy: Anatomy) -> list[str]:
