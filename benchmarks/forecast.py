@@ -52,7 +52,7 @@ class StageNeeds:
     """What a step takes besides: the optimizer, and of DDP's traffic what the last backward does not hide."""
 
 
-def plan(model: Model, load: Load, spans: Sequence[Span], gpu: Gpu, depth: int = 2) -> list[StageNeeds]:
+def needs_of(model: Model, load: Load, spans: Sequence[Span], gpu: Gpu, depth: int = 2) -> list[StageNeeds]:
     """What each stage needs."""
     needs = []
     for span in spans:
@@ -84,7 +84,7 @@ def plan(model: Model, load: Load, spans: Sequence[Span], gpu: Gpu, depth: int =
     return needs
 
 
-def evaluate(
+def forecast(
     name: str, model: Model, load: Load, num_stages: int, split: str, gpu: Gpu, delays: Sequence[float]
 ) -> dict[str, Any]:
     """Everything about one run, as plain data. Keys end in their unit; without one they are numbers of something.
@@ -99,7 +99,7 @@ def evaluate(
         delays: one way, in seconds.
     """
     spans = arithmetic.spans_of(model, load, num_stages, split)
-    needs = plan(model, load, spans, gpu)
+    needs = needs_of(model, load, spans, gpu)
     accumulation, message = load.accumulation, arithmetic.message_bytes(model, load) if num_stages > 1 else 0
     busiest = max(need.microbatch_seconds for need in needs)
     pace = max(need.pace_seconds for need in needs)

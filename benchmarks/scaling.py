@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import transformers
-from needs import Gpu, evaluate
+from forecast import Gpu, forecast
 from sizes import MODELS, Load, Model
 
 from lopt_pp.computation import StageConfig
@@ -199,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             load = Load(flags.rows, flags.tokens, flags.accumulation, stage, replicas, sharding)
             shown = MODELS[name].name if name in MODELS else name
             gpu = gpu_of(flags, replicas)
-            runs.append(evaluate(shown, models[name], load, num_stages, flags.split, gpu, delays))
+            runs.append(forecast(shown, models[name], load, num_stages, flags.split, gpu, delays))
     except LoptError as error:
         sys.exit(f"scaling: {error}")
     print("\n".join(detail(runs[0], gpu) if flags.model else overview(runs, gpu)))

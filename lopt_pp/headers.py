@@ -18,7 +18,7 @@ class Header:
     tokens: int
     hidden: int
     dtype: int = 0
-    """Index in the stream's table of dtypes; see `dtype_code`."""
+    """As a number; see `dtype_code`."""
 
     @classmethod
     def end(cls, step: int) -> "Header":
@@ -47,7 +47,7 @@ class Header:
     def __str__(self) -> str:
         if self.is_end:
             return f"the end after step {self.step}"
-        dtype = str(_DTYPES[self.dtype]).removeprefix("torch.") if 0 <= self.dtype < len(_DTYPES) else "unknown"
+        dtype = str(self.torch_dtype).removeprefix("torch.") if 0 <= self.dtype < len(_DTYPES) else "unknown"
         shape = f"[{self.rows}, {self.tokens}, {self.hidden}]"
         return f"step {self.step + 1}, microbatch {self.microbatch + 1}, {shape} {dtype}"
 

@@ -29,6 +29,12 @@ STOPPED = "stopped.json"
 """Is in the output directory of a run that was asked to stop, until it is started again."""
 
 
+def forget_earlier(output_dir: Path) -> None:
+    """Removes what an earlier run left half-written, and its word of where it was stopped."""
+    remove_unfinished(output_dir)
+    (output_dir / STOPPED).unlink(missing_ok=True)
+
+
 class Outcome:
     """One process's part of what a run leaves.
 

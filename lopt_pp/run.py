@@ -23,11 +23,11 @@ from lopt_pp.insight.trackers import Listener, check_installed
 from lopt_pp.manifest import check_no_checkpoints, remove_checkpoints
 from lopt_pp.metrics import Record
 from lopt_pp.objectives import NextToken, local_objective_class
-from lopt_pp.outcome import STOPPED, Outcome
+from lopt_pp.outcome import Outcome, forget_earlier
 from lopt_pp.preparation import gather_material, make_stages
 from lopt_pp.reporting import Collector
 from lopt_pp.resume import LATEST, resume
-from lopt_pp.saving import check_output_dir, remove_unfinished
+from lopt_pp.saving import check_output_dir
 from lopt_pp.stage import Stage
 from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.trainer import stream_headers, train
@@ -62,8 +62,7 @@ class Run:
         self._essentials = essentials(config, material.model_config, material.rows, self.topology.num_replicas)
         self._settings = settings(config, self.num_steps, material.held_out)
         if world.rank == 0:
-            remove_unfinished(self.output_dir)
-            (self.output_dir / STOPPED).unlink(missing_ok=True)
+            forget_earlier(self.output_dir)
             self._say_what_it_is()
         self.stages, self.end_to_end = make_stages(material, world)
         self.outcome = Outcome(config, world, material, self._trained)
