@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from sizes import Load, Model
 
-from lopt_pp.balance import balance
-from lopt_pp.costs import Costs
+from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
 from lopt_pp.objectives import CUDA_LOGITS
-from lopt_pp.span import Span, split_at, split_evenly
+from lopt_pp.planning.balance import balance
+from lopt_pp.planning.costs import Costs
 
 # Memory.
 
@@ -119,28 +119,28 @@ class Memory:
         return self.state + self.gathered + self.copies + self.kept + self.passing + self.queue
 
 
-def memory(model: Model, load: Load, span: Span, queue_depth: int) -> Memory:
+def memory(model: Model, load: Load, spec: BlockSpec, queue_depth: int) -> Memory:
     """What a stage's process holds.
 
     At the fullest moment, without checkpointing: everything that the layers keep and all copies, with the loss or the
     gradients of an MLP. With checkpointing, the fullest of three: the end of forward (a layer at work, and all copies);
     the loss; and the backward of a layer (what it keeps, computed again; its copies; the gradients of its MLP).
     """
-    size = model.size(span)
+    size = model.size(spec)
     shards = load.data_parallel if load.sharding == "full" else 1
     weights = math.ceil(size.total / shards) * load.residual_bytes
     around = size.block - size.num_layers * size.layer
     gathered = 2 * load.residual_bytes * (min(2, size.num_layers) * size.layer + around) if shards > 1 else 0
     copies = load.compute_bytes * size.layers_linear if load.stage.autocasts else 0
     kept = saved_by_layers(model, load, size.num_layers)
-    loss = held_by_task_loss(model, load) if span.is_last else saved_by_reconstruction(model, load)
+    loss = held_by_task_loss(model, load) if spec.is_last else saved_by_reconstruction(model, load)
     if load.stage.gradient_checkpointing:
         layer = saved_per_layer(model, load)
         forward, backward = (copies, layer), (copies // size.num_layers, layer + mlp_gradients(model, load))
         copies, passing = max(forward, (0, loss), backward, key=sum)
     else:
         passing = max(loss, mlp_gradients(model, load))
-    queue = ((not span.is_first) + (not span.is_last)) * queue_depth * message_bytes(model, load)
+    queue = ((not spec.is_first) + (not spec.is_last)) * queue_depth * message_bytes(model, load)
     return Memory(weights, weights, 2 * weights, gathered, copies, kept, passing, queue)
 
 
@@ -159,7 +159,7 @@ def layer_operations(model: Model, load: Load) -> dict[str, int]:
     }
 
 
-def operations(model: Model, load: Load, span: Span) -> int:
+def operations(model: Model, load: Load, spec: BlockSpec) -> int:
     """Operations of a stage for one microbatch, forward and backward.
 
     Backward has two products for each of forward's: the gradients of the weight and of the input. (That what a later
@@ -167,12 +167,12 @@ def operations(model: Model, load: Load, span: Span) -> int:
     checkpointing the layers run forward again, but for the last map, whose result no backward needs. The chunked loss
     in bfloat16 makes its logits twice (`reduction="none"`).
     """
-    layer, num_layers = layer_operations(model, load), span.stop - span.start
+    layer, num_layers = layer_operations(model, load), spec.stop - spec.start
     forward = sum(layer.values())
     count = 3 * num_layers * forward
     if load.stage.gradient_checkpointing:
         count += num_layers * (forward - layer["down"])
-    if span.is_last:
+    if spec.is_last:
         products = 3 if load.compute_bytes == 4 else 4
         return count + products * 2 * load.microbatch * model.hidden * model.vocabulary
     return count + 3 * 4 * load.microbatch * model.hidden * (model.hidden // 4)
@@ -190,18 +190,18 @@ def optimizer_seconds(parameters: float, load: Load, bandwidth: float) -> float:
     return 10 * parameters * load.residual_bytes / bandwidth
 
 
-def balanced(model: Model, load: Load, num_stages: int) -> tuple[Span, ...]:
+def balanced(model: Model, load: Load, num_stages: int) -> tuple[BlockSpec, ...]:
     """The cuts of `--split auto`, with operations in the place of measured seconds (the optimizer's are left out)."""
     depth = model.num_layers
-    spans = Span(1, 3, 0, 1), Span(1, 2, depth - 1, depth)
-    middle, last = (operations(model, load, span) for span in spans)
+    specs = BlockSpec(1, 3, 0, 1), BlockSpec(1, 2, depth - 1, depth)
+    middle, last = (operations(model, load, spec) for spec in specs)
     head = 12 * load.microbatch * model.hidden * (model.hidden // 4)
     layer = float(middle - head)
     costs = Costs((layer,) * depth, (layer,) * depth, embedding=0.0, local_head=float(head), output=last - layer)
     return balance(costs, [1] * num_stages)
 
 
-def spans_of(model: Model, load: Load, num_stages: int, split: str) -> tuple[Span, ...]:
+def spans_of(model: Model, load: Load, num_stages: int, split: str) -> tuple[BlockSpec, ...]:
     """The blocks that `--split midpoint`, `auto` or a list of first layers makes."""
     if split == "auto":
         return balanced(model, load, num_stages)
@@ -267,7 +267,7 @@ def delay_1f1b_at_one(num_stages: int, microbatches: int, delay: float) -> float
     return microbatches * delay if num_stages > 1 else 0.0
 
 
-def kept_1f1b(model: Model, load: Load, spans: Sequence[Span]) -> int:
+def kept_1f1b(model: Model, load: Load, specs: Sequence[BlockSpec]) -> int:
     """What the layers of 1F1B's first stage keep: of as many microbatches as there are stages (or are in a step)."""
-    in_flight = min(len(spans), load.accumulation)
-    return in_flight * saved_by_layers(model, load, spans[0].stop - spans[0].start)
+    in_flight = min(len(specs), load.accumulation)
+    return in_flight * saved_by_layers(model, load, specs[0].stop - specs[0].start)

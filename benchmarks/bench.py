@@ -8,18 +8,19 @@ from typing import ClassVar, Protocol
 
 import torch
 import torch.distributed as dist
-from shapes import Shape, random_rows
+from shapes import Format, random_rows
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lopt_pp.computation import StageConfig
-from lopt_pp.data import DataOrder
-from lopt_pp.distributed import World
+from lopt_pp.config.compute import StageConfig
+from lopt_pp.config.optim import OptimConfig
+from lopt_pp.data import MicrobatchSampler
+from lopt_pp.distributed.world import World
+from lopt_pp.model.block import BlockModel, block_class
+from lopt_pp.model.partition import BlockSpec, split_at
+from lopt_pp.model.verify import check_split
 from lopt_pp.objectives import ObjectiveConfig, local_objective
-from lopt_pp.optim import OptimConfig, Optimizer
-from lopt_pp.span import Span, split_at
-from lopt_pp.split import BlockModel, block_class
-from lopt_pp.stage import Stage
-from lopt_pp.verify import check_split
+from lopt_pp.stage.optimizer import Optimizer
+from lopt_pp.stage.stage import Stage
 
 PROCESSES = 2
 OPTIM = OptimConfig(learning_rate=1e-6, lr_scheduler_type="constant")
@@ -60,12 +61,12 @@ class Bench:
         dtype: of the computation.
     """
 
-    def __init__(self, world: World, group: dist.ProcessGroup, shape: Shape, dtype: torch.dtype) -> None:
+    def __init__(self, world: World, group: dist.ProcessGroup, shape: Format, dtype: torch.dtype) -> None:
         self.world, self.group, self.shape, self.dtype = world, group, shape, dtype
         self.rank, self.device = world.rank, world.device
         self.config = LlamaConfig(**{**shape.config, "tie_word_embeddings": False})
         depth = self.config.num_hidden_layers
-        self.anatomy = check_split(LlamaForCausalLM, self.config, split_at([depth // 2], depth))
+        self.structure = check_split(LlamaForCausalLM, self.config, split_at([depth // 2], depth))
         with torch.device("meta"):
             parameters = dict(LlamaForCausalLM(self.config).named_parameters())
         draw = torch.Generator().manual_seed(0)
@@ -79,16 +80,16 @@ class Bench:
 
     def blocks(self, cut: Cut, own: Sequence[int]) -> list[BlockModel]:
         """The blocks of the model, cut before the layers `cut`, whose numbers are in `own`."""
-        spans = split_at(cut, self.config.num_hidden_layers)
-        return [self._block(spans[number]) for number in own]
+        specs = split_at(cut, self.config.num_hidden_layers)
+        return [self._block(specs[number]) for number in own]
 
-    def _block(self, span: Span) -> BlockModel:
-        own = {name: tensor for name, tensor in self._weights.items() if self.anatomy.owns(span, name)}
-        block = block_class(LlamaForCausalLM, self.anatomy, span)
+    def _block(self, spec: BlockSpec) -> BlockModel:
+        own = {name: tensor for name, tensor in self._weights.items() if self.structure.owns(spec, name)}
+        block = block_class(LlamaForCausalLM, self.structure, spec)
         model = block.from_pretrained(None, config=self.config, state_dict=own, dtype=torch.float32).to(self.device)
         # Parameters of its own, so that hooks and gradients stay apart, on the tensors that all share.
         model.load_state_dict(own, assign=True)
-        return BlockModel(model.train(), self.anatomy, span)
+        return BlockModel(model.train(), self.structure, spec)
 
     def share_moments(self, optimizer: Optimizer, blocks: Sequence[BlockModel]) -> None:
         """Lets an optimizer over the parameters of `blocks` (and others) go on from the moments that all share."""
@@ -117,10 +118,10 @@ class Bench:
         self.share_moments(stage.optimizer, [block])
         return stage
 
-    def order(self, microbatches: int, steps: int, more: int = 0) -> DataOrder:
+    def sampler(self, microbatches: int, steps: int, more: int = 0) -> MicrobatchSampler:
         """Of `steps` steps of so many microbatches each, and then of `more` microbatches."""
         rows = self.shape.rows * (microbatches * steps + more)
-        return DataOrder(
+        return MicrobatchSampler(
             random_rows(self.config.vocab_size, self.shape.tokens, rows),
             per_device_train_batch_size=self.shape.rows,
             gradient_accumulation_steps=microbatches,

@@ -20,9 +20,10 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lopt_pp.errors import LoptError, first_line
-from lopt_pp.span import split_evenly
-from lopt_pp.verify import check_split, model_class_of
-from lopt_pp.verify_packing import check_packing
+from lopt_pp.model.partition import split_evenly
+from lopt_pp.model.pretrained import model_class_of
+from lopt_pp.model.verify import check_split
+from lopt_pp.model.verify_packing import check_packing
 
 
 def verdict(model_type: str) -> str:
@@ -36,12 +37,12 @@ def verdict(model_type: str) -> str:
         return f"it has no default config: {first_line(error)}"
     try:
         model_class = model_class_of(config)
-        spans = split_evenly(config.num_hidden_layers, 2)
-        anatomy = check_split(model_class, config, spans)
+        specs = split_evenly(config.num_hidden_layers, 2)
+        structure = check_split(model_class, config, specs)
     except LoptError as error:
         return str(error)
     try:
-        check_packing(model_class, config, spans, anatomy)
+        check_packing(model_class, config, specs, structure)
     except LoptError as error:
         return f"exact; {error}"
     return "exact"

@@ -12,7 +12,7 @@ import torch
 from bench import PROCESSES, Cut
 from machine import describe_machine
 from peers import PEERS
-from shapes import SHAPES
+from shapes import FORMATS
 
 EFFICIENCY = 0.97
 OF_IDEAL = 0.97
@@ -88,7 +88,7 @@ def figures_of(cell: Cell) -> list[Figure]:
 
 def tokens_per_second(cell: Cell) -> dict[str, float]:
     """By peer."""
-    shape = SHAPES[cell.model]
+    shape = FORMATS[cell.model]
     tokens = cell.microbatches * shape.rows * shape.tokens
     return {name: tokens / median(seconds) for name, seconds in cell.seconds.items()}
 
@@ -132,7 +132,7 @@ def result_of(
         "command": " ".join(["python", "benchmarks/pipeline.py", *sys.argv[1:]]),
         "machine": describe_machine(device),
         "settings": settings,
-        "shapes": {model: asdict(SHAPES[model]) for model in cuts},
+        "shapes": {model: asdict(FORMATS[model]) for model in cuts},
         "cells": [
             asdict(cell)
             | {

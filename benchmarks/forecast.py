@@ -8,7 +8,7 @@ import arithmetic
 from arithmetic import Memory
 from sizes import Load, Model
 
-from lopt_pp.span import Span
+from lopt_pp.model.partition import BlockSpec
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,20 @@ class StageNeeds:
     """What a step takes besides: the optimizer, and of DDP's traffic what the last backward does not hide."""
 
 
-def needs_of(model: Model, load: Load, spans: Sequence[Span], gpu: Gpu, depth: int = 2) -> list[StageNeeds]:
+def needs_of(model: Model, load: Load, specs: Sequence[BlockSpec], gpu: Gpu, depth: int = 2) -> list[StageNeeds]:
     """What each stage needs."""
     needs = []
-    for span in spans:
-        size, memory = model.size(span), arithmetic.memory(model, load, span, depth)
+    for spec in specs:
+        size, memory = model.size(spec), arithmetic.memory(model, load, spec, depth)
         own = size.total / (load.data_parallel if load.sharding == "full" else 1)
-        operations = arithmetic.operations(model, load, span)
+        operations = arithmetic.operations(model, load, spec)
         seconds = operations / gpu.flops
         optimizer = arithmetic.optimizer_seconds(own, load, gpu.bandwidth)
         by_microbatch, by_step = arithmetic.replica_traffic(size.total, load)
         needs.append(
             StageNeeds(
-                stage=span.stage,
-                layers=str(span).removeprefix("layers "),
+                stage=spec.stage,
+                layers=str(spec).removeprefix("layers "),
                 parameters=size.total,
                 local_head_parameters=size.local_head,
                 memory=memory,
@@ -98,8 +98,8 @@ def forecast(
         gpu: the hardware.
         delays: one way, in seconds.
     """
-    spans = arithmetic.spans_of(model, load, num_stages, split)
-    needs = needs_of(model, load, spans, gpu)
+    specs = arithmetic.spans_of(model, load, num_stages, split)
+    needs = needs_of(model, load, specs, gpu)
     accumulation, message = load.accumulation, arithmetic.message_bytes(model, load) if num_stages > 1 else 0
     busiest = max(need.microbatch_seconds for need in needs)
     pace = max(need.pace_seconds for need in needs)
@@ -123,8 +123,8 @@ def forecast(
         "step_seconds": step,
         "tokens_per_second": load.data_parallel * accumulation * load.microbatch / step,
         "auto_split": {
-            "first_layers": [span.start for span in balanced[1:]],
-            "microbatch_seconds": max(arithmetic.operations(model, load, span) for span in balanced) / gpu.flops,
+            "first_layers": [spec.start for spec in balanced[1:]],
+            "microbatch_seconds": max(arithmetic.operations(model, load, spec) for spec in balanced) / gpu.flops,
         },
         "boundary": {
             "bytes_per_microbatch": message,
@@ -148,7 +148,7 @@ def forecast(
         ],
         "one_f_one_b": {
             "bubble": arithmetic.bubble_1f1b(num_stages, accumulation),
-            "kept_bytes_on_first_stage": arithmetic.kept_1f1b(model, load, spans),
+            "kept_bytes_on_first_stage": arithmetic.kept_1f1b(model, load, specs),
             "kept_bytes_on_first_stage_of_ours": needs[0].memory.kept,
             "bytes_per_microbatch_each_way": message,
         },

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lopt_pp.metrics import peak_memory
+from lopt_pp.metrics.clock import peak_memory
 
 _PROCESS = Path("/proc/self")
 # Of glibc's malloc.h.
@@ -41,7 +41,7 @@ def give_back_at_once() -> None:
             raise RuntimeError(f"mallopt({option}, {value}) failed")
 
 
-class Meter:
+class MemoryTracker:
     """Of this process: bytes resident on a CPU, or allocated on its GPU."""
 
     def __init__(self, device: torch.device) -> None:

@@ -8,27 +8,30 @@ from typing import Literal, Protocol
 import torch
 import torch.distributed as dist
 from bench import MANY_STEPS, OPTIM
-from held import Meter, SavedTensors, give_back_at_once
-from shapes import SHAPES, random_rows
+from held import MemoryTracker, SavedTensors, give_back_at_once
+from shapes import FORMATS, random_rows
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from lopt_pp.computation import StageConfig, prepare_block
-from lopt_pp.data import DataOrder
-from lopt_pp.distributed import World, boundaries
-from lopt_pp.end_to_end import EndToEndPipeline, clip_grad_norm
-from lopt_pp.metrics import Record
+from lopt_pp.config.compute import StageConfig
+from lopt_pp.config.topology import Topology
+from lopt_pp.data import MicrobatchSampler
+from lopt_pp.distributed.world import World
+from lopt_pp.metrics.records import Record
+from lopt_pp.model.partition import split_evenly
+from lopt_pp.model.structure import ModelStructure
+from lopt_pp.model.verify import check_split
 from lopt_pp.objectives import ObjectiveConfig, local_objective
-from lopt_pp.optim import Optimizer
-from lopt_pp.span import split_evenly
-from lopt_pp.split import Anatomy
-from lopt_pp.stage import Stage
-from lopt_pp.stand_ins import random_block
-from lopt_pp.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
-from lopt_pp.topology import Topology
-from lopt_pp.trainer import stream_headers, train
-from lopt_pp.verify import check_split
+from lopt_pp.pipeline.connect import boundaries
+from lopt_pp.pipeline.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
+from lopt_pp.planning.synthetic import random_block
+from lopt_pp.stage.compute import prepare_block
+from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
+from lopt_pp.stage.optimizer import Optimizer
+from lopt_pp.stage.stage import Stage
+from lopt_pp.training.loop import train
+from lopt_pp.training.step_messages import stream_headers
 
 _TIMEOUT = 600.0
 
@@ -38,7 +41,7 @@ class Case:
     """One measurement.
 
     Attributes:
-        model: its name in `shapes.SHAPES`.
+        model: its name in `shapes.FORMATS`.
         method: this project's (end to end with one stage), or a schedule of `torch.distributed.pipelining`.
         stages: that the model is cut into, evenly.
         processes: that hold them, in order; with a schedule of PyTorch's as many as stages.
@@ -141,54 +144,54 @@ class Trainee(Protocol):
     def join(self) -> None:
         """Prepares the communication of one `run`, together with the other processes."""
 
-    def run(self, order: DataOrder, after_step: Callable[[], None]) -> None:
+    def run(self, sampler: MicrobatchSampler, after_step: Callable[[], None]) -> None:
         """Trains for an epoch of `order`."""
 
 
 class _LocalLearning:
     """The real stages, streams and loop of this project."""
 
-    def __init__(self, world: World, case: Case, anatomy: Anatomy) -> None:
+    def __init__(self, world: World, case: Case, structure: ModelStructure) -> None:
         self._world, self._case = world, case
         self._topology = Topology(case.stages, case.processes)
         own = self._topology.stages_of(world.rank if case.processes > 1 else 0)
-        self._stages = [self._stage(anatomy, number) for number in own]
+        self._stages = [self._stage(structure, number) for number in own]
         self.optimizers = [stage.optimizer for stage in self._stages]
         self.queued = 0
         if case.has_queues:
             receives, sends = own[0] > 0, own[-1] < case.stages - 1
             self.queued = case.queue_depth * receives + (case.queue_depth - 1) * sends
 
-    def _stage(self, anatomy: Anatomy, number: int) -> Stage:
+    def _stage(self, structure: ModelStructure, number: int) -> Stage:
         config = config_of(self._case.model)
-        span = split_evenly(config.num_hidden_layers, self._case.stages)[number]
-        block = random_block(LlamaForCausalLM, config, anatomy, span)
+        spec = split_evenly(config.num_hidden_layers, self._case.stages)[number]
+        block = random_block(LlamaForCausalLM, config, structure, spec)
         objective = local_objective(block, ObjectiveConfig(), seed=0)
         return Stage(block, objective, OPTIM, MANY_STEPS, config=self._case.stage_config, device=self._world.device)
 
     def join(self) -> None:
         self._ends = boundaries(self._world, self._topology, _TIMEOUT) if self._case.has_queues else {}
 
-    def run(self, order: DataOrder, after_step: Callable[[], None]) -> None:
-        num_steps, depth = order.steps_per_epoch, self._case.queue_depth
+    def run(self, sampler: MicrobatchSampler, after_step: Callable[[], None]) -> None:
+        num_steps, depth = sampler.steps_per_epoch, self._case.queue_depth
         receivers: dict[int, Receiver] = {}
         senders: dict[int, Sender] = {}
         for before, after in pairwise(self._stages):
             senders[before.index] = receivers[after.index] = LocalStream()
         first, last = self._stages[0], self._stages[-1]
         if first.index - 1 in self._ends:
-            headers = stream_headers(order, range(num_steps), first)
+            headers = stream_headers(sampler, range(num_steps), first)
             receivers[first.index] = StreamReceiver(self._ends[first.index - 1], headers, depth)
         if last.index in self._ends:
             senders[last.index] = StreamSender(
-                self._ends[last.index], stream_headers(order, range(num_steps), last), depth
+                self._ends[last.index], stream_headers(sampler, range(num_steps), last), depth
             )
 
         def report(record: Record) -> None:
             if record["stage"] == last.index:
                 after_step()
 
-        train(self._stages, receivers, senders, order, range(num_steps), report)
+        train(self._stages, receivers, senders, sampler, range(num_steps), report)
 
 
 class _Schedule:
@@ -196,10 +199,10 @@ class _Schedule:
 
     queued = 0
 
-    def __init__(self, world: World, case: Case, anatomy: Anatomy) -> None:
+    def __init__(self, world: World, case: Case, structure: ModelStructure) -> None:
         config = config_of(case.model)
-        span = split_evenly(config.num_hidden_layers, case.stages)[world.rank]
-        block = random_block(LlamaForCausalLM, config, anatomy, span)
+        spec = split_evenly(config.num_hidden_layers, case.stages)[world.rank]
+        block = random_block(LlamaForCausalLM, config, structure, spec)
         # Before the optimizer takes its parameters.
         prepare_block(block, case.stage_config, world.device)
         self._group = dist.new_group(backend=world.payload_backend)
@@ -213,9 +216,9 @@ class _Schedule:
         self._pipeline = EndToEndPipeline([self._block], self._group, self._device, config=config, schedule=schedule)
         dist.barrier(self._group)
 
-    def run(self, order: DataOrder, after_step: Callable[[], None]) -> None:
-        for step in range(order.steps_per_epoch):
-            self._pipeline.step(order.microbatches(step), order.counts(step).num_targets)
+    def run(self, sampler: MicrobatchSampler, after_step: Callable[[], None]) -> None:
+        for step in range(sampler.steps_per_epoch):
+            self._pipeline.step(sampler.microbatches(step), sampler.counts(step).num_targets)
             clip_grad_norm(self._optimizer.parameters, OPTIM.max_grad_norm, self._group)
             self._optimizer.step()
             after_step()
@@ -223,15 +226,15 @@ class _Schedule:
 
 def config_of(model: str) -> LlamaConfig:
     """Of the model, whose first and last block own an embedding each."""
-    return LlamaConfig(**{**SHAPES[model].config, "tie_word_embeddings": False})
+    return LlamaConfig(**{**FORMATS[model].config, "tie_word_embeddings": False})
 
 
-def anatomy_of(model: str) -> Anatomy:
+def anatomy_of(model: str) -> ModelStructure:
     config = config_of(model)
     return check_split(LlamaForCausalLM, config, split_evenly(config.num_hidden_layers, 2))
 
 
-def measure(world: World, case: Case, anatomy: Anatomy) -> Held:
+def measure(world: World, case: Case, structure: ModelStructure) -> Held:
     """Trains and measures this process's part of a case; all its processes do it together.
 
     In the steps that are measured each microbatch finds gradients to add to, as all but the first of a step do. That
@@ -241,9 +244,9 @@ def measure(world: World, case: Case, anatomy: Anatomy) -> Held:
     transformers_logging.disable_progress_bar()
     if world.device.type == "cpu":
         give_back_at_once()
-    meter, shape, hidden_size = Meter(world.device), SHAPES[case.model], config_of(case.model).hidden_size
+    meter, shape, hidden_size = MemoryTracker(world.device), FORMATS[case.model], config_of(case.model).hidden_size
     imports = meter.held()
-    trainee: Trainee = (_LocalLearning if case.method == "LoPT-PP" else _Schedule)(world, case, anatomy)
+    trainee: Trainee = (_LocalLearning if case.method == "LoPT-PP" else _Schedule)(world, case, structure)
     parameters = [parameter for optimizer in trainee.optimizers for parameter in optimizer.parameters]
 
     # AdamW makes its state in its first step, which moves nothing where gradients are zero.
@@ -252,7 +255,9 @@ def measure(world: World, case: Case, anatomy: Anatomy) -> Held:
         optimizer.step()
     trainee.join()
     meter.forget_peak()
-    trainee.run(_order(replace(case, microbatches=1), steps=case.steps if case.microbatches == 1 else 1), lambda: None)
+    trainee.run(
+        _sampler(replace(case, microbatches=1), steps=case.steps if case.microbatches == 1 else 1), lambda: None
+    )
     peak = meter.peak()
 
     trainee.join()
@@ -260,7 +265,7 @@ def measure(world: World, case: Case, anatomy: Anatomy) -> Held:
     fixed = meter.held()
     meter.forget_peak()
     with SavedTensors(parameters) as saved:
-        trainee.run(_order(case, case.steps), lambda: _fill_gradients(parameters))
+        trainee.run(_sampler(case, case.steps), lambda: _fill_gradients(parameters))
     activations = meter.peak() - fixed
 
     states = [state for optimizer in trainee.optimizers for state in optimizer.adamw.state.values()]
@@ -279,10 +284,10 @@ def measure(world: World, case: Case, anatomy: Anatomy) -> Held:
     )
 
 
-def _order(case: Case, steps: int) -> DataOrder:
-    shape = SHAPES[case.model]
+def _sampler(case: Case, steps: int) -> MicrobatchSampler:
+    shape = FORMATS[case.model]
     rows = shape.rows * case.microbatches * steps
-    return DataOrder(
+    return MicrobatchSampler(
         random_rows(config_of(case.model).vocab_size, shape.tokens, rows),
         per_device_train_batch_size=shape.rows,
         gradient_accumulation_steps=case.microbatches,

@@ -54,7 +54,7 @@ from sleeping import Load, run_ours, run_peer
 from slow_link import ADDRESSES, DEVICE, SlowLink, enter_namespace, reason_not_possible, tcp_setting
 from workers import Workers
 
-from lopt_pp.distributed import World
+from lopt_pp.distributed.world import World
 
 REACH = 0.95
 HEAD = "one way   MB/s         depth   buffers    mb/s  of zero  start-up"

@@ -6,11 +6,12 @@ import torch
 import torch.distributed as dist
 from bench import PROCESSES, Bench, Cut, Trial
 
-from lopt_pp.distributed import boundaries
-from lopt_pp.metrics import COMPUTE_PHASES
-from lopt_pp.stream import Receiver, Sender, StreamReceiver, StreamSender
-from lopt_pp.topology import Topology
-from lopt_pp.trainer import Record, stream_headers, train
+from lopt_pp.config.topology import Topology
+from lopt_pp.metrics.records import COMPUTE_PHASES
+from lopt_pp.pipeline.connect import boundaries
+from lopt_pp.pipeline.stream import Receiver, Sender, StreamReceiver, StreamSender
+from lopt_pp.training.loop import Record, train
+from lopt_pp.training.step_messages import stream_headers
 
 QUEUE_DEPTH = 2
 TIMEOUT = 600.0
@@ -32,12 +33,12 @@ class LocalLearning:
         self._stage = bench.stage(cut)
 
     def run(self, microbatches: int, steps: int) -> Trial:
-        stage, order = self._stage, self._bench.order(microbatches, steps, more=2)
-        num_steps = order.steps_per_epoch
+        stage, sampler = self._stage, self._bench.sampler(microbatches, steps, more=2)
+        num_steps = sampler.steps_per_epoch
         receivers: dict[int, Receiver] = {}
         senders: dict[int, Sender] = {}
         ends = boundaries(self._bench.world, Topology(PROCESSES, PROCESSES), TIMEOUT)
-        headers = stream_headers(order, range(num_steps), stage)
+        headers = stream_headers(sampler, range(num_steps), stage)
         dist.barrier()
         begin = self._bench.now()
         if self._bench.rank == 0:
@@ -45,7 +46,7 @@ class LocalLearning:
         else:
             receiver = StreamReceiver(ends[0], headers, QUEUE_DEPTH)
             receivers[1] = noting = _Noting(receiver, self._bench, (0, microbatches * steps))
-        train([stage], receivers, senders, order, range(num_steps), lambda record: None)
+        train([stage], receivers, senders, sampler, range(num_steps), lambda record: None)
         dist.barrier()
         for group in {ends[0].headers, ends[0].payload}:
             dist.destroy_process_group(group)
@@ -101,13 +102,13 @@ class Computing:
 
     def _train(self, microbatches: int, steps: int, more: int) -> Trial:
         bench, stage, records = self._bench, self._stage, list[Record]()
-        order = bench.order(microbatches, steps, more)
+        sampler = bench.sampler(microbatches, steps, more)
         shape = bench.shape.rows, bench.shape.tokens, bench.config.hidden_size
         hidden_states = torch.randn(shape).to(bench.device, bench.dtype)
         receivers: dict[int, Receiver] = {1: _Endless(hidden_states)} if bench.rank == 1 else {}
         senders: dict[int, Sender] = {0: _Dropping()} if bench.rank == 0 else {}
         begin = bench.now()
-        train([stage], receivers, senders, order, range(order.steps_per_epoch), records.append)
+        train([stage], receivers, senders, sampler, range(sampler.steps_per_epoch), records.append)
         records = records[:steps]
         optimizer = sum(record["optimizer_seconds"] for record in records)
         computing = sum(record[f"{phase}_seconds"] for record in records for phase in COMPUTE_PHASES)

@@ -44,12 +44,12 @@ from bench import PROCESSES
 from held import reason_not_possible
 from layouts import Case, Held, anatomy_of, measure
 from machine import describe_machine, one_line
-from shapes import SHAPES
-from shares import MIB, Results, claims_of, claims_table, comparison_table, growth_table, savings_table
+from shapes import FORMATS
+from time_shares import MIB, Results, claims_of, claims_table, comparison_table, growth_table, savings_table
 from workers import Workers, free_port
 
-from lopt_pp.distributed import World
-from lopt_pp.split import Anatomy
+from lopt_pp.distributed.world import World
+from lopt_pp.model.structure import ModelStructure
 
 DTYPES = ["float32", "bfloat16", "pure_bfloat16"]
 
@@ -87,10 +87,10 @@ def savings(model: str, dtypes: Iterable[str]) -> Iterator[Case]:
             yield replace(plain, dtype=dtype, gradient_checkpointing=checkpointing)
 
 
-def work(world: World, cases: Sequence[Case], anatomy: Mapping[str, Anatomy]) -> Held:
+def work(world: World, cases: Sequence[Case], structure: Mapping[str, ModelStructure]) -> Held:
     """One process's part: of the one case, or of its own where each has one to itself."""
     case = cases[world.rank] if len(cases) > 1 else cases[0]
-    return measure(world, case, anatomy[case.model])
+    return measure(world, case, structure[case.model])
 
 
 def rounds(cases: Iterable[Case], side_by_side: int) -> Iterator[list[Case]]:
@@ -115,12 +115,12 @@ def prepare(rank: int, pipe: Connection) -> None:
         os.environ["NCCL_HOSTID"] = f"rank-{rank}"
 
 
-def run(cases: Sequence[Case], anatomy: Mapping[str, Anatomy], device: str) -> Results:
+def run(cases: Sequence[Case], structure: Mapping[str, ModelStructure], device: str) -> Results:
     """Measures one round of cases in fresh processes."""
     number = sum(case.processes for case in cases)
     backend: Literal["gloo", "nccl"] = "nccl" if device == "cuda" else "gloo"
     with Workers(number, ("localhost", free_port()), "lo", work, prepare, backend) as workers:
-        held = workers.run(cases, anatomy)
+        held = workers.run(cases, structure)
     if len(cases) == 1:
         return {cases[0]: held}
     return {case: [own] for case, own in zip(cases, held, strict=True)}
@@ -145,9 +145,9 @@ def to_spare() -> int:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=SHAPES, default=["smollm2-135m", "small"], help="to compare on")
+    parser.add_argument("--models", nargs="+", choices=FORMATS, default=["smollm2-135m", "small"], help="to compare on")
     parser.add_argument("--microbatches", nargs="+", type=int, default=[1, 4, 8], metavar="M", help="per step")
-    parser.add_argument("--growing", choices=SHAPES, default="small", help="model for the tables of growth")
+    parser.add_argument("--growing", choices=FORMATS, default="small", help="model for the tables of growth")
     parser.add_argument("--stages", nargs="+", type=int, default=[2, 4, 8], metavar="K", help="of these tables")
     parser.add_argument("--queue_depths", nargs="+", type=int, default=[1, 2, 8], metavar="N", help="of these tables")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="for the table of what they save")
@@ -174,7 +174,7 @@ def main() -> int:
     grown = list(growth(flags.growing, flags.stages, flags.microbatches, flags.queue_depths))
     saved = list(savings(flags.models[0], flags.dtypes))
     cases = list(dict.fromkeys([case for cases in compared.values() for case in cases] + grown + saved))
-    anatomy = {model: anatomy_of(model) for model in {case.model for case in cases}}
+    structure = {model: anatomy_of(model) for model in {case.model for case in cases}}
 
     results: Results = {}
     left_out: dict[Case, str] = {}
@@ -186,14 +186,14 @@ def main() -> int:
             for case in together:
                 left_out[case] = f"it takes about {needed / MIB:.0f} MiB, of which the machine has too little left"
             continue
-        results |= run(together, anatomy, flags.device)
+        results |= run(together, structure, flags.device)
         for case in together:
             seconds = time.perf_counter() - begun
             print(f"{seconds:4.0f} s: {case.model}, {case.layout}, M={case.microbatches}", file=sys.stderr, flush=True)
 
     claims = claims_of(results, flags.margin, flags.slack * MIB)
     for model, own in compared.items():
-        shape = SHAPES[model]
+        shape = FORMATS[model]
         print(f"\n{model}, {shape.rows} x {shape.tokens} tokens in a microbatch; MiB")
         print("\n".join(comparison_table(own, results)))
     print(f"\n{flags.growing}, LoPT-PP with more of everything: the process with the most at work; MiB")
@@ -214,7 +214,7 @@ def main() -> int:
         "command": " ".join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
         "machine": facts,
         "settings": {**vars(flags), "output": str(flags.output)},
-        "shapes": {model: asdict(SHAPES[model]) for model in anatomy},
+        "shapes": {model: asdict(FORMATS[model]) for model in structure},
         "cases": [
             asdict(case)
             | {

@@ -30,24 +30,25 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from bench import MANY_STEPS, OPTIM
-from held import Meter, give_back_at_once, reason_not_possible
+from held import MemoryTracker, give_back_at_once, reason_not_possible
 from layouts import anatomy_of, config_of
 from machine import describe_machine, one_line
-from shapes import SHAPES
-from shares import MIB
+from shapes import FORMATS
+from time_shares import MIB
 from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 from workers import Workers, free_port
 
-from lopt_pp.balance import balance
-from lopt_pp.computation import StageConfig
-from lopt_pp.costs import measure
-from lopt_pp.distributed import World
+from lopt_pp.config.compute import StageConfig
+from lopt_pp.distributed.world import World
+from lopt_pp.model.block import BlockModel
+from lopt_pp.model.partition import BlockSpec, split_at
+from lopt_pp.model.structure import ModelStructure
 from lopt_pp.objectives import ObjectiveConfig, local_objective
-from lopt_pp.span import Span, split_at
-from lopt_pp.split import Anatomy, BlockModel
-from lopt_pp.stage import Stage
-from lopt_pp.stand_ins import random_block, random_microbatch
+from lopt_pp.planning.balance import balance
+from lopt_pp.planning.profile import measure
+from lopt_pp.planning.synthetic import random_block, random_microbatch
+from lopt_pp.stage.stage import Stage
 
 OBJECTIVES = ["none", "reconstruction", "next_token"]
 
@@ -57,7 +58,7 @@ class Case:
     """Two stages of a model.
 
     Attributes:
-        model: its name in `shapes.SHAPES`.
+        model: its name in `shapes.FORMATS`.
         objective: of the first stage, as the flag has it.
         auxiliary_layers: likewise.
         microbatches: of an optimizer step.
@@ -83,14 +84,14 @@ class Cost:
     peak_memory: int
 
 
-def find_cut(world: World, case: Case, anatomy: Anatomy, _: int) -> int:
+def find_cut(world: World, case: Case, structure: ModelStructure, _: int) -> int:
     """The first layer of the second stage by `--split auto`."""
     transformers_logging.disable_progress_bar()
-    shape, config = SHAPES[case.model], config_of(case.model)
+    shape, config = FORMATS[case.model], config_of(case.model)
     costs = measure(
         LlamaForCausalLM,
         config,
-        anatomy,
+        structure,
         (shape.rows, shape.tokens),
         case.microbatches,
         case.config,
@@ -101,16 +102,16 @@ def find_cut(world: World, case: Case, anatomy: Anatomy, _: int) -> int:
     return balance(costs, [1, 1])[1].start
 
 
-def measure_stage(world: World, case: Case, anatomy: Anatomy, cut: int, index: int) -> Cost:
+def measure_stage(world: World, case: Case, structure: ModelStructure, cut: int, index: int) -> Cost:
     """Trains one of the two stages."""
     transformers_logging.disable_progress_bar()
     if world.device.type == "cpu":
         give_back_at_once()
-    meter, shape, config = Meter(world.device), SHAPES[case.model], config_of(case.model)
+    meter, shape, config = MemoryTracker(world.device), FORMATS[case.model], config_of(case.model)
     imports = meter.held()
 
-    def load(span: Span) -> BlockModel:
-        return random_block(LlamaForCausalLM, config, anatomy, span)
+    def load(spec: BlockSpec) -> BlockModel:
+        return random_block(LlamaForCausalLM, config, structure, spec)
 
     block = load(split_at([cut], config.num_hidden_layers)[index])
     objective = local_objective(block, case.config, seed=0, load=load)
@@ -162,10 +163,10 @@ def in_a_fresh_process(device: str, *job: object) -> object:
 def run(cases: Sequence[Case], device: str) -> Iterator[dict]:
     """Measures each case at both cuts."""
     for case in cases:
-        anatomy, depth = anatomy_of(case.model), config_of(case.model).num_hidden_layers
-        auto = in_a_fresh_process(device, "cut", case, anatomy, 0)
+        structure, depth = anatomy_of(case.model), config_of(case.model).num_hidden_layers
+        auto = in_a_fresh_process(device, "cut", case, structure, 0)
         for split, cut in (("midpoint", depth // 2), ("auto", auto)):
-            stages = [in_a_fresh_process(device, "stage", case, anatomy, cut, index) for index in (0, 1)]
+            stages = [in_a_fresh_process(device, "stage", case, structure, cut, index) for index in (0, 1)]
             yield {
                 "case": asdict(case),
                 "split": split,
@@ -190,7 +191,7 @@ def table(results: Sequence[dict]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SHAPES, default="smollm2-135m", help="(default: %(default)s)")
+    parser.add_argument("--model", choices=FORMATS, default="smollm2-135m", help="(default: %(default)s)")
     parser.add_argument("--auxiliary_layers", type=int, default=2, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--microbatches", type=int, default=4, metavar="M", help="per step (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=5, metavar="N", help="to measure (default: %(default)s)")

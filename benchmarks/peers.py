@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lopt_pp.data import Microbatch
-from lopt_pp.end_to_end import EndToEndPipeline, clip_grad_norm
+from lopt_pp.model.block import BlockModel
 from lopt_pp.objectives import NextToken
-from lopt_pp.split import BlockModel
+from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
 
 
 class _EndToEnd:
@@ -41,11 +41,11 @@ class _EndToEnd:
         raise NotImplementedError
 
     def run(self, microbatches: int, steps: int) -> Trial:
-        order = self.bench.order(microbatches, steps)
+        sampler = self.bench.sampler(microbatches, steps)
         dist.barrier()
         begin = self.bench.now()
         for step in range(steps):
-            batches = order.microbatches(step)
+            batches = sampler.microbatches(step)
             loss = self.backward(batches, sum(batch.num_targets for batch in batches))
             clip_grad_norm(self._optimizer.parameters, OPTIM.max_grad_norm, self._clip_group)
             self._optimizer.step()
@@ -119,7 +119,7 @@ class _Block(nn.Module):
                 output = self.block(input_ids=batch.input_ids, leave_logits=True)
             else:
                 output = self.block(hidden_states=hidden_states.float(), leave_logits=True)
-            if self.block.span.is_last:
+            if self.block.spec.is_last:
                 return self._objective(output, batch) / num_targets
             return output.hidden_states.to(self._dtype).contiguous()
 

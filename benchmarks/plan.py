@@ -31,12 +31,12 @@ from machine import describe_machine, one_line
 from shapes import SMOLLM2_135M, write_model, write_rows
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from lopt_pp.computation import StageConfig
-from lopt_pp.model import ModelConfig
+from lopt_pp.config.compute import StageConfig
+from lopt_pp.config.model import ModelConfig
+from lopt_pp.config.optim import OptimConfig
+from lopt_pp.config.pipeline import PipelineConfig
 from lopt_pp.objectives import ObjectiveConfig
-from lopt_pp.optim import OptimConfig
-from lopt_pp.plan import PlanConfig, plan
-from lopt_pp.topology import PipelineConfig
+from lopt_pp.planning.plan import PlanConfig, plan
 
 MIB = 2**20
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

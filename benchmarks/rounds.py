@@ -16,11 +16,11 @@ from bench import PROCESSES, Bench, Cut, Peer, Trial
 from figures import Cell, Computed, report, result_of
 from local_learning import Computing
 from peers import PEERS
-from shapes import SHAPES
+from shapes import FORMATS
 from transformers.utils import logging as transformers_logging
 
-from lopt_pp.distributed import connect
-from lopt_pp.topology import PipelineConfig
+from lopt_pp.config.pipeline import PipelineConfig
+from lopt_pp.distributed.world import connect
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         group = dist.new_group(list(range(PROCESSES)), backend=backend)
         dtype = getattr(torch, arguments.dtype)
-        benches = {model: Bench(world, group, SHAPES[model], dtype) for model in arguments.models}
+        benches = {model: Bench(world, group, FORMATS[model], dtype) for model in arguments.models}
         cuts = {}
         for model, bench in benches.items():
             in_search = sorted(arguments.microbatches)[(len(arguments.microbatches) - 1) // 2]

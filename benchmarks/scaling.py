@@ -20,7 +20,7 @@ import transformers
 from forecast import Gpu, forecast
 from sizes import MODELS, Load, Model
 
-from lopt_pp.computation import StageConfig
+from lopt_pp.config.compute import StageConfig
 from lopt_pp.errors import LoptError
 
 GIB = 2**30

@@ -38,7 +38,7 @@ import torch
 from sleeping import RUNS, Load, Times, peer_name
 from workers import Workers, free_port
 
-from lopt_pp.distributed import World
+from lopt_pp.distributed.world import World
 
 REACH = 0.97
 

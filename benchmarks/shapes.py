@@ -42,7 +42,7 @@ TINY = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class Format:
     """A model and the microbatches that it is trained on.
 
     Attributes:
@@ -58,11 +58,11 @@ class Shape:
     trial: int
 
 
-SHAPES = {
-    "smollm2-135m": Shape(SMOLLM2_135M, rows=2, tokens=256, trial=1),
-    "small": Shape(SMALL, rows=2, tokens=256, trial=4),
-    "short": Shape(SMALL, rows=1, tokens=64, trial=16),
-    "tiny": Shape(TINY, rows=2, tokens=32, trial=2),
+FORMATS = {
+    "smollm2-135m": Format(SMOLLM2_135M, rows=2, tokens=256, trial=1),
+    "small": Format(SMALL, rows=2, tokens=256, trial=4),
+    "short": Format(SMALL, rows=1, tokens=64, trial=16),
+    "tiny": Format(TINY, rows=2, tokens=32, trial=2),
 }
 
 

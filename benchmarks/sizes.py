@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
-from lopt_pp.computation import StageConfig
+from lopt_pp.config.compute import StageConfig
 from lopt_pp.errors import LoptError
+from lopt_pp.model.block import block_class, block_config
+from lopt_pp.model.partition import BlockSpec, split_evenly
+from lopt_pp.model.pretrained import model_class_of
+from lopt_pp.model.verify import check_split
 from lopt_pp.objectives import reconstruction_head
-from lopt_pp.span import Span, split_evenly
-from lopt_pp.split import block_class, block_config
-from lopt_pp.verify import check_split, model_class_of
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,8 @@ class Model:
         self.config.tie_word_embeddings = False
         self.model_class = model_class_of(self.config)
         # Two layers show where everything stands as well as eighty do.
-        self.anatomy = check_split(
-            self.model_class, block_config(self.config, Span(0, 1, 0, 2)), split_evenly(2, num_stages=2)
+        self.structure = check_split(
+            self.model_class, block_config(self.config, BlockSpec(0, 1, 0, 2)), split_evenly(2, num_stages=2)
         )
         heads = self.config.num_attention_heads
         self.hidden: int = self.config.hidden_size
@@ -183,24 +184,24 @@ class Model:
             raise LoptError(f"--model {name}: give {', '.join(MODELS)}, or a config.json or its directory")
         return cls(AutoConfig.from_pretrained(path))
 
-    def size(self, span: Span) -> BlockSize:
+    def size(self, spec: BlockSpec) -> BlockSize:
         """Counts the parameters of a block. All layers of these models are alike, so blocks of one length are, too."""
-        kind = span.is_first, span.is_last, span.stop - span.start
+        kind = spec.is_first, spec.is_last, spec.stop - spec.start
         if kind not in self._sizes:
-            self._sizes[kind] = self._count(span)
+            self._sizes[kind] = self._count(spec)
         return self._sizes[kind]
 
-    def _count(self, span: Span) -> BlockSize:
+    def _count(self, spec: BlockSpec) -> BlockSize:
         with torch.device("meta"):
-            block = block_class(self.model_class, self.anatomy, span)(self.config)
-        layers = list(block.get_submodule(self.anatomy.layers).children())
+            block = block_class(self.model_class, self.structure, spec)(self.config)
+        layers = list(block.get_submodule(self.structure.layers).children())
         linear = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
         return BlockSize(
             block=_numel(block),
             layer=max(map(_numel, layers)),
             layers_linear=sum(map(_numel, linear)),
-            local_head=0 if span.is_last else self.local_head,
-            num_layers=span.stop - span.start,
+            local_head=0 if spec.is_last else self.local_head,
+            num_layers=spec.stop - spec.start,
         )
 
     @cached_property

@@ -14,11 +14,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
-from lopt_pp.distributed import World, boundaries
-from lopt_pp.headers import Header
-from lopt_pp.stream import StreamReceiver, StreamSender
-from lopt_pp.topology import Topology
-from lopt_pp.trainer import train
+from lopt_pp.config.topology import Topology
+from lopt_pp.distributed.world import World
+from lopt_pp.pipeline.connect import boundaries
+from lopt_pp.pipeline.messages import Header
+from lopt_pp.pipeline.stream import StreamReceiver, StreamSender
+from lopt_pp.training.loop import train
 
 Times = dict[str, Any]
 """What a stage says of its run; see `run_ours` and `run_peer`."""
@@ -85,7 +86,7 @@ class _Order:
 
 
 class _Stage:
-    """Has the methods of `lopt_pp.stage.Stage` that the training loop calls, and sleeps in them."""
+    """Has the methods of `lopt_pp.stage.stage.Stage` that the training loop calls, and sleeps in them."""
 
     device = torch.device("cpu")
     dtype = torch.float32
@@ -97,8 +98,8 @@ class _Stage:
         self._hidden_states = torch.zeros(load.shape)
         self.received: list[float] = []
 
-    def learned_turns(self, step: int, num_turns: int) -> Sequence[int]:
-        return range(num_turns)
+    def learned_microbatches(self, step: int, num_microbatches: int) -> Sequence[int]:
+        return range(num_microbatches)
 
     def count(self, counts: None) -> int:
         return 1
@@ -132,7 +133,7 @@ def _headers(load: Load, steps: int) -> Iterator[Header]:
 
 
 def run_ours(world: World, num_stages: int, load: Load, steps: int, queue_depth: int) -> Times | None:
-    """Trains one sleeping stage in this process by `lopt_pp.trainer.train`, over the real stream.
+    """Trains one sleeping stage in this process by `lopt_pp.training.loop.train`, over the real stream.
 
     All processes of `world` must call this together; those beyond `num_stages` return None.
 

@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from lopt_pp.distributed import connect
-from lopt_pp.topology import PipelineConfig
+from lopt_pp.config.pipeline import PipelineConfig
+from lopt_pp.distributed.world import connect
 
 _PR_SET_PDEATHSIG = 1
 
@@ -36,7 +36,7 @@ class Workers:
         number: of processes.
         address: where rank 0 listens, as host and port.
         interface: the network interface that the ranks talk over.
-        work: does one job: called in every worker with its `lopt_pp.distributed.World` and the arguments of `run`.
+        work: does one job: called in every worker with its `World` and the arguments of `run`.
         prepare: called first in every worker with its rank and its end of the pipe; it may set the environment.
         backend: `gloo`, or `nccl` for workers on GPUs.
     """

@@ -10,18 +10,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lopt_pp.api import RunError, Trainer, load_config
-    from lopt_pp.config import Config
+    from lopt_pp.config.parser import load_config
+    from lopt_pp.config.train_config import Config
     from lopt_pp.errors import LoptError
+    from lopt_pp.training.trainer import RunError, Trainer
 
 __all__ = ["Config", "LoptError", "RunError", "Trainer", "load_config"]
 
 _HOMES = {
-    "Config": "lopt_pp.config",
+    "Config": "lopt_pp.config.train_config",
     "LoptError": "lopt_pp.errors",
-    "RunError": "lopt_pp.api",
-    "Trainer": "lopt_pp.api",
-    "load_config": "lopt_pp.api",
+    "RunError": "lopt_pp.training.trainer",
+    "Trainer": "lopt_pp.training.trainer",
+    "load_config": "lopt_pp.config.parser",
 }
 
 

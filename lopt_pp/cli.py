@@ -25,14 +25,14 @@ commands:
 
 _MODULES = {
     "train": "lopt_pp.train",
-    "export": "lopt_pp.export",
-    "generate": "lopt_pp.generate",
-    "evaluate": "lopt_pp.evaluate",
-    "plan": "lopt_pp.plan",
-    "auxiliary": "lopt_pp.thinning",
-    "submit": "lopt_pp.submit",
-    "report": "lopt_pp.insight.report",
-    "compare": "lopt_pp.insight.compare",
+    "export": "lopt_pp.commands.export",
+    "generate": "lopt_pp.commands.generate",
+    "evaluate": "lopt_pp.commands.evaluate",
+    "plan": "lopt_pp.commands.plan",
+    "auxiliary": "lopt_pp.commands.auxiliary",
+    "submit": "lopt_pp.commands.submit",
+    "report": "lopt_pp.commands.report",
+    "compare": "lopt_pp.commands.compare",
 }
 
 

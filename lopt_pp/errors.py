@@ -51,3 +51,7 @@ class _Short(reprlib.Repr):
 
 
 _SHORT = _Short()
+
+
+class StreamError(LoptError):
+    """The neighbour at the other end of a boundary died, hangs, or disagrees about what comes next."""

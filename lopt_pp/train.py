@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import transformers
 
-from lopt_pp.api import RunError, Trainer
-from lopt_pp.config import parse_config
+from lopt_pp.config.parser import parse_config
 from lopt_pp.errors import LoptError
-from lopt_pp.guard import complain
+from lopt_pp.training.trainer import RunError, Trainer
+from lopt_pp.util.console import print_error
 
 STOPPED_STATUS = 75
 """Of a process that a signal has stopped in good order: `EX_TEMPFAIL` of sysexits.h, "try again later"."""
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except LoptError as error:  # All processes have the same flags, and the same to say of them.
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            complain(str(error))
+            print_error(str(error))
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

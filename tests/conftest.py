@@ -5,5 +5,6 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "runs")]
 torch.set_num_threads(1)

@@ -23,13 +23,13 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from word_problems import WordProblem
 
+from lopt_pp.commands.common import be_quiet
+from lopt_pp.config.model import ModelConfig
 from lopt_pp.data import DataConfig, TokenizedRows, load_rows
-from lopt_pp.evaluate import compare_on, load_whole, loss_on
-from lopt_pp.generate import be_quiet
-from lopt_pp.harness import Benchmarks, run_benchmarks
-from lopt_pp.metrics import perplexity
-from lopt_pp.model import ModelConfig, load_tokenizer
-from lopt_pp.retention import Score
+from lopt_pp.evaluation.lm_eval_harness import Benchmarks, run_benchmarks
+from lopt_pp.evaluation.losses import compare_on, load_whole, loss_on
+from lopt_pp.evaluation.scores import Score, perplexity
+from lopt_pp.model.pretrained import load_tokenizer
 
 
 def rows_of(file: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedRows:

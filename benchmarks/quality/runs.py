@@ -15,7 +15,7 @@ from typing import Any
 from forms import Form
 from methods import UNTOUCHED, Trial
 
-from lopt_pp.insight.runs import RunData, read_run
+from lopt_pp.report.run_data import RunData, read_run
 
 MEASURE = Path(__file__).with_name("measure.py")
 

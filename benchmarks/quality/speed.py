@@ -9,7 +9,7 @@ from typing import Any
 from methods import METHODS, Trial
 from runs import Ground, keep, kept, launch, run_flags
 
-from lopt_pp.insight.runs import RunData, read_run
+from lopt_pp.report.run_data import RunData, read_run
 
 FILLING = 2
 """Steps that do not count: the pipeline fills, and AdamW makes its state."""

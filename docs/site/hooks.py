@@ -22,7 +22,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from lopt_pp import cli
-from lopt_pp.config import Config
+from lopt_pp.config.train_config import Config
 
 logger = logging.getLogger("mkdocs.hooks.lopt_pp")
 

@@ -1,17 +1,17 @@
 """From raw rows to the microbatches of each optimizer step."""
 
-from lopt_pp.data.config import DataConfig
-from lopt_pp.data.formats import EncodedRow, RowEncoder
+from lopt_pp.config.data import DataConfig
+from lopt_pp.data.dataset import Rows, TokenizedRows
+from lopt_pp.data.encoding import EncodedRow, RowEncoder
+from lopt_pp.data.formats import IGNORE_INDEX
 from lopt_pp.data.loading import load_rows, with_chat_template
 from lopt_pp.data.microbatch import Microbatch
-from lopt_pp.data.order import DataOrder, TokenCounts
-from lopt_pp.data.rows import Rows, TokenizedRows
-from lopt_pp.data.shapes import IGNORE_INDEX
+from lopt_pp.data.sampler import MicrobatchSampler, TokenCounts
 
 __all__ = [
     "IGNORE_INDEX",
     "DataConfig",
-    "DataOrder",
+    "MicrobatchSampler",
     "EncodedRow",
     "Microbatch",
     "RowEncoder",

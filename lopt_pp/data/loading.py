@@ -12,12 +12,12 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lopt_pp.data import formats, shapes
-from lopt_pp.data.config import DataConfig
-from lopt_pp.data.formats import Note, RowEncoder
-from lopt_pp.data.mapping import PRESETS, find_reader
-from lopt_pp.data.reading import Table, quiet_unless, read_rows
-from lopt_pp.data.rows import PackedRows, Rows, TokenizedRows, column, listed
+from lopt_pp.config.data import DataConfig
+from lopt_pp.data import encoding, formats
+from lopt_pp.data.dataset import PackedRows, Rows, TokenizedRows, column, listed
+from lopt_pp.data.encoding import Note, RowEncoder
+from lopt_pp.data.presets import find_preset, find_reader
+from lopt_pp.data.sources import Table, quiet_unless, read_rows
 from lopt_pp.data.streaming import StreamedRows
 from lopt_pp.errors import LoptError, first_line
 
@@ -48,7 +48,7 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -
     """
     path = config.chat_template_path
     if path is None:
-        preset = PRESETS.get(config.dataset_mapping or "")
+        preset = find_preset(config.dataset_mapping)
         if preset is not None and preset.chat_template is not None and not tokenizer.chat_template:
             tokenizer.chat_template = preset.chat_template
         return tokenizer
@@ -76,7 +76,7 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -
 
 
 def load_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    """Reads the rows that `config` names and tokenizes them (see `read_row` for the shapes of rows).
+    """Reads the rows that `config` names and tokenizes them (see `read_row` for the formats of rows).
 
     Left out are rows of more than `max_length` tokens and rows without a target token. The tokens are cached on disk by
     `datasets`, which moves a finished file into place, so the processes of a run may all call this at once; where one
@@ -152,7 +152,7 @@ def _encode(raw: Table, encoder: RowEncoder, num_proc: int | None, version: str)
         }
 
     # The cache goes by the arguments of `encode`, tokenizer included, but would not see a change of the encoder's code.
-    sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (formats, shapes))
+    sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (encoding, formats))
     if num_proc is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_proc = min(cores, len(raw) // _ROWS_PER_PROCESS)

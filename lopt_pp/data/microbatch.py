@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lopt_pp.data.formats import EncodedRow
-from lopt_pp.data.shapes import IGNORE_INDEX
+from lopt_pp.data.encoding import EncodedRow
+from lopt_pp.data.formats import IGNORE_INDEX
 
 
 @dataclass(frozen=True)

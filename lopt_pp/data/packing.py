@@ -8,7 +8,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from trl import pack_dataset
 
-from lopt_pp.data.reading import quiet_unless
+from lopt_pp.data.sources import quiet_unless
 
 _ROWS = 20_000
 """Rows that are given to TRL at once, as one number for each token of theirs; it packs 1,000 of them together."""

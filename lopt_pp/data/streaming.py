@@ -8,10 +8,10 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from lopt_pp.data.formats import EncodedRow, RowEncoder
+from lopt_pp.data.dataset import Pack, listed, summarize
+from lopt_pp.data.encoding import EncodedRow, RowEncoder
 from lopt_pp.data.packing import pack
-from lopt_pp.data.reading import RawRows
-from lopt_pp.data.rows import Pack, listed, summarize
+from lopt_pp.data.sources import RawRows
 from lopt_pp.errors import LoptError
 
 _SAMPLE = 256
@@ -54,7 +54,7 @@ class StreamedRows:
         self._max_length = max_length
         self._packing = packing
         self._dropped: dict[int, str] = {}
-        self._dealt = np.zeros(len(raw), dtype=bool)
+        self._fetched = np.zeros(len(raw), dtype=bool)
         # One thread encodes all rows: tokenizers do not bear two at once.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._begun: dict[bytes, Future[tuple[list[_Encoded], list[Pack]]]] = {}
@@ -76,16 +76,16 @@ class StreamedRows:
     def lengths(self) -> np.ndarray:
         raise LoptError("--streaming leaves the lengths of rows unknown until their step")
 
-    def deal(self, numbers: np.ndarray) -> list[Pack]:
+    def fetch(self, numbers: np.ndarray) -> list[Pack]:
         begun = self._begun.pop(numbers.tobytes(), None) or self._thread.submit(self._make, numbers)
         encoded, packs = begun.result()
-        self._dealt[numbers] = True
+        self._fetched[numbers] = True
         for number, row in zip(numbers.tolist(), encoded, strict=True):
             if row.unusable:
                 self._dropped[number] = row.unusable
         return packs
 
-    def prepare(self, numbers: np.ndarray) -> None:
+    def prefetch(self, numbers: np.ndarray) -> None:
         key = numbers.tobytes()
         if key not in self._begun:
             self._begun[key] = self._thread.submit(self._make, numbers)
@@ -127,12 +127,12 @@ class StreamedRows:
     def summary(self) -> str:
         """How many rows there are, and what has become of those whose step has come."""
         line = f"{len(self)} rows of {self._raw.source}, tokenized as their step comes"
-        num_dealt = int(self._dealt.sum())
-        if num_dealt == 0:
+        num_fetched = int(self._fetched.sum())
+        if num_fetched == 0:
             sampled = Counter(row.unusable for row in self._sample if row.unusable)
             return f"{line}; of a sample, " + summarize("it", len(self._sample) - sampled.total(), sampled, {})
         reasons = Counter(self._dropped.values())
-        return f"{line}; so far, " + summarize("it", num_dealt - reasons.total(), reasons, {})
+        return f"{line}; so far, " + summarize("it", num_fetched - reasons.total(), reasons, {})
 
 
 def _pack(rows: list[_Encoded]) -> Pack:

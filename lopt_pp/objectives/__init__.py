@@ -4,6 +4,7 @@
 flags name.
 """
 
+from lopt_pp.config.objective import ObjectiveConfig
 from lopt_pp.objectives.auxiliary import AuxiliaryNextToken
 from lopt_pp.objectives.base import Objective, Site
 from lopt_pp.objectives.choice import (
@@ -13,7 +14,6 @@ from lopt_pp.objectives.choice import (
     nothing_to_load,
     shipped_objective,
 )
-from lopt_pp.objectives.config import ObjectiveConfig
 from lopt_pp.objectives.reconstruction import Reconstruction, reconstruction_head
 from lopt_pp.objectives.task import CUDA_LOGITS, NextToken
 

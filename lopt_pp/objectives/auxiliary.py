@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
+from lopt_pp.config.objective import ALL
 from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.errors import renamed_in_errors
+from lopt_pp.model.block import BlockModel, BlockOutput
+from lopt_pp.model.partition import BlockSpec
 from lopt_pp.objectives.base import Objective, Site
-from lopt_pp.objectives.config import ALL
 from lopt_pp.objectives.task import NextToken
-from lopt_pp.span import Span
-from lopt_pp.split import BlockModel, BlockOutput
 
 
 class AuxiliaryNextToken(Objective):
@@ -44,12 +44,12 @@ class AuxiliaryNextToken(Objective):
         return self._task(self.network(hidden_states=output.hidden_states, **logits), batch)
 
 
-def _layers(site: Site) -> Span:
-    span, depth = site.block.span, site.block.model.config.num_hidden_layers
+def _layers(site: Site) -> BlockSpec:
+    spec, depth = site.block.spec, site.block.model.config.num_hidden_layers
     if site.config.chosen_layers is None:
-        return span.sample_after(depth, depth if site.config.auxiliary_choice == ALL else site.config.auxiliary_layers)
+        return spec.sample_after(depth, depth if site.config.auxiliary_choice == ALL else site.config.auxiliary_layers)
     with renamed_in_errors("the layers ", "--auxiliary_choice "):
-        return span.choose_after(depth, site.config.chosen_layers)
+        return spec.choose_after(depth, site.config.chosen_layers)
 
 
 def _share_standing(block: BlockModel, head: nn.Module) -> None:

@@ -12,10 +12,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from lopt_pp.config.objective import ObjectiveConfig
 from lopt_pp.data import Microbatch, TokenCounts
-from lopt_pp.objectives.config import ObjectiveConfig
-from lopt_pp.span import Span
-from lopt_pp.split import BlockModel, BlockOutput
+from lopt_pp.model.block import BlockModel, BlockOutput
+from lopt_pp.model.partition import BlockSpec
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Site:
     block: BlockModel
     config: ObjectiveConfig
     generator: torch.Generator
-    load: Callable[[Span], BlockModel]
+    load: Callable[[BlockSpec], BlockModel]
 
     @property
     def hidden_size(self) -> int:

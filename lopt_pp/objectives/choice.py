@@ -7,15 +7,15 @@ from collections.abc import Callable
 
 import torch
 
+from lopt_pp.config.objective import ObjectiveConfig
 from lopt_pp.errors import LoptError, first_line
+from lopt_pp.model.block import BlockModel
+from lopt_pp.model.partition import BlockSpec
 from lopt_pp.objectives.auxiliary import AuxiliaryNextToken
 from lopt_pp.objectives.base import Objective, Site
-from lopt_pp.objectives.config import ObjectiveConfig
 from lopt_pp.objectives.reconstruction import Reconstruction
 from lopt_pp.objectives.task import NextToken
-from lopt_pp.seeds import derive_seed
-from lopt_pp.span import Span
-from lopt_pp.split import BlockModel
+from lopt_pp.util.seeds import derive_seed
 
 _OWN: dict[str, type[Objective]] = {"reconstruction": Reconstruction, "next_token": AuxiliaryNextToken}
 
@@ -36,13 +36,13 @@ def shipped_objective(name: str) -> type[Objective] | None:
     return _OWN.get(name)
 
 
-def nothing_to_load(span: Span) -> BlockModel:
+def nothing_to_load(spec: BlockSpec) -> BlockModel:
     """For where there is no pretrained model to make an objective from."""
-    raise LoptError(f"there is no pretrained model here to load {span} from")
+    raise LoptError(f"there is no pretrained model here to load {spec} from")
 
 
 def local_objective(
-    block: BlockModel, config: ObjectiveConfig, seed: int, load: Callable[[Span], BlockModel] = nothing_to_load
+    block: BlockModel, config: ObjectiveConfig, seed: int, load: Callable[[BlockSpec], BlockModel] = nothing_to_load
 ) -> Objective | None:
     """What the block learns from: the task if it is the last; None where it only runs forward.
 
@@ -52,12 +52,12 @@ def local_objective(
         seed: of the run.
         load: makes a model of further layers; see `lopt_pp.objectives.Site`.
     """
-    if block.span.is_last:
+    if block.spec.is_last:
         return NextToken()
     kind = local_objective_class(config)
     if kind is None:
         return None
-    generator = torch.Generator().manual_seed(derive_seed(seed, block.span.stage))
+    generator = torch.Generator().manual_seed(derive_seed(seed, block.spec.stage))
     return make_objective(kind, Site(block, config, generator, load))
 
 
@@ -73,7 +73,7 @@ def make_objective(kind: type[Objective], site: Site) -> Objective:
         raise
     except Exception as error:  # Whatever the user's own class may raise.
         raise LoptError(
-            f"--local_objective {site.config.local}: {kind.__name__}(site) fails for stage {site.block.span.stage} "
+            f"--local_objective {site.config.local}: {kind.__name__}(site) fails for stage {site.block.spec.stage} "
             f"with {_describe(error)}"
         ) from error
 

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lopt_pp.data import Microbatch, TokenCounts
+from lopt_pp.model.block import BlockOutput
 from lopt_pp.objectives.base import Objective, Site
-from lopt_pp.split import BlockOutput
 
 
 class Reconstruction(Objective):

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lopt_pp.data import IGNORE_INDEX, Microbatch, TokenCounts
+from lopt_pp.model.block import BlockOutput
 from lopt_pp.objectives.base import Objective
-from lopt_pp.split import BlockOutput
 
 _CPU_LOGITS, CUDA_LOGITS = 2**23, 2**27
 """Number of logits that are there at once: what fits caches, or keeps a GPU busy."""

@@ -22,13 +22,13 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from lopt_pp.computation import StageConfig
+from lopt_pp.config.compute import StageConfig
+from lopt_pp.config.optim import OptimConfig
+from lopt_pp.config.pipeline import PipelineConfig
+from lopt_pp.model.partition import BlockSpec, split_evenly
 from lopt_pp.objectives import ObjectiveConfig, local_objective
-from lopt_pp.optim import OptimConfig
-from lopt_pp.span import Span, split_evenly
-from lopt_pp.stage import Stage
-from lopt_pp.stand_ins import random_block, random_microbatch
-from lopt_pp.topology import PipelineConfig
+from lopt_pp.planning.synthetic import random_block, random_microbatch
+from lopt_pp.stage.stage import Stage
 
 sys.path.insert(0, str(TESTS.parent / "benchmarks"))
 import arithmetic  # noqa: E402
@@ -37,7 +37,7 @@ from sizes import MODELS, Load, Model  # noqa: E402
 
 PAGE = TESTS.parent / "docs" / "scaling.md"
 DTYPES = ("float32", "bfloat16", "pure_bfloat16")
-FIRST, MIDDLE, LAST = Span(0, 2, 0, 3), Span(1, 3, 2, 5), Span(1, 2, 5, 8)
+FIRST, MIDDLE, LAST = BlockSpec(0, 2, 0, 3), BlockSpec(1, 3, 2, 5), BlockSpec(1, 2, 5, 8)
 
 
 @functools.cache
@@ -47,16 +47,16 @@ def small_model(family: str = "llama") -> Model:
     return Model(tiny_config(family, vocab_size=2048, num_hidden_layers=8, **sizes))
 
 
-def make_stage(model: Model, span: Span, config: StageConfig) -> Stage:
+def make_stage(model: Model, spec: BlockSpec, config: StageConfig) -> Stage:
     torch.manual_seed(0)
-    block = random_block(model.model_class, model.config, model.anatomy, span)
+    block = random_block(model.model_class, model.config, model.structure, spec)
     return Stage(block, local_objective(block, ObjectiveConfig(), seed=0), OptimConfig(), num_steps=10, config=config)
 
 
 def train_microbatch(stage: Stage, model: Model, load: Load) -> None:
     batch = random_microbatch((load.rows, load.tokens), model.vocabulary, torch.device("cpu"))
     received = torch.randn(load.rows, load.tokens, model.hidden, dtype=load.stage.compute_dtype)
-    output = stage.forward(batch, None if stage.block.span.is_first else received)
+    output = stage.forward(batch, None if stage.block.spec.is_first else received)
     stage.loss(output, batch, load.microbatch).backward()
 
 
@@ -76,8 +76,8 @@ def saved_bytes(stage: Stage) -> Iterator[dict[int, int]]:
         yield saved
 
 
-def saved_by_forward(model: Model, span: Span, load: Load) -> int:
-    stage = make_stage(model, span, load.stage)
+def saved_by_forward(model: Model, spec: BlockSpec, load: Load) -> int:
+    stage = make_stage(model, spec, load.stage)
     batch = random_microbatch((load.rows, load.tokens), model.vocabulary, torch.device("cpu"))
     received = torch.randn(load.rows, load.tokens, model.hidden, dtype=load.stage.compute_dtype)
     with saved_bytes(stage) as saved:
@@ -153,8 +153,8 @@ def test_blocks_have_the_published_number_of_parameters(name: str, parameters: i
     with torch.device("meta"):
         whole = AutoModelForCausalLM.from_config(model.config)
     assert whole.num_parameters() == parameters
-    for spans in (split_evenly(model.num_layers, 4), split_evenly(model.num_layers, 1)):
-        assert sum(model.size(span).block for span in spans) == parameters
+    for specs in (split_evenly(model.num_layers, 4), split_evenly(model.num_layers, 1)):
+        assert sum(model.size(spec).block for spec in specs) == parameters
 
 
 def test_tied_embeddings_are_counted_twice() -> None:
@@ -162,7 +162,7 @@ def test_tied_embeddings_are_counted_twice() -> None:
     model = Model(config)
     with torch.device("meta"):
         tied = AutoModelForCausalLM.from_config(config).num_parameters()
-    counted = sum(model.size(span).block for span in split_evenly(config.num_hidden_layers, 2))
+    counted = sum(model.size(spec).block for spec in split_evenly(config.num_hidden_layers, 2))
     assert counted == tied + config.vocab_size * config.hidden_size
 
 
@@ -194,12 +194,12 @@ def test_autocast_keeps_its_copies_until_forward_ends() -> None:
     del output
 
 
-@pytest.mark.parametrize("span", [FIRST, MIDDLE, LAST], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("spec", [FIRST, MIDDLE, LAST], ids=["first", "middle", "last"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_memory_is_what_tensors_take(dtype: Any, checkpointing: bool, span: Span) -> None:
+def test_memory_is_what_tensors_take(dtype: Any, checkpointing: bool, spec: BlockSpec) -> None:
     model, load = small_model(), Load(2, 256, 2, StageConfig(dtype=dtype, gradient_checkpointing=checkpointing))
-    stage = make_stage(model, span, load.stage)
+    stage = make_stage(model, spec, load.stage)
     train_microbatch(stage, model, load)
     stage.step(0)
     train_microbatch(stage, model, load)
@@ -209,32 +209,32 @@ def test_memory_is_what_tensors_take(dtype: Any, checkpointing: bool, span: Span
     state = live.now
     with live:
         train_microbatch(stage, model, load)
-    memory = arithmetic.memory(model, load, span, queue_depth=0)
+    memory = arithmetic.memory(model, load, spec, queue_depth=0)
     assert memory.state == pytest.approx(state, rel=0.001)
     assert memory.total == pytest.approx(live.peak, rel=0.1)
     # On a CPU the chunked loss has other accumulators in bfloat16 than on a GPU, which the formula is for.
-    if not span.is_last or dtype == "float32":
+    if not spec.is_last or dtype == "float32":
         assert memory.total - memory.state == pytest.approx(live.peak - state, rel=0.15)
 
 
-@pytest.mark.parametrize("span", [FIRST, MIDDLE, LAST], ids=["first", "middle", "last"])
+@pytest.mark.parametrize("spec", [FIRST, MIDDLE, LAST], ids=["first", "middle", "last"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_operations_are_what_pytorch_counts(dtype: Any, checkpointing: bool, span: Span) -> None:
+def test_operations_are_what_pytorch_counts(dtype: Any, checkpointing: bool, spec: BlockSpec) -> None:
     model, load = small_model(), Load(2, 64, 1, StageConfig(dtype=dtype, gradient_checkpointing=checkpointing))
-    stage = make_stage(model, span, load.stage)
+    stage = make_stage(model, spec, load.stage)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         train_microbatch(stage, model, load)
     counted = counter.get_total_flops()
     # This kernel computes the half of the attention that the causal mask drops, too.
     counted -= (4 if checkpointing else 3) * 3 * arithmetic.layer_operations(model, load)["attention"]
-    if span.is_last:
+    if spec.is_last:
         # The counter does not look into PyTorch's chunked loss, but for the backward in bfloat16.
         product = 2 * model.hidden * model.vocabulary
         counted += (1 if dtype == "bfloat16" else 3) * load.microbatch * product
         # One token of each row has no target.
         counted += 3 * load.rows * product if dtype == "bfloat16" else 0
-    assert arithmetic.operations(model, load, span) == counted
+    assert arithmetic.operations(model, load, spec) == counted
 
 
 @pytest.mark.parametrize(("k", "microbatches"), [(2, 2), (2, 8), (3, 5), (4, 4), (4, 18), (8, 8), (8, 35)])

@@ -1,167 +1,157 @@
-"""What each shape of row becomes, token by token."""
+"""What the columns of a row say it is, and what the flags make of it."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from chat import ANSWER, BOS, CHAT_PROMPT, CHATML, END, MARKED, QUESTION, REWRITING, START, make_tokenizer, spell
-from transformers import PreTrainedTokenizerFast
+from chat import ANSWER, CHAT_PROMPT, CHATML, END, MARKED, QUESTION, REWRITING, START, make_tokenizer, spell
+from trl.chat_template_utils import qwen2_5_chat_template, qwen3_chat_template
 
-from lopt_pp.data.formats import RowEncoder
+from lopt_pp.data.encoding import Note, RowEncoder
+from lopt_pp.data.formats import Conversation, Pair, Text, Tokens, read_row
 from lopt_pp.errors import LoptError
 
-
-def check(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], *expected: tuple[Sequence[str], bool]) -> None:
-    """The row is encoded to the expected runs of tokens, each with or without a loss."""
-    encoded = RowEncoder(tokenizer)(row)
-    assert tokenizer.convert_ids_to_tokens(encoded.input_ids) == [t for parts, _ in expected for t in spell(parts)]
-    targets = [is_target for parts, is_target in expected for _ in spell(parts)]
-    assert encoded.labels == [i if is_target else -100 for i, is_target in zip(encoded.input_ids, targets, strict=True)]
+FOLLOW_UP = {"role": "user", "content": "more"}
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("row", "shape"),
     [
-        {"messages": [QUESTION, ANSWER]},
-        {"prompt": "q", "completion": "ab"},
-        {"prompt": [QUESTION], "completion": [ANSWER]},
-        {"question": "q", "answer": "ab"},
-        {"instruction": "q", "output": "ab"},
-        {"instruction": "q", "input": "", "output": "ab", "text": "ignored"},
-        {"messages": [QUESTION, ANSWER, QUESTION], "prompt": None},
+        ({"messages": [QUESTION, ANSWER]}, Conversation([QUESTION, ANSWER])),
+        ({"conversations": [QUESTION, ANSWER]}, Conversation([QUESTION, ANSWER])),
+        (
+            {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "ab"}]},
+            Conversation([QUESTION, ANSWER]),
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "s"},
+                    {"from": "user", "value": "q"},
+                    {"from": "assistant", "value": "ab"},
+                ]
+            },
+            Conversation([{"role": "system", "content": "s"}, QUESTION, ANSWER]),
+        ),
+        ({"prompt": [QUESTION], "completion": [ANSWER]}, Conversation([QUESTION, ANSWER], prompt_length=1)),
+        ({"prompt": "q", "completion": "ab"}, Pair("q", "ab", "q")),
+        ({"question": "q", "answer": "ab"}, Pair("q", "ab", "q\n")),
+        ({"query": "q", "response": "ab", "type": "GSM_Rephrased"}, Pair("q", "ab", "q\n")),
+        ({"problem": "q", "solution": "ab"}, Pair("q", "ab", "q\n")),
+        ({"instruction": "q", "output": "ab", "input": ""}, Pair("q", "ab", "q\n")),
+        ({"instruction": "q", "input": "i", "output": "ab", "text": "ignored"}, Pair("q\n\ni", "ab", "q\n\ni\n")),
+        ({"text": "ab", "prompt": None}, Text("ab")),
+        ({"input_ids": [1, 2], "labels": [-100, 2]}, Tokens([1, 2], [-100, 2])),
+        ({"input_ids": [1, 2, 3]}, Tokens([1, 2, 3], [1, 2, 3])),
+        ({"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1]}, Tokens([1, 2, 3], [-100, 2, 3])),
+        (
+            {"input_ids": [1, 2, 3], "completion_mask": [0, 1, 1], "assistant_masks": [1, 0, 1]},
+            Tokens([1, 2, 3], [-100, -100, 3]),
+        ),
     ],
 )
-def test_chat_template_renders_prompts(row: dict[str, Any]) -> None:
-    check(make_tokenizer(CHATML), row, (CHAT_PROMPT, False), (("ab", END, "\n"), True))
+def test_columns_decide(row: dict[str, Any], shape: object) -> None:
+    assert read_row(row) == shape
 
 
-@pytest.mark.parametrize(
-    ("row", "prompt"),
-    [
-        ({"prompt": "q", "completion": "ab"}, "q"),
-        ({"question": "q", "answer": "ab"}, "q\n"),
-        ({"instruction": "q", "output": "ab"}, "q\n"),
-        ({"instruction": "q", "input": "i", "output": "ab"}, "q\n\ni\n"),
-    ],
-)
-def test_without_template(row: dict[str, Any], prompt: str) -> None:
-    check(make_tokenizer(), row, ((BOS, prompt), False), (("ab", END), True))
+def test_text_may_stand_in_another_column() -> None:
+    assert read_row({"content": "ab", "text": "no"}, text_field="content") == Text("ab")
+    with pytest.raises(
+        LoptError, match=r"no usable columns \(it has: text\); a row needs .*; or content; --dataset_mapping"
+    ):
+        read_row({"text": "ab"}, text_field="content")
 
 
-def test_instruction_and_input_share_the_user_turn() -> None:
-    row = {"instruction": "q", "input": "i", "output": "ab"}
-    prompt = (START, "user\nq\n\ni", END, "\n", START, "assistant\n")
-    check(make_tokenizer(CHATML), row, (prompt, False), (("ab", END, "\n"), True))
+def test_rows_are_left_as_they_are() -> None:
+    row = {"conversations": [{"from": "human", "value": "q"}]}
+    read_row(row)
+    assert row == {"conversations": [{"from": "human", "value": "q"}]}
 
 
-def test_text_counts_whole_and_ends_once() -> None:
-    check(make_tokenizer(CHATML), {"text": "xab"}, ((BOS, "x", "ab", END), True))
-    check(make_tokenizer(), {"text": f"x{END}"}, ((BOS, "x", END), True))
-    assert RowEncoder(make_tokenizer())({"text": ""}).input_ids == []
+def test_tools_reach_the_template() -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}], "name": None}
+    shape = read_row({"messages": [QUESTION, call], "tools": '[{"type": "function", "function": {"name": "add"}}]'})
+    assert isinstance(shape, Conversation)
+    assert shape.options == {"tools": tools}
+    assert shape.messages[1] == {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "add"}}]}
+    template = "{% if tools %}{{ tools[0]['function']['name'] }}{% endif %}" + CHATML
+    encoded = RowEncoder(make_tokenizer(template))({"messages": [QUESTION, ANSWER], "tools": tools})
+    assert encoded is not None
+    assert make_tokenizer().convert_ids_to_tokens(encoded.input_ids)[:4] == ["a", "d", "d", START]
 
 
-def test_tokenized_row_is_used_as_it_is() -> None:
-    encoded = RowEncoder(make_tokenizer())({"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "text": "ignored"})
-    assert (encoded.input_ids, encoded.labels) == ([5, 6, 7], [-100, 6, 7])
-
-
-def test_no_token_reaches_over_the_start_of_an_answer() -> None:
-    check(make_tokenizer(), {"prompt": "a", "completion": "b"}, ((BOS, "a"), False), (("b", END), True))
-
-
-def test_no_space_is_put_before_an_answer() -> None:
-    tokenizer = make_tokenizer(metaspace=True)
-    assert tokenizer.tokenize("x") == ["▁", "x"]
-    check(tokenizer, {"prompt": "q", "completion": "x"}, ((BOS, "▁q"), False), (("x", END), True))
-
-
-def test_every_assistant_turn_counts() -> None:
-    messages = [{"role": "system", "content": "s"}, QUESTION, ANSWER, QUESTION, {"role": "assistant", "content": "c"}]
-    check(
-        make_tokenizer(CHATML),
-        {"messages": messages},
-        ((START, "system\ns", END, "\n", *CHAT_PROMPT), False),
-        (("ab", END, "\n"), True),
-        (CHAT_PROMPT, False),
-        (("c", END, "\n"), True),
-    )
-
-
-def test_only_the_completion_counts_of_message_lists() -> None:
-    row = {"prompt": [QUESTION, ANSWER, QUESTION], "completion": [ANSWER]}
-    prompt = (*CHAT_PROMPT, "ab", END, "\n", *CHAT_PROMPT)
-    check(make_tokenizer(MARKED), row, (prompt, False), (("ab", END, "\n"), True))
-
-
-def test_generation_marks_decide() -> None:
-    opening = ((START, "assistant\n"), False), (("ab", END), True), (("\n",), False)
-    messages = [ANSWER, QUESTION, ANSWER, QUESTION]
-    check(
-        make_tokenizer(MARKED),
-        {"messages": messages},
-        *opening,
-        (CHAT_PROMPT, False),
-        (("ab", END), True),
-        (("\n",), False),
-    )
-
-
-def test_rewriting_template_leaves_the_last_answer() -> None:
-    check(
-        make_tokenizer(REWRITING),
-        {"messages": [QUESTION, ANSWER, QUESTION, ANSWER]},
-        ((*CHAT_PROMPT, "ab", END, "\n", *CHAT_PROMPT), False),
-        (("T", "ab", END, "\n"), True),
-    )
-
-
-@pytest.mark.parametrize("messages", [[], [QUESTION], [ANSWER], [ANSWER, QUESTION]])
-def test_conversation_without_answer_has_no_target(messages: list[dict[str, str]]) -> None:
-    assert RowEncoder(make_tokenizer(CHATML))({"messages": messages}).labels == []
-
-
-@pytest.mark.parametrize(
-    ("template", "error"),
-    [
-        (None, "the tokenizer has no chat template; give one by --chat_template_path"),
-        ("{{ messages | length }}" + CHATML, "the answer's tokens cannot be told"),
-        ("{{ raise_exception('roles must alternate') }}", "refuses the conversation: roles must alternate"),
-        (MARKED + "{{ raise_exception('not today') }}", "refuses the conversation: not today"),
-    ],
-)
-def test_conversation_that_the_template_cannot_render(template: str | None, error: str) -> None:
-    with pytest.raises(LoptError, match=error):
-        RowEncoder(make_tokenizer(template))({"messages": [QUESTION, ANSWER]})
+def test_options_of_the_template() -> None:
+    row = {"messages": [QUESTION, ANSWER], "chat_template_kwargs": {"style": "x", "absent": None}}
+    encoded = RowEncoder(make_tokenizer("{{ style }}" + CHATML))(row)
+    assert encoded is not None and make_tokenizer().convert_ids_to_tokens(encoded.input_ids)[:2] == ["x", START]
 
 
 @pytest.mark.parametrize(
     ("row", "error"),
     [
-        (
-            {"foo": 1, "bar": "x", "text": None},
-            r"no usable columns \(it has: foo, bar\).*input_ids; or messages; or conversations",
-        ),
-        ({"text": None}, r"no usable columns \(it has: none that is filled\)"),
-        ({"question": "q", "answer": 4}, r"`answer` must be a string, but is 4 \(int\)"),
-        ({"messages": "hello"}, "`messages` must be a list of messages, but is 'hello'"),
-        ({"messages": [QUESTION, {"role": "assistant"}]}, "message 2 of `messages` must have the strings"),
-        ({"prompt": [QUESTION], "completion": "x"}, "`completion` must be a list of messages, as `prompt` is"),
-        ({"prompt": "x", "completion": [ANSWER]}, "`completion` must be a string"),
-        ({"input_ids": [1, 2], "labels": [1]}, "`input_ids` has 2 entries and `labels` 1"),
-        ({"input_ids": [1, 2.0], "labels": [1, 2]}, "`input_ids` must be a list of integers"),
-        ({"input_ids": "[1, 2]", "labels": [1, 2]}, "`input_ids` must be a list of integers, but is .*str"),
-        ({"input_ids": [1, 9999], "labels": [1, 2]}, "`input_ids` holds 9999, but the tokenizer has the ids 0 to 100"),
-        ({"input_ids": [1, -100], "labels": [1, 2]}, "`input_ids` holds -100"),
-        ({"input_ids": [1, 2], "labels": [1, -1]}, r"`labels` holds -1, .* \(or -100"),
+        ({"input_ids": [1, 2], "completion_mask": [1]}, "`input_ids` has 2 entries and `completion_mask` 1"),
+        ({"messages": [QUESTION], "tools": "{"}, "`tools` must be a list or JSON of one, but is '{'"),
+        ({"messages": [QUESTION], "chat_template_kwargs": "x"}, "`chat_template_kwargs` must be a mapping"),
+        ({"conversations": [{"from": "human"}]}, r"message 1 of `conversations` must have .*'from': 'human'"),
+        ({"messages": ["hello"]}, "message 1 of `messages` must have the strings `role` and `content`, but is 'hello'"),
     ],
 )
 def test_malformed_row(row: dict[str, Any], error: str) -> None:
     with pytest.raises(LoptError, match=error):
-        RowEncoder(make_tokenizer(CHATML))(row)
+        read_row(row)
 
 
-def test_end_of_sequence_token_is_needed() -> None:
-    tokenizer = make_tokenizer()
-    tokenizer.eos_token = None
-    with pytest.raises(LoptError, match="no end-of-sequence token"):
-        RowEncoder(tokenizer)({"text": "x"})
+CHAT = (START, "user\nq", END, "\n", START, "assistant\n", "ab", END, "\n")
+
+
+def targets(row: dict[str, Any], template: str | None = CHATML, **flags: bool) -> list[str]:
+    """The tokens on which the loss counts."""
+    tokenizer = make_tokenizer(template)
+    encoded = RowEncoder(tokenizer, **flags)(row)
+    assert encoded is not None
+    return tokenizer.convert_ids_to_tokens([label for label in encoded.labels if label != -100])
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_all_of_a_conversation_counts_if_asked_for(template: str) -> None:
+    row = {"messages": [QUESTION, ANSWER, FOLLOW_UP]}
+    all_of_it = spell((*CHAT, START, "user\nmore", END, "\n"))
+    assert targets(row, template, assistant_only_loss=False) == all_of_it
+    assert targets(row, template) == spell(("ab", END, *("\n" if template == CHATML else "")))
+
+
+@pytest.mark.parametrize("row", [{"prompt": [QUESTION, ANSWER, QUESTION], "completion": [ANSWER, FOLLOW_UP, ANSWER]}])
+def test_which_of_a_completion_counts(row: dict[str, Any]) -> None:
+    answer, between = ("ab", END, "\n"), (START, "user\nmore", END, "\n", START, "assistant\n")
+    assert targets(row) == spell((*answer, *answer))
+    assert targets(row, assistant_only_loss=False) == spell((*answer, *between, *answer))
+    assert targets(row, completion_only_loss=False) == spell((*answer, *answer, *answer))
+    everything = (*CHAT, *CHAT_PROMPT, *answer, *between, *answer)
+    assert targets(row, assistant_only_loss=False, completion_only_loss=False) == spell(everything)
+
+
+def test_the_prompt_counts_too_if_asked_for() -> None:
+    row = {"question": "q", "answer": "ab"}
+    assert targets(row, completion_only_loss=False) == spell(CHAT)
+    assert targets(row, None, completion_only_loss=False) == spell(("<s>", "q\n", "ab", END))
+    assert targets(row, None) == ["ab", END]
+
+
+def test_trl_marks_a_template_that_rewrites_and_that_it_knows() -> None:
+    """Qwen 3's drops the reasoning of earlier turns; Qwen 2.5's leaves turns as they are."""
+    row = {"messages": [QUESTION, ANSWER, QUESTION, ANSWER]}
+    assert targets(row, qwen2_5_chat_template) == spell(("ab", END, "\n") * 2)
+    think = "<think>\n\n</think>\n\n"
+    assert targets(row, qwen3_chat_template) == spell((think, "ab", END, "\n") * 2)
+
+
+def test_what_was_changed_is_noted() -> None:
+    def notes(messages: list[dict[str, str]], template: str) -> Note:
+        encoded = RowEncoder(make_tokenizer(template))({"messages": messages})
+        assert encoded is not None
+        return encoded.notes
+
+    assert notes([QUESTION, ANSWER], CHATML) == Note(0)
+    assert notes([QUESTION, ANSWER, QUESTION], CHATML) == notes([QUESTION, ANSWER, QUESTION], MARKED) == Note.TAIL_CUT
+    assert notes([QUESTION, ANSWER, QUESTION, ANSWER], REWRITING) == Note.ONLY_LAST_ANSWER
+    assert notes([QUESTION, ANSWER, QUESTION, ANSWER, QUESTION], REWRITING) == Note.ONLY_LAST_ANSWER | Note.TAIL_CUT

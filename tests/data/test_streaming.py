@@ -9,7 +9,7 @@ import pytest
 import torch
 from chat import make_tokenizer
 
-from lopt_pp.data import DataConfig, DataOrder, Microbatch, Rows, load_rows
+from lopt_pp.data import DataConfig, Microbatch, MicrobatchSampler, Rows, load_rows
 from lopt_pp.errors import LoptError
 
 WORDS = "abcdefgh"
@@ -35,9 +35,9 @@ def load(path: str, streaming: bool = True, max_length: int = 32, **flags: Any) 
     )
 
 
-def make_order(rows: Rows, **options: Any) -> DataOrder:
+def make_order(rows: Rows, **options: Any) -> MicrobatchSampler:
     options = {"sampling": "batch_rebalance", "shuffle": True} | options
-    return DataOrder(
+    return MicrobatchSampler(
         rows, per_device_train_batch_size=3, gradient_accumulation_steps=2, seed=3, pad_token_id=0, **options
     )
 
@@ -69,9 +69,9 @@ def test_it_goes_on_at_any_step(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", rows_of(50))
     sequential = make_order(load(path))
     expected = [sequential.microbatches(step) for step in range(20)]
-    order = make_order(load(path))
+    sampler = make_order(load(path))
     for step in (17, 4, 9, 0):
-        for other in (order, make_order(load(path))):
+        for other in (sampler, make_order(load(path))):
             assert all(same(*pair) for pair in zip(other.microbatches(step), expected[step], strict=True))
 
 
@@ -80,11 +80,11 @@ def test_only_the_rows_of_a_step_and_a_sample_are_tokenized(tmp_path: Path, monk
     encoded: list[int] = []
     encode = rows._encode  # type: ignore[attr-defined]
     monkeypatch.setattr(rows, "_encode", lambda number: encoded.append(number) or encode(number))
-    order = make_order(rows)
-    order.microbatches(0)
-    order.counts(0), order.shapes(0)
-    order.microbatches(1)  # Made ready while the first step was asked for.
-    assert len(encoded) <= 3 * 6 and set(order._numbers_of(0).tolist()) <= set(encoded)
+    sampler = make_order(rows)
+    sampler.microbatches(0)
+    sampler.counts(0), sampler.shapes(0)
+    sampler.microbatches(1)  # Made ready while the first step was asked for.
+    assert len(encoded) <= 3 * 6 and set(sampler._numbers_of(0).tolist()) <= set(encoded)
 
 
 def test_rows_that_cannot_be_used_are_left_out_of_their_step(tmp_path: Path) -> None:
@@ -94,13 +94,13 @@ def test_rows_that_cannot_be_used_are_left_out_of_their_step(tmp_path: Path) -> 
     for number in range(6, 12):
         rows[number] = {"text": ""}
     loaded = load(write(tmp_path / "rows.jsonl", rows))
-    order = make_order(loaded, shuffle=False, sampling="random")
-    first, second = order.microbatches(0)
+    sampler = make_order(loaded, shuffle=False, sampling="random")
+    first, second = sampler.microbatches(0)
     assert [len(first.input_ids), len(second.input_ids)] == [3, 1]
-    assert order.counts(0).num_tokens == first.num_tokens + second.num_tokens
-    (nothing,) = order.microbatches(1)
-    assert order.shapes(1) == [(1, 1)] == [tuple(nothing.input_ids.shape)]
-    assert (order.counts(1).num_tokens, order.counts(1).num_targets) == (0, 0)
+    assert sampler.counts(0).num_tokens == first.num_tokens + second.num_tokens
+    (nothing,) = sampler.microbatches(1)
+    assert sampler.shapes(1) == [(1, 1)] == [tuple(nothing.input_ids.shape)]
+    assert (sampler.counts(1).num_tokens, sampler.counts(1).num_targets) == (0, 0)
     line = f"12 rows of {tmp_path}/rows.jsonl, tokenized as their step comes; "
     left_out = "12 rows of it: 4 used, 8 left out (1 longer than --max_length 32, 7 without a target token)"
     assert loaded.summary() == f"{line}so far, {left_out}"
@@ -109,15 +109,15 @@ def test_rows_that_cannot_be_used_are_left_out_of_their_step(tmp_path: Path) -> 
 
 def test_rows_of_a_step_are_packed(tmp_path: Path) -> None:
     path = write(tmp_path / "rows.jsonl", rows_of(400))
-    order = make_order(load(path, packing=True, max_length=64), keep_apart=True)
+    sampler = make_order(load(path, packing=True, max_length=64), keep_apart=True)
     plain = make_order(load(path, streaming=False, max_length=64))
-    assert order.steps_per_epoch < plain.steps_per_epoch / 2
+    assert sampler.steps_per_epoch < plain.steps_per_epoch / 2
     ids = []
-    for step in range(order.steps_per_epoch):
-        batches = order.microbatches(step)
-        assert order.shapes(step) == [tuple(batch.input_ids.shape) for batch in batches]
+    for step in range(sampler.steps_per_epoch):
+        batches = sampler.microbatches(step)
+        assert sampler.shapes(step) == [tuple(batch.input_ids.shape) for batch in batches]
         assert all(batch.input_ids.shape[0] <= 3 and batch.input_ids.shape[1] <= 64 for batch in batches)
-        assert order.counts(step).num_targets == sum(batch.num_targets for batch in batches)
+        assert sampler.counts(step).num_targets == sum(batch.num_targets for batch in batches)
         ids += [token for batch in batches for token in batch.input_ids[batch.token_mask].tolist()]
     expected = [
         token
@@ -163,9 +163,9 @@ def test_malformed_row_is_named(tmp_path: Path, line: str, error: str) -> None:
     lines[300] = line
     path.write_text("\n".join(lines))
     with pytest.raises(LoptError, match=error):
-        order = make_order(load(str(path)), shuffle=False)
-        for step in range(order.steps_per_epoch):
-            order.microbatches(step)
+        sampler = make_order(load(str(path)), shuffle=False)
+        for step in range(sampler.steps_per_epoch):
+            sampler.microbatches(step)
 
 
 def test_no_row_of_the_sample(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from pages import PAGES, ROOT, RUNS, Block, blocks_of, indented_code, without_fe
 from tiny import write_model, write_rows
 
 from lopt_pp import cli
-from lopt_pp.config import parse_config
+from lopt_pp.config.parser import parse_config
 from lopt_pp.errors import LoptError
 
 NEEDS = {"gpu", "hub", "machines", "registry", "slurm", "trl"}

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from pages import PAGES, ROOT, without_fences
 
-from lopt_pp.config import Config
+from lopt_pp.config.train_config import Config
 
 FLAGS = {flag.name: flag for component in dataclasses.fields(Config) for flag in dataclasses.fields(component.type)}
 
@@ -124,13 +124,13 @@ def test_a_broken_page_fails_the_build(tmp_path: Path) -> None:
     (docs / "stray.md").write_text("[a](gone.md) [b](method.md#gone) [c](../launch/gone.sh)\n")
     result = build(tmp_path / "site", docs / "site" / "mkdocs.yml")
     assert result.returncode != 0
-    for complaint in (
+    for problem in (
         "'gone.md', but the target is not found",
         "method.md#gone",
         "launch/gone.sh, which is not in the repository",
         'not included in the "nav" configuration',
     ):
-        assert complaint in result.stderr, result.stderr
+        assert problem in result.stderr, result.stderr
 
 
 def slug(heading: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trl
 
-from lopt_pp.config import Config
+from lopt_pp.config.train_config import Config
 
 ROOT = Path(__file__).parents[2]
 OURS = {flag.name for component in dataclasses.fields(Config) for flag in dataclasses.fields(component.type)}

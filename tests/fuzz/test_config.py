@@ -16,7 +16,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DEEP, JUNK, contents
 
-from lopt_pp.config import Config, parse_config
+from lopt_pp.config.parser import parse_config
+from lopt_pp.config.train_config import Config
 from lopt_pp.errors import LoptError
 
 NAMES = [field.name for component in dataclasses.fields(Config) for field in dataclasses.fields(component.type)]
@@ -43,7 +44,7 @@ WORDS = [
 WORD = st.sampled_from(WORDS) | st.text(max_size=8) | JUNK.map(str)
 
 
-def outcome(arguments: Sequence[str]) -> Config | str:
+def finalizer(arguments: Sequence[str]) -> Config | str:
     """The config, which has been used as a run would; or what is said against it."""
     with mock.patch.dict(os.environ), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -82,7 +83,7 @@ def flags(given: dict[str, str]) -> list[str]:
 @example(["--stream_timeout", "1e300"])
 @example(["--output_dir", ""])
 def test_command_lines(words: list[str]) -> None:
-    outcome([*flags(REQUIRED), *words])
+    finalizer([*flags(REQUIRED), *words])
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files_with_unlikely_values(file: Path, settings: dict[str, str]) -> None:
     text = "".join(f"{name}: {value}\n" for name, value in settings.items())
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
-    outcome([*flags(REQUIRED), "--config", str(file)])
+    finalizer([*flags(REQUIRED), "--config", str(file)])
 
 
 @given(st.dictionaries(WORD, WORD, max_size=3))
@@ -112,7 +113,7 @@ def test_environments(file: Path, environment: dict[str, str]) -> None:
     text = "env:\n" + "".join(f"  {name}: {value}\n" for name, value in environment.items())
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
     before = dict(os.environ)
-    outcome([*flags(REQUIRED), "--config", str(file)])
+    finalizer([*flags(REQUIRED), "--config", str(file)])
     assert dict(os.environ) == before, "the test itself leaks"
 
 
@@ -120,7 +121,7 @@ def test_environments(file: Path, environment: dict[str, str]) -> None:
 @example(DEEP.encode())
 def test_files_that_are_broken(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    outcome([*flags(REQUIRED), "--config", str(file)])
+    finalizer([*flags(REQUIRED), "--config", str(file)])
 
 
 def test_a_value_that_would_fill_the_memory(file: Path) -> None:
@@ -131,5 +132,5 @@ def test_a_value_that_would_fill_the_memory(file: Path) -> None:
         anchors = "".join(f"  {line}\n" for line in lines)
         # A key that is no flag may not stand in the file, but it may stand in a value.
         file.write_text(f"dataset_split:\n{anchors}{place}\n")
-        said = outcome([*flags(REQUIRED | {"dataset_split": "train"}), "--config", str(file)])
+        said = finalizer([*flags(REQUIRED | {"dataset_split": "train"}), "--config", str(file)])
         assert isinstance(said, str) and len(said) < 300, place

@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DEEP, JUNK, json_files
 
+from lopt_pp.checkpoint.manifest import Manifest, read_manifest, seal
 from lopt_pp.errors import LoptError
-from lopt_pp.manifest import Manifest, read_manifest, seal
 
 DOCUMENT = {
     "format": 1,
@@ -63,15 +63,15 @@ def test_manifests(directory: Path, content: bytes) -> None:
         return
     assert type(manifest.step) is int and manifest.step >= 0
     assert isinstance(manifest.run, dict)
-    assert len(manifest.spans) == len(manifest.parts) > 0
-    assert [(span.stage, span.num_stages) for span in manifest.spans] == [
-        (stage, len(manifest.spans)) for stage in range(len(manifest.spans))
+    assert len(manifest.specs) == len(manifest.parts) > 0
+    assert [(spec.stage, spec.num_stages) for spec in manifest.specs] == [
+        (stage, len(manifest.specs)) for stage in range(len(manifest.specs))
     ]
-    assert manifest.spans[0].start == 0
-    assert all(span.start < span.stop for span in manifest.spans)
-    assert all(before.stop == after.start for before, after in pairwise(manifest.spans))
+    assert manifest.specs[0].start == 0
+    assert all(spec.start < spec.stop for spec in manifest.specs)
+    assert all(before.stop == after.start for before, after in pairwise(manifest.specs))
     assert all(type(part.size) is int and part.size >= 0 and len(part.sha256) == 64 for part in manifest.parts)
-    for stage in range(len(manifest.spans)):
+    for stage in range(len(manifest.specs)):
         assert manifest.path(stage).resolve().parent == directory.resolve()
         with pytest.raises(LoptError, match=r"cannot be read"):
             manifest.check_part(stage)
@@ -80,4 +80,4 @@ def test_manifests(directory: Path, content: bytes) -> None:
 def test_the_document_that_these_start_from_is_a_manifest(directory: Path) -> None:
     manifest = read(directory, json.dumps(DOCUMENT).encode())
     assert manifest is not None and manifest.step == 120
-    assert [(span.start, span.stop) for span in manifest.spans] == [(0, 2), (2, 3), (3, 5)]
+    assert [(spec.start, spec.stop) for spec in manifest.specs] == [(0, 2), (2, 3), (3, 5)]

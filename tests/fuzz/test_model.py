@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from mutations import DEEP, JUNK, contents, json_files, share
 from tiny import write_model
 
+from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError
-from lopt_pp.model import ModelConfig, load_model_config, load_tokenizer
+from lopt_pp.model.pretrained import load_model_config, load_tokenizer
 
 DOCUMENT: dict[str, Any] = json.loads(tiny_config("llama").to_json_string(use_diff=False))
 OWN = {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}

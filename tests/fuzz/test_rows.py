@@ -19,7 +19,7 @@ from lopt_pp.data import IGNORE_INDEX, DataConfig, RowEncoder, load_rows
 from lopt_pp.errors import LoptError
 
 MESSAGES = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "that."}]
-SHAPES: list[dict[str, Any]] = [
+FORMATS: list[dict[str, Any]] = [
     {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]},
     {"messages": MESSAGES},
     {"messages": [*MESSAGES, *MESSAGES]},
@@ -56,11 +56,11 @@ def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<end>", chat_template=template)
 
 
-COLUMNS = sorted({column for shape in SHAPES for column in shape})
+COLUMNS = sorted({column for shape in FORMATS for column in shape})
 EXTRA = {"tool_calls": [{"function": {"name": "f", "arguments": {}}}], "name": "x"}
 ROWS = (
-    st.sampled_from(SHAPES).flatmap(documents)
-    | st.sampled_from(SHAPES).flatmap(lambda row: documents(row | EXTRA))
+    st.sampled_from(FORMATS).flatmap(documents)
+    | st.sampled_from(FORMATS).flatmap(lambda row: documents(row | EXTRA))
     | st.just({"messages": [message | EXTRA for message in MESSAGES]}).flatmap(documents)
     | st.dictionaries(st.sampled_from(COLUMNS) | st.text(max_size=8), JUNK, max_size=4)
 )
@@ -142,7 +142,7 @@ def table(rows: list[Any]) -> bytes:
 
 
 SOME_ROWS = st.lists(ROWS | JUNK, min_size=1, max_size=3)
-WHOLE = lines(SHAPES[3:4] * 3)
+WHOLE = lines(FORMATS[3:4] * 3)
 
 
 @share(10)

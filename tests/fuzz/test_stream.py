@@ -8,8 +8,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lopt_pp import stream
-from lopt_pp.headers import Header
-from lopt_pp.stream import Boundary, StreamError, StreamReceiver
+from lopt_pp.errors import StreamError
+from lopt_pp.pipeline.messages import Header
+from lopt_pp.pipeline.stream import Boundary, StreamReceiver
 
 EXPECTED = [Header(0, 0, 2, 3, 4), Header(0, 1, 2, 5, 4, 1), Header(1, 0, 1, 1, 4, 2)]
 RIGHT = [header.pack().tolist() for header in (*EXPECTED, Header.end(2))]
@@ -75,7 +76,7 @@ def receive(sent: list[list[int]], depth: int) -> tuple[list[tuple[int, ...]], l
         receiver = StreamReceiver(boundary, EXPECTED, depth)
         try:
             for step in (0, 1):
-                for _ in (header for header in EXPECTED if header.step == step and receiver.goes_on(step)):
+                for _ in (header for header in EXPECTED if header.step == step and receiver.runs(step)):
                     received.append(tuple(receiver.receive().shape))
             receiver.close()
         except StreamError as error:

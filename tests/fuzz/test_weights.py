@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lopt_pp.errors import LoptError
-from lopt_pp.span import split_evenly
-from lopt_pp.split import Anatomy
-from lopt_pp.verify import check_split
-from lopt_pp.weights import Checkpoint, parameter_names
+from lopt_pp.model.partition import split_evenly
+from lopt_pp.model.structure import ModelStructure
+from lopt_pp.model.verify import check_split
+from lopt_pp.model.weights import PretrainedWeights, parameter_names
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -61,7 +61,7 @@ DOCUMENT = {
 def test_indexes(model: Path, content: bytes) -> None:
     (model / INDEX).write_bytes(content.replace(b"{outside}", str(model.parent).encode()))
     try:
-        checkpoint = Checkpoint(str(model))
+        checkpoint = PretrainedWeights(str(model))
     except LoptError as error:
         assert str(model / INDEX) in str(error)
         return
@@ -112,7 +112,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files(single: Path, content: bytes) -> None:
     (single / WHOLE).write_bytes(content)
     try:
-        checkpoint = Checkpoint(str(single))
+        checkpoint = PretrainedWeights(str(single))
         tensors = checkpoint.read(list(checkpoint.files))
     except LoptError as error:
         assert str(single) in str(error) and WHOLE in str(error)
@@ -128,7 +128,7 @@ def test_files(single: Path, content: bytes) -> None:
 
 
 @functools.cache
-def anatomy() -> tuple[LlamaConfig, Anatomy]:
+def structure() -> tuple[LlamaConfig, ModelStructure]:
     config = tiny_config("llama")
     return config, check_split(LlamaForCausalLM, config, split_evenly(config.num_hidden_layers, 2))
 
@@ -145,7 +145,7 @@ PARTS = st.sampled_from(
 @example("model.layers.²")
 def test_names_of_tensors(name: str) -> None:
     """Whatever a file calls a tensor, a stage can tell whether it is its own."""
-    config, parts = anatomy()
+    config, parts = structure()
     names = parameter_names([name], LlamaForCausalLM, config)
-    owners = [span for span in split_evenly(config.num_hidden_layers, 2) if parts.owns(span, names[name])]
+    owners = [spec for spec in split_evenly(config.num_hidden_layers, 2) if parts.owns(spec, names[name])]
     assert len(owners) <= 1

@@ -10,16 +10,17 @@ from families import FAMILIES, leave_out, tiny_config
 from microbatch import VOCABULARY, make_batch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lopt_pp.computation import checkpoint_layers
 from lopt_pp.errors import LoptError
+from lopt_pp.model.block import BlockModel, BlockOutput
+from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
+from lopt_pp.model.pretrained import model_class_of
+from lopt_pp.model.verify import check_sample, check_split
+from lopt_pp.model.weights import PretrainedWeights, load_block
 from lopt_pp.objectives import AuxiliaryNextToken, NextToken, ObjectiveConfig, Site
-from lopt_pp.span import Span, split_at, split_evenly
-from lopt_pp.split import BlockModel, BlockOutput
-from lopt_pp.stand_ins import random_microbatch
-from lopt_pp.verify import check_sample, check_split, model_class_of
-from lopt_pp.weights import Checkpoint, load_block
+from lopt_pp.planning.synthetic import random_microbatch
+from lopt_pp.stage.compute import checkpoint_layers
 
-Load = Callable[[Span], BlockModel]
+Load = Callable[[BlockSpec], BlockModel]
 
 
 def write_model(path: Path, family: str, **changes: Any) -> PreTrainedModel:
@@ -33,16 +34,16 @@ def write_model(path: Path, family: str, **changes: Any) -> PreTrainedModel:
     return model
 
 
-def loader(path: Path, whole: PreTrainedModel, spans: Sequence[Span]) -> Load:
+def loader(path: Path, whole: PreTrainedModel, specs: Sequence[BlockSpec]) -> Load:
     """Makes blocks as the trainer does."""
-    config, checkpoint = type(whole.config).from_pretrained(path), Checkpoint(str(path))
+    config, checkpoint = type(whole.config).from_pretrained(path), PretrainedWeights(str(path))
     model_class = model_class_of(config)
-    anatomy = check_split(model_class, config, spans)
+    structure = check_split(model_class, config, specs)
 
-    def load(span: Span) -> BlockModel:
-        if span.start == config.num_hidden_layers // 2:
-            check_sample(model_class, config, anatomy, span)
-        return load_block(checkpoint, model_class, config, anatomy, span)
+    def load(spec: BlockSpec) -> BlockModel:
+        if spec.start == config.num_hidden_layers // 2:
+            check_sample(model_class, config, structure, spec)
+        return load_block(checkpoint, model_class, config, structure, spec)
 
     return load
 
@@ -62,11 +63,11 @@ def test_it_is_the_rest_of_the_model_without_some_layers(family: str, tmp_path: 
     load = loader(tmp_path, AutoModelForCausalLM.from_pretrained(tmp_path), split_evenly(depth, 2))
     for boundary in range(1, depth):
         whole = AutoModelForCausalLM.from_pretrained(tmp_path)
-        block = load(Span(0, 2, 0, boundary)).eval()
+        block = load(BlockSpec(0, 2, 0, boundary)).eval()
         network = make_objective(block, load).network.eval()
-        kept = network.span.layers
+        kept = network.spec.layers
         assert len(kept) == min(2, depth - boundary) and kept[-1] == depth - 1 and kept[0] >= boundary
-        leave_out(whole, block._anatomy.layers, [n for n in range(boundary, depth) if n not in kept])
+        leave_out(whole, block._structure.layers, [n for n in range(boundary, depth) if n not in kept])
         with torch.no_grad():
             expected = whole(input_ids=input_ids, use_cache=False).logits
             logits = network(hidden_states=block(input_ids).hidden_states).logits
@@ -85,7 +86,7 @@ def test_it_is_the_rest_of_the_model_without_some_layers(family: str, tmp_path: 
     ],
 )
 def test_layers_at_even_distances(stop: int, depth: int, number: int, layers: tuple[int, ...]) -> None:
-    sample = Span(0, 2, 0, stop).sample_after(depth, number)
+    sample = BlockSpec(0, 2, 0, stop).sample_after(depth, number)
     assert sample.layers == layers and sample.is_last and not sample.is_first
     assert str(sample) == f"layers {', '.join(map(str, layers))}"
 
@@ -93,23 +94,23 @@ def test_layers_at_even_distances(stop: int, depth: int, number: int, layers: tu
 def test_layers_that_the_user_names() -> None:
     """Of one list each block takes those that follow it."""
     numbers = (2, 5, 7)
-    assert Span(0, 3, 0, 2).choose_after(8, numbers).layers == (2, 5, 7)
-    later = Span(1, 3, 2, 5).choose_after(8, numbers)
+    assert BlockSpec(0, 3, 0, 2).choose_after(8, numbers).layers == (2, 5, 7)
+    later = BlockSpec(1, 3, 2, 5).choose_after(8, numbers)
     assert later.layers == (5, 7) and later.is_last and not later.is_first
     with pytest.raises(LoptError, match="^the layers 1 .* after layers 0-1: at least one of the layers 2 to 7, "):
-        Span(0, 2, 0, 2).choose_after(8, (1,))
+        BlockSpec(0, 2, 0, 2).choose_after(8, (1,))
     with pytest.raises(LoptError, match="^the layers 3,8 .* and none above$"):
-        Span(0, 2, 0, 2).choose_after(8, (3, 8))
+        BlockSpec(0, 2, 0, 2).choose_after(8, (3, 8))
 
 
 def test_of_all_layers_the_gradient_is_that_of_end_to_end_training(tmp_path: Path) -> None:
     """Of the whole model of transformers, whose output head is of its own."""
     whole = write_model(tmp_path, "llama", tie_word_embeddings=False)
     load = loader(tmp_path, whole, split_evenly(4, 2))
-    block = load(Span(0, 2, 0, 2))
+    block = load(BlockSpec(0, 2, 0, 2))
     config = ObjectiveConfig(local_objective="next_token", auxiliary_choice="all", auxiliary_layers=1)
     objective = AuxiliaryNextToken(Site(block, config, torch.Generator(), load))
-    assert objective.network.span.layers == (2, 3)
+    assert objective.network.spec.layers == (2, 3)
     batch = random_microbatch((2, 12), 128, torch.device("cpu"))
     loss = objective(block(batch.input_ids), batch)
     loss.backward()
@@ -131,15 +132,15 @@ def test_of_all_layers_the_gradient_is_that_of_end_to_end_training(tmp_path: Pat
 def test_the_network_has_the_named_layers(tmp_path: Path) -> None:
     whole = write_model(tmp_path, "llama")
     load = loader(tmp_path, whole, split_at([1], 4))
-    block = load(Span(0, 2, 0, 1))
+    block = load(BlockSpec(0, 2, 0, 1))
 
     def make(choice: str) -> AuxiliaryNextToken:
         config = ObjectiveConfig(local_objective="next_token", auxiliary_choice=choice)
         return AuxiliaryNextToken(Site(block, config, torch.Generator(), load))
 
-    assert make("1,3").network.span.layers == (1, 3)
+    assert make("1,3").network.spec.layers == (1, 3)
     even, named = make("even"), make("2,3")
-    assert even.network.span == named.network.span
+    assert even.network.spec == named.network.spec
     with pytest.raises(LoptError, match="^--auxiliary_choice 2,4 are not those of an auxiliary network after layers 0"):
         make("2,4")
 
@@ -148,9 +149,9 @@ def test_the_network_has_the_named_layers(tmp_path: Path) -> None:
 def trained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[BlockModel, AuxiliaryNextToken]:
     """The block and the objective of the first of two stages; one family has a plain output head."""
     whole = write_model(tmp_path, request.param)
-    spans = split_at([2], whole.config.num_hidden_layers)
-    load = loader(tmp_path, whole, spans)
-    block = load(spans[0])
+    specs = split_at([2], whole.config.num_hidden_layers)
+    load = loader(tmp_path, whole, specs)
+    block = load(specs[0])
     return block, make_objective(block, load)
 
 
@@ -185,9 +186,9 @@ def test_the_output_head_stands_and_the_rest_learns(trained: tuple[BlockModel, A
 def test_a_standing_embedding_is_held_once_where_it_is_tied(tmp_path: Path, tied: bool, stands: bool) -> None:
     whole = write_model(tmp_path, "llama", tie_word_embeddings=tied)
     load = loader(tmp_path, whole, split_at([2], 4))
-    block = load(Span(0, 2, 0, 2))
+    block = load(BlockSpec(0, 2, 0, 2))
     if stands:
-        block.hold_embeddings()
+        block.freeze_embeddings()
     embedding = block.model.get_input_embeddings().weight
     assert embedding.requires_grad != stands
     head = make_objective(block, load).network.model.get_output_embeddings().weight

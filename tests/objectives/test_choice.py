@@ -9,7 +9,8 @@ import own_objective
 import pytest
 import torch
 
-from lopt_pp.config import parse_config
+from lopt_pp import Trainer
+from lopt_pp.config.parser import parse_config
 from lopt_pp.errors import LoptError
 from lopt_pp.objectives import (
     AuxiliaryNextToken,
@@ -25,7 +26,7 @@ from lopt_pp.objectives import (
 
 def make_site(config: ObjectiveConfig, hidden_size: int = 16) -> Site:
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=hidden_size))
-    block: Any = SimpleNamespace(model=model, span=SimpleNamespace(stage=3))
+    block: Any = SimpleNamespace(model=model, spec=SimpleNamespace(stage=3))
     return Site(block, config, torch.Generator().manual_seed(0), nothing_to_load)
 
 
@@ -73,7 +74,7 @@ def test_an_objective_of_ones_own_is_made_from_its_site() -> None:
 def test_what_names_none_is_an_unusable_flag(name: str, error: str) -> None:
     required = "--model_name_or_path a-model --train_file rows.jsonl --output_dir out"
     with pytest.raises(LoptError, match=f"^--local_objective {name}: .*{error}"):
-        parse_config([*required.split(), "--local_objective", name])
+        Trainer(parse_config([*required.split(), "--local_objective", name]))
 
 
 def test_a_module_that_fails_on_its_way_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,8 @@ import torch
 from microbatch import HIDDEN, LENGTHS, gradient, make_batch, random_output
 from torch import nn
 
+from lopt_pp.model.block import BlockOutput
 from lopt_pp.objectives import ObjectiveConfig, Reconstruction, Site, nothing_to_load
-from lopt_pp.split import BlockOutput
 
 
 def make_reconstruction(seed: int = 0, size: int = HIDDEN) -> Reconstruction:

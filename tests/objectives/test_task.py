@@ -5,9 +5,9 @@ import torch
 from microbatch import HIDDEN, TARGETS, VOCABULARY, gradient, make_batch, random_output
 from torch import nn
 
+from lopt_pp.model.block import BlockOutput
 from lopt_pp.objectives import NextToken, task
 from lopt_pp.objectives.task import linear_cross_entropy
-from lopt_pp.split import BlockOutput
 
 
 @pytest.fixture

@@ -1,0 +1,82 @@
+"""The ordinary model of a checkpoint."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from lopt_pp.checkpoint.manifest import read_manifest
+from lopt_pp.checkpoint.output_dir import check_output_dir, complete_checkpoints, is_checkpoint
+from lopt_pp.config.model import ModelConfig
+from lopt_pp.errors import LoptError
+from lopt_pp.model.block import block_class
+from lopt_pp.model.pretrained import load_model_config, model_class_of
+from lopt_pp.model.verify import check_split
+from lopt_pp.model.weights import save_shard, shard_name, write_index
+
+_PARTS = ("stage-*.safetensors", "manifest.json")
+
+
+def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> None:
+    """Writes the model that a checkpoint holds, with its config and tokenizer, one stage after another.
+
+    Args:
+        checkpoint: a directory `checkpoint-STEP`.
+        output: of the model; made, and must hold none yet. It is there as a whole or not at all.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        LoptError: the checkpoint is not whole, or the output directory cannot be written.
+    """
+    manifest = read_manifest(checkpoint)
+    check_output_dir(output, overwrite=False)
+    config = load_model_config(ModelConfig(str(checkpoint), trust_remote_code=trust_remote_code))
+    if config.num_hidden_layers != manifest.specs[-1].stop:
+        raise LoptError(f"{checkpoint}: config.json has {config.num_hidden_layers} layers, and the manifest others")
+    model_class = model_class_of(config, trust_remote_code)
+    structure = check_split(model_class, config, manifest.specs)
+    try:
+        with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}.") as scratch:
+            whole = Path(scratch) / "model"
+            shutil.copytree(checkpoint, whole, ignore=shutil.ignore_patterns(*_PARTS))
+            sizes = {}
+            for spec in manifest.specs:
+                manifest.check_part(spec.stage)
+                part = manifest.read_part(spec.stage)
+                state = {name.removeprefix("block."): t for name, t in part.items() if name.startswith("block.")}
+                with torch.device("meta"):
+                    block = block_class(model_class, structure, spec)(config)
+                sizes[shard_name(spec)] = save_shard(block, spec, state, whole)
+            write_index(sizes, whole)
+            output.rmdir()  # Empty, as was checked.
+            os.replace(whole, output)
+    except OSError as error:
+        raise LoptError(f"{output} cannot be written: {error}") from error
+
+
+@contextmanager
+def ordinary_model(name: str, trust_remote_code: bool = False) -> Iterator[str]:
+    """A path or hub id for `from_pretrained`: of a checkpoint, the ordinary model is made for as long as this lasts.
+
+    Args:
+        name: directory or hub id of a model, or directory of a checkpoint.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        LoptError: the checkpoint is not whole, or there are only checkpoints.
+    """
+    directory = Path(name)
+    if is_checkpoint(directory):
+        with tempfile.TemporaryDirectory(prefix="lopt-pp-") as scratch:
+            export(directory, Path(scratch) / "model", trust_remote_code)
+            yield str(Path(scratch) / "model")
+        return
+    if directory.is_dir() and not (directory / "config.json").exists():
+        checkpoints = complete_checkpoints(directory)
+        newest = f"; it has a checkpoint, {checkpoints[0]}" if checkpoints else ""
+        raise LoptError(f"{name} has no model{newest}")
+    yield name

@@ -1,0 +1,166 @@
+"""What a checkpoint holds, as its manifest says it, and which checkpoints there are.
+
+All that is read is checked before it is used: a manifest against its own checksum, a part against the manifest's.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lopt_pp.errors import LoptError, first_line, shown
+from lopt_pp.model.partition import BlockSpec
+
+_FORMAT = 1
+MANIFEST_FILE = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stage's file: its size in bytes and its SHA-256 in hex."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint holds.
+
+    Attributes:
+        directory: of the checkpoint.
+        step: the optimizer steps that every stage has done.
+        specs: of the stages.
+        run: what the run's result depends on, by name.
+        parts: of the stages, in order.
+        eval_loss: of the model on the run's held-out rows; None where it was not measured.
+    """
+
+    directory: Path
+    step: int
+    specs: tuple[BlockSpec, ...]
+    run: dict[str, Any]
+    parts: tuple[Part, ...]
+    eval_loss: float | None = None
+
+    def path(self, stage: int) -> Path:
+        return self.directory / part_name(stage, len(self.specs))
+
+    def check_part(self, stage: int) -> None:
+        """Compares a stage's file with the manifest.
+
+        Raises:
+            LoptError: it is missing, cut short or altered.
+        """
+        path, part = self.path(stage), self.parts[stage]
+        try:
+            size = path.stat().st_size
+            if size != part.size:
+                raise LoptError(f"{path} has {size} bytes, and not the {part.size} of the manifest; it was cut short")
+            if file_sha256(path) != part.sha256:
+                raise LoptError(f"{path} is not what was written: its checksum differs from the manifest's")
+        except OSError as error:
+            raise LoptError(f"{path} cannot be read: {error.strerror}") from error
+
+    def read_part(self, stage: int, prefix: str = "") -> dict[str, torch.Tensor]:
+        """A stage's tensors, on the CPU: those whose names begin with `prefix`.
+
+        Raises:
+            LoptError: the file is no safetensors file.
+        """
+        try:
+            with safe_open(self.path(stage), framework="pt") as file:
+                names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+                return {name: file.get_tensor(name).clone() for name in names}
+        except (SafetensorError, OSError, RuntimeError) as error:  # The last of a dtype that torch does not know.
+            raise LoptError(f"{self.path(stage)} is no whole safetensors file: {first_line(error)}") from error
+
+
+def part_name(stage: int, num_stages: int) -> str:
+    return f"stage-{stage:05d}-of-{num_stages:05d}.safetensors"
+
+
+def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
+    """Writes a manifest, and waits until it is on the disk.
+
+    Args:
+        directory: of the checkpoint.
+        content: `step`, `edges` (the layer that each stage ends before), `run`, `parts` and `eval_loss`, as in
+            `Manifest`; plain data.
+    """
+    with (directory / MANIFEST_FILE).open("w", encoding="utf-8") as file:
+        file.write(json.dumps(seal({"format": _FORMAT, **content}), indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest's content with its own checksum: one changed digit would give a run other weights without a word."""
+    plain = json.loads(json.dumps(content))  # As it will be read: JSON has no tuples, and no keys but strings.
+    return {**plain, "sha256": _checksum(plain)}
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Reads a checkpoint's manifest and checks all that it says before any of it is used.
+
+    Raises:
+        LoptError: the directory is no complete checkpoint.
+    """
+    path = directory / MANIFEST_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.pop("sha256", None) != _checksum(content):
+            raise LoptError(f"{path} is not what was written: its content differs from the checksum in it")
+    except FileNotFoundError as error:
+        raise LoptError(f"{directory} is no complete checkpoint: it has no {MANIFEST_FILE}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoptError(f"{path} cannot be read: {first_line(error)}") from error
+    try:
+        if content["format"] != _FORMAT:
+            raise LoptError(f"{path} has the format {shown(content['format'])}, and this version reads {_FORMAT}")
+        step, edges, run = content["step"], content["edges"], content["run"]
+        parts = tuple(Part(_natural(part["size"]), _hex(part["sha256"])) for part in content["parts"])
+        if [0, *edges] != sorted({0, *map(_natural, edges)}) or len(edges) != len(parts) or not parts:
+            raise ValueError("edges")
+        if not isinstance(run, dict):
+            raise ValueError("run")
+        starts = [0, *edges[:-1]]
+        specs = tuple(BlockSpec(i, len(edges), *ends) for i, ends in enumerate(zip(starts, edges, strict=True)))
+        return Manifest(directory, _natural(step), specs, run, parts, _loss(content.get("eval_loss")))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LoptError(f"{path} is no manifest of a checkpoint (wrong or missing: {first_line(error)})") from error
+
+
+def _natural(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(shown(value))
+    return value
+
+
+def _loss(value: object) -> float | None:
+    if value is not None and (type(value) is not float or not math.isfinite(value)):
+        raise ValueError(f"{value!r}")
+    return value
+
+
+def _hex(value: object) -> str:
+    if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(shown(value))
+    return value
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,187 @@
+"""Checkpoints of a training: every stage saves its own part when it comes to it, and a manifest makes the parts one.
+
+    OUTPUT_DIR/checkpoint-120/
+        stage-00000-of-00002.safetensors    weights, local head and optimizer state of stage 0 after step 120
+        stage-00001-of-00002.safetensors
+        manifest.json                       what the parts are (sizes, checksums), and of which run
+        config.json, tokenizer files        for `lopt-pp export`
+
+Stages pass a step at different times, and none waits: what stage i has after step t is what the sequential algorithm
+has then, whenever it is written. The parts go into `checkpoint-120.unfinished`; when all of them are whole, rank 0 adds
+the manifest and renames the directory. So a directory of the right name is a complete checkpoint.
+
+Nothing is pickled. Random state needs no saving: dropout and data order are functions of seed, stage and step.
+"""
+
+import json
+import logging
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch.distributed import Store
+
+from lopt_pp.checkpoint.manifest import file_sha256, part_name, write_manifest
+from lopt_pp.checkpoint.output_dir import UNFINISHED, complete_checkpoints
+from lopt_pp.errors import first_line
+from lopt_pp.model.partition import BlockSpec
+from lopt_pp.util.threads import in_background
+
+logger = logging.getLogger(__name__)
+
+
+class Saveable(Protocol):
+    """A stage, as far as a checkpoint is concerned."""
+
+    index: int
+    is_sharded: bool
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies, on the CPU, of all that the stage's next step depends on. Sharded replicas must all call this."""
+
+
+class PartWriter:
+    """Writes the parts of this process's stages, in a thread; training goes on meanwhile.
+
+    Args:
+        output_dir: of the run.
+        store: a connection to the run's store for the thread.
+        num_stages: of the run.
+        is_writer: whether this replica writes.
+    """
+
+    def __init__(self, output_dir: Path, store: Store, num_stages: int, is_writer: bool) -> None:
+        self._output_dir = output_dir
+        self._store = store
+        self._num_stages = num_stages
+        self._is_writer = is_writer
+        self._thread: threading.Thread | None = None
+
+    def save(self, stages: Sequence[Saveable], step: int) -> None:
+        """Copies the stages' state and has it written; waits only while an earlier copy is still being written."""
+        if not self._is_writer and not any(stage.is_sharded for stage in stages):
+            return
+        self.finish()
+        states = {stage.index: stage.state() for stage in stages}
+        if self._is_writer:
+            self._thread = in_background(self._write, states, step)
+
+    def finish(self) -> None:
+        """Waits until what was saved is written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, states: Mapping[int, Mapping[str, torch.Tensor]], step: int) -> None:
+        directory = self._output_dir / f"checkpoint-{step}{UNFINISHED}"
+        for stage, state in states.items():
+            path = directory / part_name(stage, self._num_stages)
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                save_file(dict(state), path)
+                with path.open("rb+") as file:
+                    os.fsync(file.fileno())
+                result = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+            except Exception as error:  # Whatever it is: the committer waits for word of this part.
+                result = {"error": f"stage {stage}: {first_line(error)}"}
+            self._store.set(f"part/{step}/{stage}", json.dumps(result))
+
+
+class Committer:
+    """Makes complete checkpoints of parts, in a thread of rank 0.
+
+    Attributes:
+        committed: the step of the newest checkpoint that was made; None before the first.
+
+    Args:
+        output_dir: of the run.
+        store: a connection to the run's store for the thread.
+        specs: of the stages.
+        run: what the run's result depends on, by name; plain data.
+        describe: puts the model's config and tokenizer into a directory.
+        limit: number of checkpoints to keep; None is all.
+        eval_loss: of the model after a step, on held-out rows; None where it is not measured. May wait for it.
+        best: the checkpoint to keep whatever the limit; None where there is none.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        store: Store,
+        specs: Sequence[BlockSpec],
+        run: Mapping[str, Any],
+        describe: Callable[[Path], None],
+        limit: int | None,
+        eval_loss: Callable[[int], float | None] = lambda step: None,
+        best: Callable[[], Path | None] = lambda: None,
+    ) -> None:
+        self._output_dir = output_dir
+        self._store = store
+        self._specs = specs
+        self._run = run
+        self._describe = describe
+        self._limit = limit
+        self._eval_loss = eval_loss
+        self._best = best
+        self.committed: int | None = None
+        self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._thread = in_background(self._commit_all)
+
+    def expect(self, step: int) -> None:
+        """Has a checkpoint made of the parts that all stages write, or have written, after `step` steps."""
+        self._due.put(step)
+
+    def join(self) -> None:
+        """Waits for the last checkpoint that is expected."""
+        self._due.put(None)
+        self._thread.join()
+
+    def _commit_all(self) -> None:
+        while (step := self._due.get()) is not None:
+            parts = [json.loads(self._store.get(f"part/{step}/{spec.stage}")) for spec in self._specs]
+            errors = [part["error"] for part in parts if "error" in part]
+            unfinished = self._output_dir / f"checkpoint-{step}{UNFINISHED}"
+            try:
+                if errors:
+                    raise OSError("; ".join(errors))
+                self._commit(unfinished, step, parts)
+                self.committed = step
+            except Exception as error:  # Tokenizers raise bare ones where they cannot write.
+                shutil.rmtree(unfinished, ignore_errors=True)
+                logger.warning(
+                    "no checkpoint at step %d: %s. Earlier ones are as they were; the next is tried in time",
+                    step,
+                    first_line(error),
+                )
+
+    def _commit(self, unfinished: Path, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
+        self._describe(unfinished)
+        content = {
+            "step": step,
+            "edges": [spec.stop for spec in self._specs],
+            "run": self._run,
+            "parts": parts,
+            "eval_loss": self._eval_loss(step),
+        }
+        write_manifest(unfinished, content)
+        complete = self._output_dir / f"checkpoint-{step}"
+        if complete.exists():  # Of a run that was resumed from before it.
+            shutil.rmtree(complete)
+        os.replace(unfinished, complete)
+        logger.info("checkpoint at step %d: %s", step, complete)
+        for old in self._superfluous() if self._limit is not None else ():
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _superfluous(self) -> list[Path]:
+        """The checkpoints that the limit has no place for; the newest and the best one always have one."""
+        assert self._limit is not None
+        newest, *older = complete_checkpoints(self._output_dir)
+        best = self._best() or newest
+        ranked = list(dict.fromkeys([newest, best, *older]))
+        return ranked[max(self._limit, len({newest, best})) :]

@@ -1,0 +1,26 @@
+"""`lopt-pp compare RUN_DIR RUN_DIR ...`: one self-contained page that overlays several runs."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lopt_pp.errors import LoptError
+from lopt_pp.report.comparison import compare
+from lopt_pp.report.page import write_page
+from lopt_pp.report.run_data import read_run
+from lopt_pp.util.console import print_error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status."""
+    parser = argparse.ArgumentParser("lopt-pp compare", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="the --output_dir of each run")
+    parser.add_argument("--output", type=Path, default=Path("compare.html"), help="the page (default: compare.html)")
+    given = parser.parse_args(arguments)
+    try:
+        write_page(given.output, compare([read_run(run) for run in given.runs]))
+    except LoptError as error:
+        print_error(str(error))
+        return 1
+    print(f"the comparison is {given.output}")
+    return 0

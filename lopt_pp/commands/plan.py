@@ -1,0 +1,50 @@
+"""`lopt-pp plan MODEL_OR_CONFIG FLAGS`: what a run will need, from the model's config alone."""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+import transformers
+
+from lopt_pp.config.compute import StageConfig
+from lopt_pp.config.model import ModelConfig
+from lopt_pp.config.objective import ObjectiveConfig
+from lopt_pp.config.optim import OptimConfig
+from lopt_pp.config.parser import parse_components
+from lopt_pp.config.pipeline import PipelineConfig
+from lopt_pp.errors import LoptError
+from lopt_pp.planning.plan import PlanConfig, plan
+from lopt_pp.planning.tables import describe
+from lopt_pp.util.console import print_error
+
+_DESCRIPTION = """\
+Says what a training run with these flags needs, from the model's config alone, without weights and without a GPU: of
+each process the parameters, the memory and the floating-point operations, and the bytes that cross each boundary; the
+same for end-to-end training; whether it fits into --gpu_memory, and what would make it fit.
+
+  lopt-pp plan meta-llama/Llama-3.1-8B --num_stages 2 --per_device_train_batch_size 4 --max_length 4096 --gpu_memory 80
+
+The flags are those of lopt-pp train, and may stand in a YAML file given by --config FILE.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status: 0 done, 2 unusable flags or model."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and not given[0].startswith("-"):
+        given.insert(0, "--model_name_or_path")
+    for library in ("transformers", "httpx", "huggingface_hub", "torch.distributed"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    components = [ModelConfig, PipelineConfig, ObjectiveConfig, OptimConfig, StageConfig, PlanConfig]
+    try:
+        configs = parse_components(
+            components, given, "lopt-pp plan", "lopt-pp plan MODEL_OR_CONFIG [--config FILE] FLAGS", _DESCRIPTION
+        )
+        result = plan(*configs)
+    except LoptError as error:
+        print_error(str(error))
+        return 2
+    print(json.dumps(result, indent=1) if configs[-1].json else describe(result))
+    return 0

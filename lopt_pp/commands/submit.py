@@ -1,0 +1,118 @@
+"""`lopt-pp submit RUN_YAML FLAGS`: a training run as a Slurm job of one node or many.
+
+The job's script is `job.sbatch` beside this file, filled in. Nothing but the script knows Slurm: the trainer only hears
+signals, and goes on from the newest checkpoint of its output directory whenever it is started.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from lopt_pp.checkpoint.output_dir import check_output_dir
+from lopt_pp.cluster.slurm import Job, check_run, places, submit
+from lopt_pp.config.parser import parse_config
+from lopt_pp.errors import LoptError
+from lopt_pp.util.console import print_error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "lopt-pp submit",
+        description="Submits a training run as a Slurm job: torchrun on each node, one process for each GPU. At the "
+        "time limit, or when it is preempted, the run saves where it is, and the job goes on from there when its turn "
+        "comes again.",
+        usage="lopt-pp submit RUN_YAML [--nodes N] [--gpus-per-node N] FLAGS [-- FLAGS_OF_SBATCH]",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "config", type=Path, metavar="RUN_YAML", help="the run's flags, as `lopt-pp train --config` reads them"
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="number of machines (default 1)")
+    parser.add_argument(
+        "--gpus-per-node", type=int, default=1, help="each has one process (default 1); 0 for processes on CPUs"
+    )
+    parser.add_argument("--processes-per-node", type=int, help="number of processes where there are no GPUs")
+    parser.add_argument(
+        "--cpus-per-task",
+        type=int,
+        help="CPU cores of each node, for all of its processes (default: the cluster's, and without GPUs one for each "
+        "process)",
+    )
+    parser.add_argument("--time", help="limit, as Slurm writes it, such as 12:00:00 (default: the partition's)")
+    parser.add_argument("--partition", help="partition (default: the cluster's)")
+    parser.add_argument("--account", help="account that pays (default: the user's)")
+    parser.add_argument("--job-name", help="name of the job (default: that of RUN_YAML without its ending)")
+    parser.add_argument(
+        "--venv",
+        type=Path,
+        help="virtual environment to activate on the nodes (default: the one that runs this command; without one, "
+        "what the shell has that submits)",
+    )
+    parser.add_argument("--modules", default="", help="environment modules to load first, such as cuda/13.0,gcc/14")
+    parser.add_argument(
+        "--signal-seconds",
+        type=int,
+        default=Job.signal_seconds,
+        help="how long before the time limit the run is told to save (default %(default)s): more than a step and the "
+        "writing of a checkpoint take",
+    )
+    parser.add_argument("--iface", help="network interface for the traffic between nodes, such as ib0")
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=Job.max_restarts,
+        help="how often torchrun may start the run again from its latest checkpoint, within the job, after a process "
+        "has failed (default %(default)s)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show the job's script, and submit nothing")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status: 0 done, 1 not submitted, 2 unusable flags."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    given = _parser().parse_args(arguments[:end])
+    venv = given.venv or (Path(sys.prefix) if sys.prefix != sys.base_prefix else None)
+    cpus = given.cpus_per_task
+    if cpus is None and given.gpus_per_node == 0:
+        cpus = given.processes_per_node
+    try:
+        config = parse_config(["--config", str(given.config)])
+        job = Job(
+            config=given.config.absolute(),
+            output_dir=Path(config.run.output_dir).absolute(),
+            name=given.job_name if given.job_name is not None else given.config.stem,
+            nodes=given.nodes,
+            gpus_per_node=given.gpus_per_node,
+            processes_per_node=given.processes_per_node,
+            cpus_per_task=cpus,
+            time=given.time,
+            partition=given.partition,
+            account=given.account,
+            venv=venv.absolute() if venv is not None else None,
+            modules=tuple(re.split(r"[,\s]+", given.modules.strip())) if given.modules.strip() else (),
+            signal_seconds=given.signal_seconds,
+            iface=given.iface,
+            max_restarts=given.max_restarts,
+            sbatch_flags=tuple(arguments[end + 1 :]),
+        )
+        check_run(config, job.nodes, job.processes)
+    except LoptError as error:
+        print_error(str(error))
+        return 2
+    if given.dry_run:
+        print(job.script(), end="")
+        return 0
+    try:
+        check_output_dir(job.output_dir, config.run.overwrite_output_dir)
+        number = submit(job.script())
+    except LoptError as error:
+        print_error(str(error))
+        return 1
+    print(f"job {number} is in the queue: {places(job.nodes, job.processes)}")
+    print(f"its log: {Path.cwd() / job.name}-{number}.log")
+    print(f"the nodes' logs: {job.output_dir / 'logs'}/{number}-NODE.log")
+    return 0

@@ -1,0 +1,48 @@
+"""When the state of a run is saved, and what it starts from."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from lopt_pp.config.fields import check_types
+from lopt_pp.errors import LoptError
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state of a run is saved, and what it starts from."""
+
+    _argument_group_name: ClassVar[str] = "Checkpoints"
+
+    save_steps: int = field(
+        default=500,
+        metadata={
+            "help": "Steps between checkpoints, in OUTPUT_DIR/checkpoint-STEP; 0 is off. Each stage writes its own "
+            "part in the background after its own step; none waits for another."
+        },
+    )
+    save_total_limit: int | None = field(
+        default=None,
+        metadata={
+            "help": "Number of checkpoints to keep; older ones are removed, but never the best with "
+            "--load_best_model_at_end. By default all."
+        },
+    )
+    resume_from_checkpoint: str | None = field(
+        default=None,
+        metadata={
+            "help": "Go on from a checkpoint: its directory, or 'latest' for the newest whole one of --output_dir "
+            "(from the beginning where there is none). The weights end as if nothing had happened, on any number of "
+            "processes and replicas with the same stages and rows per step."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.save_steps < 0:
+            raise LoptError(f"--save_steps {self.save_steps}: at least 0")
+        if self.save_total_limit is not None and self.save_total_limit < 1:
+            raise LoptError(f"--save_total_limit {self.save_total_limit}: at least 1")
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint is due when `step` steps are done."""
+        return self.save_steps > 0 and step % self.save_steps == 0

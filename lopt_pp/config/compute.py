@@ -1,0 +1,54 @@
+"""How a stage computes: dtypes, gradient checkpointing, compilation."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+
+from lopt_pp.config.fields import check_types
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How a stage computes."""
+
+    _argument_group_name: ClassVar[str] = "Computation"
+
+    dtype: Literal["float32", "bfloat16", "pure_bfloat16"] = field(
+        default="float32",
+        metadata={
+            "help": "Dtype of the computation and of what crosses a boundary. With bfloat16 the weights, their "
+            "gradients and AdamW's state stay in float32 and each block runs under autocast, so that small updates "
+            "and sums over microbatches are not lost. pure_bfloat16 holds everything in bfloat16: half the memory, "
+            "and updates below 1/256 of a weight are rounded away."
+        },
+    )
+    gradient_checkpointing: bool = field(
+        default=False,
+        metadata={"help": "Keep only what enters each layer, and compute the rest again in backward: less memory."},
+    )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile each layer with torch.compile; the first steps take longer."}
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Of the matrix products and of the hidden states that cross a boundary."""
+        return torch.float32 if self.dtype == "float32" else torch.bfloat16
+
+    @property
+    def parameter_dtype(self) -> torch.dtype:
+        """Of the weights, their gradients and the optimizer's state."""
+        return torch.bfloat16 if self.dtype == "pure_bfloat16" else torch.float32
+
+    @property
+    def autocasts(self) -> bool:
+        """Whether the computation has another dtype than the weights."""
+        return self.compute_dtype != self.parameter_dtype
+
+
+PLAIN = StageConfig()
+"""In float32, with nothing to save memory or time."""

@@ -1,0 +1,177 @@
+"""What to train on."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from lopt_pp.config.fields import check_types
+from lopt_pp.errors import LoptError
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """Where a preset of `--dataset_mapping` is on the Hugging Face Hub; `lopt_pp.data.presets` reads its rows.
+
+    Attributes:
+        name: of the repository.
+        config: which configuration of it; None where it has one.
+    """
+
+    name: str
+    config: str | None = None
+
+
+PRESETS = {
+    "metamathqa": HubDataset("meta-math/MetaMathQA"),
+    "alpaca": HubDataset("tatsu-lab/alpaca"),
+    "tulu3": HubDataset("allenai/tulu-3-sft-mixture"),
+    "gsm8k": HubDataset("openai/gsm8k", "main"),
+}
+"""By their names."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The training data and how it is read; each field is an option of the command line.
+
+    Raises:
+        LoptError: there is no data or more than one source of it, or flags do not go together.
+    """
+
+    _argument_group_name: ClassVar[str] = "Data"
+
+    train_file: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Local files with the training rows (.json, .jsonl, .parquet, .csv, .arrow), one or more; patterns "
+            "such as `data/*.jsonl`; or directories of such files, or that `datasets` saved to disk. docs/data.md says "
+            "which columns a row may have. Give either this or --dataset_name."
+        },
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Dataset to train on, as `datasets.load_dataset` takes it: a name on the Hugging Face Hub or a "
+            "local directory. Its rows have the same columns as those of --train_file."
+        },
+    )
+    dataset_config: str | None = field(
+        default=None,
+        metadata={"help": "Configuration (subset) of --dataset_name, such as `main`, where it has several."},
+    )
+    dataset_split: str = field(
+        default="train",
+        metadata={"help": "Split of --dataset_name; slices such as `train[:1000]` are understood."},
+    )
+    dataset_mapping: str | None = field(
+        default=None,
+        metadata={
+            "help": f"What makes trainable rows of others. A preset ({', '.join(PRESETS)}): its columns, its prompt, "
+            "and its dataset on the hub if neither --train_file nor --dataset_name is given. Or a function of yours, "
+            "`package.module:function`, from a row as a dict to one with known columns, or to None to leave it out."
+        },
+    )
+    dataset_text_field: str = field(
+        default="text", metadata={"help": "Column of plain text, in rows that have no prompt and no messages."}
+    )
+    dataset_num_proc: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes that tokenize, on each node. By default as many as it has cores, if rows are many."
+        },
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Tokenize each row when its step comes, instead of all rows before the first step. Rows that "
+            "cannot be used are then left out of their step. The order is the same function of the seed."
+        },
+    )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Chat template instead of the tokenizer's: a .jinja file, or a tokenizer's directory or hub id."
+        },
+    )
+    assistant_only_loss: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether the loss of conversations counts on the assistant's turns only, all of them: by the chat "
+            "template's generation marks where it has them, else by what the template adds for a turn."
+        },
+    )
+    completion_only_loss: bool = field(
+        default=True,
+        metadata={"help": "Whether the loss counts on the answer only, of rows with a prompt and an answer."},
+    )
+    max_length: int = field(
+        default=1024,
+        metadata={
+            "help": "Longest row that is trained on, in tokens, and the length of packed rows. Longer rows are left "
+            "out and counted, never cut: a cut answer would teach the model not to finish."
+        },
+    )
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Put several rows into one of at most --max_length tokens, best fit first (TRL's `bfd`), so that "
+            "--per_device_train_batch_size counts packed rows. Attention and positions never cross from row to row."
+        },
+    )
+    padding_free: bool = field(
+        default=False,
+        metadata={
+            "help": "Lay the rows of a microbatch one behind the other without padding. Meant for flash attention; "
+            "with sdpa or eager it makes attention over the whole microbatch."
+        },
+    )
+    shuffle_dataset: bool = field(
+        default=True,
+        metadata={"help": "Whether to shuffle the rows anew in each epoch, by the seed. Otherwise the file's order."},
+    )
+    train_sampling_strategy: Literal["random", "batch_rebalance", "group_by_length"] = field(
+        default="batch_rebalance",
+        metadata={
+            "help": "batch_rebalance: each step takes random rows, and makes microbatches of similar length of them. "
+            "random: microbatches as the rows come. group_by_length: microbatches of similar length from among many "
+            "steps' rows: the least padding, but rows of a step resemble each other."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train_file, str):  # From a YAML file, or Python.
+            object.__setattr__(self, "train_file", [self.train_file])
+        check_types(self)
+        if self.train_file is None and self.dataset_name is None and self.dataset_mapping in PRESETS:
+            preset = PRESETS[self.dataset_mapping]
+            object.__setattr__(self, "dataset_name", preset.name)
+            object.__setattr__(self, "dataset_config", self.dataset_config or preset.config)
+        if (not self.train_file) == (self.dataset_name is None):
+            given = "both" if self.train_file else "neither"
+            raise LoptError(f"give exactly one of --train_file and --dataset_name; {given} is given")
+        if self.max_length < 2:
+            raise LoptError(
+                f"--max_length is {self.max_length}; give at least 2: the first token of a row is never predicted"
+            )
+        if self.dataset_num_proc is not None and self.dataset_num_proc < 1:
+            raise LoptError(f"--dataset_num_proc {self.dataset_num_proc}: at least 1")
+        if self.train_sampling_strategy == "group_by_length":
+            if self.streaming:
+                raise LoptError(
+                    "--train_sampling_strategy group_by_length needs the lengths of all rows, which --streaming leaves "
+                    "unknown; leave out one of them"
+                )
+            if not self.shuffle_dataset:
+                raise LoptError(
+                    "--train_sampling_strategy group_by_length orders the rows anew, which --shuffle_dataset false "
+                    "forbids; leave out one of them"
+                )
+
+    @property
+    def packs_rows(self) -> bool:
+        """Whether rows share a row of a microbatch, so that the model has to keep them apart."""
+        return self.packing or self.padding_free
+
+    def essentials(self) -> dict[str, Any]:
+        """The flags that decide which rows each step takes, with their values."""
+        names = ["shuffle_dataset", "train_sampling_strategy", "packing", "streaming"]
+        return {f"--{name}": getattr(self, name) for name in names + ["max_length"] * self.packing}

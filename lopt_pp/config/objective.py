@@ -1,0 +1,137 @@
+"""The flags of the local objectives."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from lopt_pp.config.fields import check_types
+from lopt_pp.errors import LoptError
+
+_DEFAULT = "reconstruction"
+EVEN, ALL = "even", "all"
+"""Of `--auxiliary_choice`, besides numbers."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the blocks learn from."""
+
+    _argument_group_name: ClassVar[str] = "Local objectives"
+
+    method: Literal["lopt", "frozen", "e2e"] = field(
+        default="lopt",
+        metadata={
+            "help": "lopt: the last block learns from the task, every earlier one from its --local_objective. frozen: "
+            "short for --local_objective none, the cheap baseline that local learning must beat. e2e: the whole model "
+            "learns from the task, in one process or as a 1F1B pipeline with one block in each process, for comparison."
+        },
+    )
+    local_objective: str = field(
+        default=_DEFAULT,
+        metadata={
+            "help": "What the blocks before the last learn from. reconstruction: a small head on the block's output "
+            "predicts the block's own input (the paper's). next_token: an auxiliary network on the block learns the "
+            "task from the same labels. none: they only run forward. package.module:Class: an objective of your own."
+        },
+    )
+    reconstruction_weight: float = field(
+        default=10.0,
+        metadata={
+            "help": "Weight of the reconstruction loss (the paper's lambda). Adam makes full-sized steps for any loss, "
+            "so the block's learning rate says far more about how far it moves than this weight does."
+        },
+    )
+    auxiliary_layers: int = field(
+        default=2,
+        metadata={
+            "help": "Layers of the auxiliary network of next_token: copies of pretrained layers out of those that "
+            "follow the block. Copies of the final norm and the output head come after them."
+        },
+    )
+    auxiliary_choice: str = field(
+        default=EVEN,
+        metadata={
+            "help": "Which layers these are. even: --auxiliary_layers of them, at even distances. all: every one that "
+            "follows the block. Or their numbers, such as 15,19,24,29; of those each block takes the ones that follow "
+            "it. `lopt-pp auxiliary` finds the ones that keep the model's function best."
+        },
+    )
+    local_head_warmup_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Steps at the beginning in which an earlier block stands and only its head, or auxiliary network, "
+            "learns, so that an untrained head does not push pretrained layers about. Later stages train as ever."
+        },
+    )
+    local_accumulation_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Of the --gradient_accumulation_steps microbatches of a step, so many that an earlier block learns "
+            "from, in turn from step to step; the others only go forward through it. Makes room on its device for a "
+            "larger auxiliary network. By default it learns from all of them."
+        },
+    )
+    max_interface_drift: float | None = field(
+        default=None,
+        metadata={
+            "help": "Drift of a boundary (`drift_norm`, measured every --probe_steps) above which the stage before it "
+            "stops learning for the rest of the run: from then on it only runs forward. By default it never does."
+        },
+    )
+    train_embeddings: bool = field(
+        default=True,
+        metadata={"help": "Whether what stands before the first layer (token and position embeddings) is trained."},
+    )
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.reconstruction_weight < 0:
+            raise LoptError(f"--reconstruction_weight {self.reconstruction_weight}: at least 0")
+        if self.auxiliary_layers < 1:
+            raise LoptError(f"--auxiliary_layers {self.auxiliary_layers}: at least 1; --local_objective none has none")
+        if (chosen := self.chosen_layers) is not None and list(chosen) != sorted({*chosen} - {0}):
+            raise LoptError(f"--auxiliary_choice {self.auxiliary_choice}: layer numbers above 0 that ascend")
+        if self.local_head_warmup_steps < 0:
+            raise LoptError(f"--local_head_warmup_steps {self.local_head_warmup_steps}: at least 0")
+        if self.local_accumulation_steps is not None and self.local_accumulation_steps < 1:
+            raise LoptError(
+                f"--local_accumulation_steps {self.local_accumulation_steps}: at least 1; with --local_objective none "
+                f"a block learns from nothing"
+            )
+        if self.max_interface_drift is not None and self.max_interface_drift < 0:
+            raise LoptError(f"--max_interface_drift {self.max_interface_drift}: at least 0")
+        if self.method != "lopt" and self.local_objective not in (_DEFAULT, "none"):
+            raise LoptError(
+                f"--local_objective {self.local_objective} needs --method lopt; with --method {self.method} no block "
+                f"has a local objective"
+            )
+
+    def check_accumulation(self, accumulation: int) -> None:
+        """Raises LoptError where earlier blocks are to learn from more microbatches than a step has."""
+        if self.local_accumulation_steps is not None and self.local_accumulation_steps > accumulation:
+            raise LoptError(
+                f"--local_accumulation_steps {self.local_accumulation_steps}: a step has "
+                f"--gradient_accumulation_steps {accumulation} microbatches; give at most as many"
+            )
+
+    def num_learned(self, accumulation: int) -> int:
+        """Of so many microbatches of a step, the number that earlier blocks learn from."""
+        if self.local == "none":
+            return 0
+        return min(self.local_accumulation_steps or accumulation, accumulation)
+
+    @property
+    def chosen_layers(self) -> tuple[int, ...] | None:
+        """The numbers of the auxiliary network's layers, where the flag has numbers."""
+        if self.auxiliary_choice in (EVEN, ALL):
+            return None
+        try:
+            return tuple(int(number) for number in self.auxiliary_choice.split(","))
+        except ValueError:
+            raise LoptError(
+                f"--auxiliary_choice {self.auxiliary_choice}: even, all, or layer numbers such as 15,19,24,29"
+            ) from None
+
+    @property
+    def local(self) -> str:
+        """The local objective that is in force; `none` where the blocks before the last have none."""
+        return self.local_objective if self.method == "lopt" else "none"

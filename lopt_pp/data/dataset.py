@@ -1,0 +1,190 @@
+"""The rows to train on, as the data order deals them out."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from datasets import Dataset
+
+from lopt_pp.data.encoding import EncodedRow
+from lopt_pp.data.packing import pack
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What stands in one row of a microbatch: a row of the data, or several.
+
+    Attributes:
+        num_tokens: of all of them.
+        num_targets: predicted tokens with a loss, of all of them.
+        read: gives them.
+    """
+
+    num_tokens: int
+    num_targets: int
+    read: Callable[[], list[EncodedRow]]
+
+
+class Rows(Protocol):
+    """What a data order permutes: rows, or packs of rows."""
+
+    rows_per_pack: int
+    """How many of what is permuted make a row of a microbatch, on average."""
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [rows], the number of tokens of each."""
+
+    @property
+    def digest(self) -> str:
+        """In hex: processes with other data, or other tokens of it, have another one."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, numbers: np.ndarray) -> list[Pack]:
+        """The packs of a step, from the numbers that the order has drawn for it.
+
+        Raises:
+            LoptError: a row is malformed.
+        """
+
+    def prefetch(self, numbers: np.ndarray) -> None:
+        """Says that these are dealt next, so that they may be made ready."""
+
+    def summary(self) -> str:
+        """One line for the log: where the rows are from, and what was left out or changed, and why."""
+
+
+class TokenizedRows:
+    """The rows to train on, in the order of the data set; their tokens stay on disk until a row is asked for.
+
+    Attributes:
+        source: the file or data set that they come from, for messages.
+        dropped: how many rows were left out, by reason; reasons without rows are absent.
+        changed: how many of the others were changed, by what was done; changes without rows are absent.
+        lengths: int64 [rows], the number of tokens of each row.
+        num_targets: int64 [rows], the number of predicted tokens with a loss: of labels other than -100, after the
+            first, which nothing predicts.
+    """
+
+    rows_per_pack = 1
+
+    def __init__(
+        self, dataset: Dataset, source: str, dropped: Mapping[str, int], changed: Mapping[str, int] | None = None
+    ) -> None:
+        """Takes a data set with the columns `input_ids`, `labels`, `length` and `num_targets`; see `load_rows`."""
+        self._dataset = dataset
+        self.source = source
+        self.dropped = dict(dropped)
+        self.changed = dict(changed or {})
+        self.lengths = column(dataset, "length")
+        self.num_targets = column(dataset, "num_targets")
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> EncodedRow:
+        row = self._dataset[index]
+        return EncodedRow(row["input_ids"], row["labels"])
+
+    def select(self, numbers: np.ndarray, others: str) -> "TokenizedRows":
+        """Some of the rows, in the order given; the rest counts as left out.
+
+        Args:
+            numbers: of the rows.
+            others: why the rest is left out, for `dropped`.
+        """
+        dropped = self.dropped | {others: len(self) - len(numbers)}
+        return TokenizedRows(self._dataset.select(numbers), self.source, dropped, self.changed)
+
+    def read(self, numbers: np.ndarray) -> list[EncodedRow]:
+        """Some rows, by their numbers."""
+        return [self[int(number)] for number in numbers]
+
+    def fetch(self, numbers: np.ndarray) -> list[Pack]:
+        sizes = zip(self.lengths[numbers].tolist(), self.num_targets[numbers].tolist(), strict=True)
+        return [
+            Pack(*size, functools.partial(self.read, numbers[place : place + 1])) for place, size in enumerate(sizes)
+        ]
+
+    def prefetch(self, numbers: np.ndarray) -> None:
+        """Nothing to do: they are on disk."""
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256, in hex, of all token ids and labels in order: processes with other data have another one."""
+        sha = hashlib.sha256()
+        for table in self._dataset.with_format("arrow").iter(batch_size=1000):
+            for name in ("input_ids", "labels"):
+                values = table[name].combine_chunks()
+                sha.update(values.value_lengths().to_numpy().tobytes())
+                sha.update(values.flatten().to_numpy().tobytes())
+        return sha.hexdigest()
+
+    def summary(self) -> str:
+        """One line for the log, such as `12 rows of train.jsonl: 10 used, 2 left out (2 without a target token)`."""
+        return summarize(self.source, len(self), self.dropped, self.changed)
+
+
+class PackedRows:
+    """Rows that were packed into rows of at most `max_length` tokens, which is what the order permutes."""
+
+    rows_per_pack = 1
+
+    def __init__(self, rows: TokenizedRows, max_length: int) -> None:
+        self._rows = rows
+        self._max_length = max_length
+        self._packs = pack(rows.lengths, max_length)
+        self.lengths = np.array([rows.lengths[numbers].sum() for numbers in self._packs])
+        self._num_targets = np.array([rows.num_targets[numbers].sum() for numbers in self._packs])
+
+    def __len__(self) -> int:
+        return len(self._packs)
+
+    def fetch(self, numbers: np.ndarray) -> list[Pack]:
+        return [
+            Pack(
+                int(self.lengths[number]),
+                int(self._num_targets[number]),
+                functools.partial(self._rows.read, self._packs[number]),
+            )
+            for number in numbers
+        ]
+
+    def prefetch(self, numbers: np.ndarray) -> None:
+        """Nothing to do: they are on disk."""
+
+    @property
+    def digest(self) -> str:
+        """Of the rows; `max_length` decides the packs."""
+        return self._rows.digest
+
+    def summary(self) -> str:
+        """That of the rows, and how full the packs are."""
+        filled = self.lengths.mean() / self._max_length
+        return (
+            f"{self._rows.summary()}; packed into {len(self)} of {self._max_length} tokens, {filled:.1%} of them filled"
+        )
+
+
+def summarize(source: str, num_used: int, dropped: Mapping[str, int], changed: Mapping[str, int]) -> str:
+    """How many rows there are, and what became of them."""
+    num_dropped = sum(dropped.values())
+    line = f"{num_used + num_dropped} rows of {source}: {num_used} used"
+    if num_dropped:
+        line += f", {num_dropped} left out ({listed(dropped)})"
+    return f"{line}; {listed(changed)}" if changed else line
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Reasons with their counts, for a message."""
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
+
+
+def column(dataset: Dataset, name: str) -> np.ndarray:
+    """A column of numbers, int64."""
+    return dataset.with_format("numpy")[name][:].astype(np.int64)

@@ -1,0 +1,69 @@
+"""Reads the rows to train on, and those that are held out."""
+
+import dataclasses
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lopt_pp.config.data import DataConfig
+from lopt_pp.config.evaluation import EvaluationConfig
+from lopt_pp.data import Rows, TokenizedRows, load_rows
+from lopt_pp.data.dataset import PackedRows
+from lopt_pp.errors import LoptError, renamed_in_errors
+from lopt_pp.util.seeds import derive_seed
+
+
+def load_split(
+    config: EvaluationConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple[Rows, TokenizedRows | None]:
+    """Reads the rows to train on, and those to evaluate on; None where a run is not evaluated.
+
+    The latter are neither packed nor streamed: each counts, and they are few.
+
+    Args:
+        config: of the evaluation.
+        data: of the training rows; those of a file or a split are read in the same way.
+        tokenizer: of the model.
+        seed: that draws the rows which `eval_split_size` holds out.
+
+    Raises:
+        LoptError: rows cannot be read, none of them can be used, or nothing would be left to train on.
+    """
+    plain = dataclasses.replace(data, streaming=False, packing=False, padding_free=False)
+    if (size := config.eval_split_size) is not None:
+        if data.streaming:
+            raise LoptError(
+                "--eval_split_size must know which rows can be used, as --streaming does not; give --eval_file"
+            )
+        kept, held = _draw(_load(plain, tokenizer), size, seed)
+        return (PackedRows(kept, data.max_length) if data.packing else kept), held
+    rows = load_rows(data, tokenizer)
+    if config.eval_file is not None:
+        source = dataclasses.replace(plain, train_file=[config.eval_file], dataset_name=None, dataset_config=None)
+        with renamed_in_errors("--train_file", "--eval_file"):
+            return rows, _load(source, tokenizer)
+    if config.dataset_test_split is not None:
+        if data.dataset_name is None:
+            raise LoptError(f"--dataset_test_split {config.dataset_test_split} is a split of --dataset_name; give that")
+        with renamed_in_errors("--dataset_split", "--dataset_test_split"):
+            return rows, _load(dataclasses.replace(plain, dataset_split=config.dataset_test_split), tokenizer)
+    return rows, None
+
+
+def _load(plain: DataConfig, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
+    rows = load_rows(plain, tokenizer)
+    assert isinstance(rows, TokenizedRows)
+    return rows
+
+
+def _draw(rows: TokenizedRows, size: float, seed: int) -> tuple[TokenizedRows, TokenizedRows]:
+    """The rows to train on and those that are held out, each in the order of the data."""
+    number = int(size) if size >= 1 else round(size * len(rows))
+    if not 1 <= number < len(rows):
+        raise LoptError(
+            f"--eval_split_size {size:g} holds {number} of the {len(rows)} usable rows of {rows.source} out; hold 1 or "
+            f"more out, and leave some to train on"
+        )
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(derive_seed(seed)))
+    held, kept = (part.sort().values.numpy() for part in (drawn[:number], drawn[number:]))
+    return rows.select(kept, "held out by --eval_split_size"), rows.select(held, "to train on")

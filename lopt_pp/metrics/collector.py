@@ -1,0 +1,239 @@
+"""Brings the records of all stages together: one file, one progress bar, one summary.
+
+Every stage puts its records into the run's key-value store and goes on; a thread of rank 0 takes them out. Nothing here
+is on the training path.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from operator import methodcaller
+from pathlib import Path
+from typing import Any
+
+from torch.distributed import Store
+from tqdm import tqdm
+
+from lopt_pp.errors import first_line
+from lopt_pp.evaluation.scores import perplexity
+from lopt_pp.metrics.jsonl import MetricsFile, is_evaluated
+from lopt_pp.metrics.records import Record, time_shares
+from lopt_pp.metrics.trace import QueueLengths
+from lopt_pp.metrics.trackers import Listener
+from lopt_pp.util.threads import in_background
+
+logger = logging.getLogger(__name__)
+
+_BAR = "|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
+"""What a terminal of 80 columns has room for."""
+
+
+def post(store: Store, replica: int, record: Record, clock_offset: float = 0.0) -> None:
+    """Puts a stage's record of a step where rank 0 finds it.
+
+    Args:
+        store: of the run.
+        replica: that reports.
+        record: of the step.
+        clock_offset: seconds to add to this process's clock to get rank 0's.
+    """
+    intervals = [
+        (phase, *(round(moment + clock_offset, 6) for moment in ends)) for phase, *ends in record.get("intervals", ())
+    ]
+    key = f"record/{record['stage']}/{record['step']}/{replica}"
+    store.set(key, json.dumps(record | {"intervals": intervals}))
+
+
+def post_end(store: Store, step: int) -> None:
+    """Tells the collector that the run has ended early, after `step` steps."""
+    store.set(f"record/0/{step + 1}/0", json.dumps(None))
+
+
+class Collector:
+    """Takes the records of all stages, in a thread of rank 0.
+
+    Writes one record per step and stage to `metrics.jsonl`, moves the progress bar (on a terminal), logs every
+    `logging_steps` steps, and tells the listeners.
+
+    Args:
+        store: a connection to the run's store for this thread alone, with a long timeout.
+        path: of `metrics.jsonl`.
+        loss_names: of each stage, in order; None for one without a loss.
+        num_steps: of the run.
+        logging_steps: steps between log lines.
+        num_replicas: that report each stage.
+        steps_done: before this run; their records stay in the file.
+        listeners: that are told of each step, in this thread. One that fails is told of no more.
+        from_start: whether there are records of step 0, an evaluation before the first.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        path: Path,
+        loss_names: Sequence[str | None],
+        num_steps: int,
+        logging_steps: int,
+        num_replicas: int = 1,
+        steps_done: int = 0,
+        listeners: Sequence[Listener] = (),
+        from_start: bool = False,
+    ) -> None:
+        self._store = store
+        self._path = path
+        self._loss_names = loss_names
+        self._num_steps = num_steps
+        self._logging_steps = logging_steps
+        self._num_replicas = num_replicas
+        self._steps_done = steps_done
+        self._first_step = 0 if from_start else steps_done + 1
+        self._collected = threading.Condition()
+        self._step = steps_done
+        """The last step whose records are all there."""
+        self._eval_losses: dict[int, float] = {}
+        """By the number of steps done."""
+        self._listeners = list(listeners)
+        self._queues = QueueLengths()
+        self._begun = time.perf_counter()
+        self._seconds: list[Counter[str]] = [Counter() for _ in loss_names]
+        """By stage, the seconds of the whole run in each of the record's `*_seconds`."""
+        self._num_tokens = 0
+        self._thread = in_background(self._collect)
+
+    def _collect(self) -> None:
+        file = MetricsFile(self._path, self._steps_done)
+        self._eval_losses |= file.eval_losses
+        # disable=None: no bar where standard error is no terminal.
+        with tqdm(total=self._num_steps, initial=self._steps_done, disable=None, bar_format=_BAR) as bar:
+            for step in range(self._first_step, self._num_steps + 1):
+                first = self._take(0, step)
+                if first is None:
+                    break
+                replicas = [first, *(self._take(stage, step) or [] for stage in range(1, len(self._loss_names)))]
+                records = [join_replicas(own) for own in replicas]
+                self._add_queue_lengths(records, replicas)
+                file.write(records)
+                self._tell(methodcaller("step", step, records, replicas))
+                for seconds, record in zip(self._seconds, records, strict=True):
+                    seconds.update({name: value for name, value in record.items() if name.endswith("_seconds")})
+                self._num_tokens += records[-1]["num_tokens"]
+                if step > 0:
+                    bar.set_postfix_str(self._short_status(records), refresh=False)
+                    bar.update()
+                    if step % self._logging_steps == 0 or step == self._num_steps:
+                        with tqdm.external_write_mode():
+                            logger.info("step %d/%d: %s", step, self._num_steps, self._status(records))
+                self._keep(step, records[-1])
+        self._tell(methodcaller("end"))
+
+    def _keep(self, step: int, record: dict[str, Any]) -> None:
+        """Keeps the last stage's evaluation of a step, where there was one, and says that the step is collected."""
+        with self._collected:
+            self._step = step
+            if is_evaluated(record):
+                self._eval_losses[step] = record["eval_loss"]
+            self._collected.notify_all()
+        if "eval_loss" in record:
+            with tqdm.external_write_mode():
+                loss, exponential = record["eval_loss"], record["eval_perplexity"]
+                logger.info("step %d/%d: eval loss %.4g, perplexity %.4g", step, self._num_steps, loss, exponential)
+
+    def eval_loss(self, step: int) -> float | None:
+        """The mean loss on the held-out rows after a step; None where it was not measured, or is not finite.
+
+        Waits for the records of the step, which all stages must make, or have made before the run went on from a
+        checkpoint. May be called from any thread.
+        """
+        with self._collected:
+            self._collected.wait_for(lambda: self._step >= step)
+            return self._eval_losses.get(step)
+
+    def _add_queue_lengths(self, records: Sequence[Record], replicas: Sequence[Sequence[Record]]) -> None:
+        for stage, (record, *pair) in enumerate(zip(records, replicas, replicas[1:], strict=False)):
+            lengths = [
+                length
+                for replica, (sending, receiving) in enumerate(zip(*pair, strict=True))
+                if (length := self._queues.mean(stage, replica, sending["intervals"], receiving["intervals"]))
+                is not None
+            ]
+            if lengths:
+                record["queue_length"] = sum(lengths) / len(lengths)
+
+    def _tell(self, what: Callable[[Listener], None]) -> None:
+        for listener in list(self._listeners):
+            try:
+                what(listener)
+            except Exception as error:  # Whatever a tracker's library raises: training is not to end of it.
+                logger.warning("%s has failed: %s. Training goes on without it", listener.name, first_line(error))
+                self._listeners.remove(listener)
+
+    def _take(self, stage: int, step: int) -> list[Record] | None:
+        """The records of a stage's replicas of a step; None where the run has ended before it."""
+        records = []
+        for replica in range(self._num_replicas):
+            key = f"record/{stage}/{step}/{replica}"
+            record = json.loads(self._store.get(key))
+            if record is None:
+                return None
+            records.append(record)
+            self._store.delete_key(key)
+        return records
+
+    def _status(self, records: Sequence[dict[str, Any]]) -> str:
+        losses = [
+            f"stage {stage} {name} {record[name]:.4g}"
+            for stage, (name, record) in enumerate(zip(self._loss_names, records, strict=True))
+            if name is not None and name in record
+        ]
+        return ", ".join([*losses, self._speed()])
+
+    def _short_status(self, records: Sequence[dict[str, Any]]) -> str:
+        """The task loss, the local losses of the stages before it, and the speed."""
+        named = [
+            (name, record[name])
+            for name, record in zip(self._loss_names, records, strict=True)
+            if name and name in record
+        ]
+        *earlier, (_, loss) = named
+        values = "/".join(f"{value:.3g}" for _, value in earlier)
+        local = [f"{earlier[0][0].removesuffix('_loss')} {values}"] if earlier else []
+        return ", ".join([f"loss {loss:.4g}", *local, self._speed()])
+
+    def _speed(self) -> str:
+        return f"{self._num_tokens / self.seconds:.0f} tokens/s"
+
+    def join(self) -> None:
+        """Waits for the last record of the last stage."""
+        self._thread.join()
+
+    def summary(self) -> list[dict[str, float]]:
+        """By stage: the share of the run's wall time (from the first step) spent computing, receiving and sending."""
+        return [time_shares(seconds) for seconds in self._seconds]
+
+    @property
+    def seconds(self) -> float:
+        """Since the collector began."""
+        return time.perf_counter() - self._begun
+
+
+def join_replicas(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One record of a stage's step from those of its replicas.
+
+    Losses are shares of one mean, and tokens are each replica's own: they add up. Seconds and utilization are their
+    mean, memory is the most; the rest is the same for all. Intervals are left out.
+    """
+    joined = {name: value for name, value in records[0].items() if name != "intervals"}
+    for name in joined:
+        values = [record[name] for record in records]
+        if name.endswith("loss") or name in ("num_tokens", "num_targets"):
+            joined[name] = sum(values)
+        elif name.endswith("_seconds") or name == "mfu":
+            joined[name] = sum(values) / len(values)
+        elif name == "peak_memory_bytes":
+            joined[name] = max(values)
+    if "eval_loss" in joined:
+        joined["eval_perplexity"] = perplexity(joined["eval_loss"])
+    return joined | {"tokens_per_second": joined["num_tokens"] / joined["step_seconds"]}

@@ -1,0 +1,78 @@
+"""`metrics.jsonl`: one record of a step and stage to a line, whatever the disk does."""
+
+import errno
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lopt_pp.metrics.records import Record
+
+logger = logging.getLogger(__name__)
+
+
+class MetricsFile:
+    """`metrics.jsonl`, one record to a line. Training goes on where it cannot be written.
+
+    Args:
+        path: of it.
+        steps_done: before this run; the records of these steps stay in the file.
+
+    Attributes:
+        eval_losses: of these steps, by step, where they are finite.
+    """
+
+    def __init__(self, path: Path, steps_done: int) -> None:
+        self._path = path
+        self._fails = False
+        unfinished = path.with_name(path.name + ".unfinished")
+        earlier = records_until(path, steps_done) if steps_done else []
+        records = (json.loads(line) for line in earlier if '"eval_loss"' in line)
+        self.eval_losses = {record["step"]: record["eval_loss"] for record in records if is_evaluated(record)}
+        self._guarded(lambda: unfinished.write_text("".join(earlier), encoding="utf-8"))
+        self._guarded(lambda: os.replace(unfinished, path))
+
+    def write(self, records: Sequence[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        self._guarded(lambda: self._append(lines))
+
+    def _append(self, lines: str) -> None:
+        # Opened each time, so that a directory which was removed and made again is found again.
+        with self._path.open("ab", buffering=0) as file:
+            whole = file.tell()
+            try:
+                if file.write(data := lines.encode()) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                file.truncate(whole)  # No half line is left.
+                raise
+
+    def _guarded(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            if not self._fails:
+                logger.warning("%s cannot be written: %s. Training goes on", self._path, error.strerror)
+            self._fails = True
+        else:
+            self._fails = False
+
+
+def records_until(path: Path, step: int) -> list[str]:
+    """The lines of a `metrics.jsonl` up to a step; what was cut short when a run ended is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+        try:
+            if json.loads(line)["step"] <= step:
+                lines.append(line)
+        except ValueError:
+            continue
+    return lines
+
+
+def is_evaluated(record: Record) -> bool:
+    """Whether a record has a finite loss on the held-out rows."""
+    return math.isfinite(record.get("eval_loss", math.nan))

@@ -1,0 +1,86 @@
+"""`run.json`: what a run is, for the reports that are made of it later."""
+
+import json
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lopt_pp.distributed.world import World
+from lopt_pp.metrics.clock_sync import Offset
+from lopt_pp.metrics.mfu import Work
+from lopt_pp.model.block import BlockModel
+
+
+def about_stage(block: BlockModel, objective: nn.Module | None, work: Work, loss: str | None) -> dict[str, Any]:
+    """What one process has to say of a stage of its.
+
+    Args:
+        block: of the stage.
+        objective: that it learns from; None where it only runs forward.
+        work: its arithmetic.
+        loss: the name of its loss; None where it has none.
+    """
+    return {
+        "stage": block.spec.stage,
+        "layers": [block.spec.start, block.spec.stop],
+        "loss": loss,
+        "parameters": sum(parameter.numel() for parameter in block.parameters()),
+        "trained_parameters": 0 if objective is None else _trained(block) + _trained(objective),
+        **asdict(work),
+    }
+
+
+def _trained(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def gather_about(world: World, own: Sequence[Mapping[str, Any]], offset: Offset) -> list[dict[str, Any]]:
+    """What all processes have to say, in order of their ranks, on rank 0; nothing on the others. All must call this.
+
+    Args:
+        world: this process.
+        own: of each of its stages.
+        offset: of its clock.
+    """
+    place = {"rank": world.rank, "host": socket.gethostname(), "device": _name(world.device)}
+    place |= {"clock": asdict(offset), "stages": own}
+    world.store.set(f"about/{world.rank}", json.dumps(place))
+    if world.rank != 0:
+        return []
+    return [json.loads(world.store.get(f"about/{rank}")) for rank in range(world.size)]
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def write_about(
+    path: Path, facts: Mapping[str, Any], flags: Mapping[str, Any], processes: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes `run.json`.
+
+    Args:
+        path: of the file.
+        facts: what there is to know of the run as a whole.
+        flags: of the run.
+        processes: what `gather_about` gave.
+    """
+    content = {
+        "format": 1,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "versions": {name: version(name) for name in ("lopt-pp", "torch", "transformers")},
+        **facts,
+        "flags": flags,
+        "processes": processes,
+    }
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,129 @@
+"""All of a model but its weights: config, tokenizer, generation settings; of the pretrained one, and of the result."""
+
+import contextlib
+import copy
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from lopt_pp.config.model import ModelConfig
+from lopt_pp.errors import LoptError, first_line
+
+
+def load_model_config(config: ModelConfig) -> PreTrainedConfig:
+    """The pretrained model's config.
+
+    Raises:
+        LoptError: there is none, or it needs code of its own that the user has not allowed.
+    """
+    try:
+        return AutoConfig.from_pretrained(
+            config.model_name_or_path,
+            revision=config.model_revision,
+            trust_remote_code=config.trust_remote_code,
+            **({"attn_implementation": config.attn_implementation} if config.attn_implementation else {}),
+        )
+    except (
+        Exception
+    ) as error:  # A config is a class that is called with whatever the file holds: anything may go wrong.
+        if "trust_remote_code" in str(error):
+            raise LoptError(
+                f"--model_name_or_path {config.model_name_or_path} comes with Python code of its own, which is not run "
+                f"unless you give --trust_remote_code; read it first"
+            ) from error
+        raise LoptError(f"--model_name_or_path {config.model_name_or_path}: {first_line(error)}") from error
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The pretrained model's tokenizer.
+
+    Raises:
+        LoptError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
+        )
+    except Exception as error:  # The tokenizers library raises bare ones.
+        raise LoptError(
+            f"--model_name_or_path {config.model_name_or_path}: no tokenizer: {first_line(error)}"
+        ) from error
+
+
+def write_description(
+    directory: Path,
+    config: ModelConfig,
+    model_config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: torch.dtype,
+) -> None:
+    """Writes all of the trained model but its weights: config, generation settings, tokenizer.
+
+    Args:
+        directory: of the model.
+        config: names the pretrained model, for its generation settings.
+        model_config: of the pretrained model.
+        tokenizer: of the pretrained model.
+        dtype: of the weights.
+    """
+    own = copy.deepcopy(model_config)
+    own.tie_word_embeddings = False
+    own.dtype = dtype
+    own.save_pretrained(directory)
+    try:
+        generation = GenerationConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision)
+    except OSError:  # It has none.
+        generation = GenerationConfig.from_model_config(own)
+    generation.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:
+    """The causal-LM class that `transformers` would take for `config`, found without allocating any weights.
+
+    Raises:
+        LoptError: the config is of no causal language model, or of one with more than text.
+    """
+    try:
+        is_text_only = config.get_text_config() is config
+    except ValueError:  # It has several.
+        is_text_only = False
+    if not is_text_only:
+        raise LoptError(
+            f"{config.model_type} is a multimodal model; only text-only causal language models can be split"
+        )
+    if getattr(config, "num_hidden_layers", None) is None:
+        raise LoptError(f"{config.model_type} cannot be split: its config has no num_hidden_layers")
+    try:
+        with torch.device("meta"), _quiet():
+            return type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
+    except ValueError as error:
+        raise LoptError(f"{config.model_type} is no causal language model: {first_line(error)}") from error
+    except Exception as error:  # Whatever a class of transformers, or the user's own, may raise.
+        raise LoptError(f"no {config.model_type} model can be made of its config: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps back what `transformers` says about models that no user has asked for."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,256 @@
+"""Reads one block's tensors from a model's safetensors files, and writes them back as one shard of a whole model.
+
+A process opens only the files that hold tensors of its own blocks and reads only those tensors.
+"""
+
+import copy
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+    revert_weight_conversion,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from lopt_pp.errors import LoptError, first_line
+from lopt_pp.model.block import BlockModel, block_class
+from lopt_pp.model.partition import BlockSpec
+from lopt_pp.model.structure import ModelStructure
+
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class PretrainedWeights:
+    """The safetensors files of a model, in a local directory or on the Hugging Face hub.
+
+    Args:
+        name_or_path: a directory, or a hub id, as `from_pretrained` takes it.
+        revision: of the hub repository.
+
+    Raises:
+        LoptError: there are no safetensors files, they cannot be fetched, or their index is unusable.
+    """
+
+    def __init__(self, name_or_path: str, revision: str = "main") -> None:
+        self.name_or_path = name_or_path
+        self._revision = revision
+        if self._find(SAFE_WEIGHTS_NAME) is not None:
+            with self._open(SAFE_WEIGHTS_NAME) as file:
+                self.files = dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME)
+        elif (index := self._find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+            self.files = _read_index(Path(index))
+        else:
+            pickled = [name for name in _PICKLED if self._find(name) is not None]
+            reason = (
+                f"only pickled weights ({pickled[0]}), which are refused since a pickle can run code"
+                if pickled
+                else "none"
+            )
+            raise LoptError(
+                f"--model_name_or_path {name_or_path}: no safetensors weights ({SAFE_WEIGHTS_NAME} or "
+                f"{SAFE_WEIGHTS_INDEX_NAME}), {reason}; convert them: from_pretrained(), then save_pretrained()"
+            )
+
+    def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The named tensors, in their stored dtypes, on the CPU."""
+        tensors = {}
+        for file_name in sorted({self.files[name] for name in names}):
+            with self._open(file_name) as file:
+                present = set(file.keys())
+                for name in names:
+                    if self.files[name] != file_name:
+                        continue
+                    if name not in present:
+                        raise LoptError(
+                            f"{self.name_or_path}: the index puts {name} in {file_name}, which does not have it"
+                        )
+                    # Cloned into torch's own aligned memory, so that no result hangs on where a tensor lay in a file.
+                    try:
+                        tensors[name] = file.get_tensor(name).clone()
+                    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+                        # The last four: of a dtype that PyTorch does not have.
+                        raise LoptError(
+                            f"{self.name_or_path}: {file_name}: {name} cannot be read: {first_line(error)}"
+                        ) from error
+        return tensors
+
+    def _find(self, file_name: str) -> str | None:
+        """The local path of a file (fetched from the hub if need be), or None where there is no such file."""
+        try:
+            return cached_file(
+                self.name_or_path,
+                file_name,
+                revision=self._revision,
+                _raise_exceptions_for_missing_entries=False,
+            )
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            raise LoptError(
+                f"--model_name_or_path {self.name_or_path}: {file_name} cannot be fetched: {reason}"
+            ) from error
+
+    def _open(self, file_name: str) -> safe_open:
+        path = self._find(file_name)
+        if path is None:
+            raise LoptError(f"{self.name_or_path}: {file_name} is missing, though the index names it")
+        try:
+            # Read rather than mapped: pages of a mapping would count as resident memory until the file is closed.
+            return safe_open(path, framework="pt", backend="pread")
+        except (SafetensorError, OSError) as error:
+            raise LoptError(f"{path} is no whole safetensors file: {first_line(error)}; fetch it again") from error
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """The file of each tensor. File names that would leave the directory are refused."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        if not all(isinstance(name, str) for name in (*files, *files.values())):
+            raise TypeError("names are not strings")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise LoptError(f"{path} is no safetensors index with a weight_map of tensor names to file names") from error
+    for file_name in set(files.values()):
+        if Path(file_name).name != file_name or file_name in ("", ".", "..") or set(file_name) & {"\\", "\0"}:
+            raise LoptError(f"{path} names the file {file_name!r}, which is not a plain file name beside it")
+    return files
+
+
+def parameter_names(
+    stored: Iterable[str], model_class: type[PreTrainedModel], config: PreTrainedConfig
+) -> dict[str, str]:
+    """The name in today's `model_class` of each stored tensor, as `transformers` itself maps old names and layouts.
+
+    Tensors that several others are fused into one of (the experts of a mixture) share the fused parameter's name.
+    """
+    with torch.device("meta"):
+        whole = model_class(config)
+    conversions = get_model_conversion_mapping(whole)
+    renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
+    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
+    parameters = whole.state_dict()
+    return {
+        name: rename_source_key(name, renamings, converters, whole.base_model_prefix, parameters)[0] for name in stored
+    }
+
+
+def load_block(
+    checkpoint: PretrainedWeights,
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    structure: ModelStructure,
+    spec: BlockSpec,
+) -> BlockModel:
+    """Builds the block at `spec` in float32 and loads its tensors, and no others, from the checkpoint.
+
+    Where the checkpoint ties the output head to the input embedding, the last block gets a copy of its own.
+
+    Args:
+        checkpoint: the whole model's files.
+        model_class: the whole model's class.
+        config: the whole model's config.
+        structure: of the class.
+        spec: the block's place.
+
+    Raises:
+        LoptError: tensors of the block are missing from the checkpoint or have another shape.
+    """
+    names = parameter_names(checkpoint.files, model_class, config)
+    tensors = checkpoint.read([stored for stored, name in names.items() if structure.owns(spec, name)])
+    if spec.is_last and config.tie_word_embeddings and structure.head not in names.values():
+        for tied in [stored for stored, name in names.items() if name == structure.embedding]:
+            tensors[structure.head] = checkpoint.read([tied])[tied]
+    untied = copy.deepcopy(config)
+    untied.tie_word_embeddings = False
+    try:
+        loaded: Any = block_class(model_class, structure, spec).from_pretrained(
+            None,
+            config=untied,
+            state_dict=tensors,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # They are refused below, by name.
+        )
+    except RuntimeError as error:
+        if "conversion" not in str(error):
+            raise
+        raise LoptError(
+            f"{checkpoint.name_or_path}: tensors of stage {spec.stage} ({spec}) that {model_class.__name__} fuses into "
+            f"one, such as those of experts, are incomplete or of unequal shapes"
+        ) from error
+    model, info = loaded
+    problems = sorted(
+        [
+            *info["missing_keys"],
+            *(f"{name} (has {list(has)}, needs {list(needs)})" for name, has, needs in info["mismatched_keys"]),
+        ]
+    )
+    if problems:
+        shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise LoptError(
+            f"{checkpoint.name_or_path}: tensors of stage {spec.stage} are missing or of another shape: {shown}"
+        )
+    return BlockModel(model, structure, spec)
+
+
+def shard_name(spec: BlockSpec) -> str:
+    """The file name of a stage's shard, in the Hugging Face convention."""
+    return f"model-{spec.stage + 1:05d}-of-{spec.num_stages:05d}.safetensors"
+
+
+def write_shard(block: BlockModel, directory: Path | None) -> dict[str, int]:
+    """Writes the block's tensors, named and laid out as in the whole model's checkpoint, as its shard.
+
+    Args:
+        block: of which replicas may hold a share each (FSDP2); then all of them must call this.
+        directory: where to write; None on the replicas that only give their shares.
+
+    Returns:
+        The size in bytes of each tensor, by name; nothing where nothing is written.
+    """
+    whole = {}
+    for name, tensor in block.model.state_dict().items():
+        gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if directory is not None:
+            whole[name] = gathered.detach().cpu()
+    if directory is None:
+        return {}
+    return save_shard(block.model, block.spec, whole, directory)
+
+
+def save_shard(
+    model: PreTrainedModel, spec: BlockSpec, state: Mapping[str, torch.Tensor], directory: Path
+) -> dict[str, int]:
+    """Writes a block's tensors as its shard.
+
+    Args:
+        model: of the block's class; its own tensors do not matter.
+        spec: the block's place.
+        state: the tensors, on the CPU, by the names that they have in the model.
+        directory: where to write.
+
+    Returns:
+        The size in bytes of each tensor, by name.
+    """
+    reverted = revert_weight_conversion(model, dict(state))
+    tensors = {name: tensor.contiguous() for name, tensor in reverted.items()}
+    save_file(tensors, directory / shard_name(spec), metadata={"format": "pt"})
+    return {name: tensor.nbytes for name, tensor in tensors.items()}
+
+
+def write_index(shards: Mapping[str, Mapping[str, int]], directory: Path) -> None:
+    """Writes the index that joins the shards, given the tensor sizes (bytes) of each shard file."""
+    index = {
+        "metadata": {"total_size": sum(size for sizes in shards.values() for size in sizes.values())},
+        "weight_map": {name: file_name for file_name, sizes in shards.items() for name in sizes},
+    }
+    (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

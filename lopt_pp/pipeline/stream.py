@@ -1,0 +1,284 @@
+"""The stream of hidden states across a boundary: one way, non-blocking, bounded.
+
+Per microbatch one tensor goes forward, and nothing comes back. A small header for each message travels `queue_depth`
+messages ahead of it, over gloo; the payload goes over NCCL between GPUs and gloo between CPUs. So the receiver has
+checked what is coming before it posts a buffer for it, and has up to `queue_depth` receives posted before they are
+needed. A header that differs from what the receiver's own data order expects is an error that names both sides, instead
+of a hang. Where the run is asked to stop, the end stands in place of the first header of the step that is not made.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from lopt_pp.distributed.shutdown import NEVER_STOPS, StopSignal
+from lopt_pp.errors import StreamError
+from lopt_pp.pipeline.messages import Header, dtype_code, with_end
+
+_TAG_PAYLOAD, _TAG_HEADER = 0, 1
+
+
+class Receiver(Protocol):
+    """A stage's end of the boundary before it."""
+
+    def receive(self) -> torch.Tensor:
+        """The next microbatch's hidden states, `[rows, tokens, hidden]`, as soon as they are there.
+
+        They are the caller's until it asks for the next ones.
+        """
+
+    def close(self) -> None:
+        """Checks that nothing more comes."""
+
+
+class Sender(Protocol):
+    """A stage's end of the boundary after it."""
+
+    def send(self, hidden_states: torch.Tensor) -> None:
+        """Hands on the next microbatch's hidden states; waits only while `queue_depth` others are on their way."""
+
+    def close(self) -> None:
+        """Waits until everything has left."""
+
+
+class LocalStream:
+    """The boundary between two stages of one process."""
+
+    def __init__(self) -> None:
+        self._queue: deque[torch.Tensor] = deque()
+
+    def send(self, hidden_states: torch.Tensor) -> None:
+        self._queue.append(hidden_states)
+
+    def receive(self) -> torch.Tensor:
+        return self._queue.popleft()
+
+    def close(self) -> None:
+        assert not self._queue, "a microbatch was sent that no stage received"
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """Two neighbouring processes and the groups that they talk in.
+
+    Attributes:
+        source: rank of the process that sends.
+        target: rank of the process that receives.
+        stage: the stage that sends; `stage + 1` receives.
+        headers: gloo group that has the two.
+        payload: group that has the two, on the payload's backend; may be the same.
+        device: where the payload lives.
+        timeout: seconds to wait for the neighbour.
+    """
+
+    source: int
+    target: int
+    stage: int
+    headers: dist.ProcessGroup
+    payload: dist.ProcessGroup
+    device: torch.device
+    timeout: float
+
+    def send(self, tensor: torch.Tensor, group: dist.ProcessGroup, tag: int) -> dist.Work:
+        """Begins to send a tensor to the target."""
+        with self._naming(self.target, "sending"):
+            work = dist.isend(tensor, self.target, group, tag=tag)
+        assert work is not None
+        return work
+
+    def receive(self, tensor: torch.Tensor, group: dist.ProcessGroup, tag: int) -> dist.Work:
+        """Begins to receive a tensor from the source."""
+        with self._naming(self.source, "receiving"):
+            work = dist.irecv(tensor, self.source, group, tag=tag)
+        assert work is not None
+        return work
+
+    def wait(self, work: dist.Work, on: str, peer: int, header: Header) -> None:
+        """Waits for `work`, and says which neighbour let it fail."""
+        with self._naming(peer, f"{on} at {header}"):
+            work.wait(timedelta(seconds=self.timeout))
+
+    @contextmanager
+    def _naming(self, peer: int, on: str) -> Iterator[None]:
+        """Says which neighbour lets something fail. A connection that has broken fails at once, not when waited for."""
+        try:
+            yield
+        except RuntimeError as error:
+            stage = self.stage if peer == self.source else self.stage + 1
+            hangs = "timed out" in str(error).lower()
+            fault = f"does not answer for {self.timeout:g} s (--stream_timeout)" if hangs else "has died or left"
+            raise StreamError(f"stage {stage} (rank {peer}) {fault}: {on} failed") from error
+
+
+class StreamSender:
+    """The sending end of a boundary between two processes.
+
+    Args:
+        boundary: the two processes.
+        headers: of every message of the whole run, in order.
+        queue_depth: messages that may be on their way at once.
+        stop_signal: says which steps are made.
+    """
+
+    def __init__(
+        self,
+        boundary: Boundary,
+        headers: Iterable[Header],
+        queue_depth: int,
+        stop_signal: StopSignal = NEVER_STOPS,
+    ) -> None:
+        self._boundary = boundary
+        self._announced: deque[Header] = deque()
+        self._headers = with_end(headers)
+        self._next: Header | None = next(self._headers)
+        self._depth = queue_depth
+        self._stop_signal = stop_signal
+        self._payloads: deque[tuple[dist.Work, torch.Tensor, Header]] = deque()
+        self._header_works: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        self._announce()
+
+    def _announce(self) -> None:
+        """Sends headers as far ahead as the queue is deep and as it is known that their steps are made."""
+        while self._next is not None and len(self._announced) < self._depth:
+            header = self._next
+            if header.microbatch == 0:
+                if not self._stop_signal.is_decided(header.step):
+                    return
+                if not self._stop_signal.runs(header.step):
+                    header = Header.end(header.step)
+            self._next = None if header.is_end else next(self._headers)
+            self._send_header(header)
+
+    def _send_header(self, header: Header) -> None:
+        self._announced.append(header)
+        packed = header.pack()
+        work = self._boundary.send(packed, self._boundary.headers, _TAG_HEADER)
+        self._header_works.append((work, packed))
+        # A header is small and long since received by now; this only lets go of its tensor.
+        if len(self._header_works) > 2 * self._depth:
+            self._boundary.wait(self._header_works.popleft()[0], "sending a header", self._boundary.target, header)
+
+    def send(self, hidden_states: torch.Tensor) -> None:
+        self._announce()
+        header = self._announced.popleft()
+        given = (*hidden_states.shape, dtype_code(hidden_states.dtype))
+        if given != (*header.shape, header.dtype):
+            raise StreamError(f"stage {self._boundary.stage} was to send {header} but has {given}")
+        if len(self._payloads) == self._depth:
+            self._wait_oldest()
+        work = self._boundary.send(hidden_states, self._boundary.payload, _TAG_PAYLOAD)
+        self._payloads.append((work, hidden_states, header))
+        self._announce()
+
+    def _wait_oldest(self) -> None:
+        work, _, header = self._payloads.popleft()
+        self._boundary.wait(work, "sending", self._boundary.target, header)
+
+    def close(self) -> None:
+        self._announce()
+        assert self._next is None, "the stream is closed before its end is known"
+        end = self._announced[-1]
+        while self._payloads:
+            self._wait_oldest()
+        while self._header_works:
+            self._boundary.wait(self._header_works.popleft()[0], "sending a header", self._boundary.target, end)
+
+
+class StreamReceiver:
+    """The receiving end of a boundary between two processes; the course of the stages behind it.
+
+    Args:
+        boundary: the two processes.
+        headers: of every message of the whole run that this process expects, in order, from its own data order.
+        queue_depth: the same as the sender's, which is how far headers run ahead.
+    """
+
+    def __init__(self, boundary: Boundary, headers: Iterable[Header], queue_depth: int) -> None:
+        self._boundary = boundary
+        self._expected = with_end(headers)
+        self._depth = queue_depth
+        self._header_works: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        self._payloads: deque[tuple[dist.Work, torch.Tensor, Header]] = deque()
+        self._buffers = _Buffers(queue_depth + 1, boundary.device)
+        # Twice as far ahead as they are read, so that a header never waits for the link's round trip.
+        for _ in range(2 * queue_depth):
+            self._post_header()
+        self._known = 0
+        """The steps before this one are made, as far as headers have told."""
+        self._end: Header | None = None
+
+    def is_decided(self, step: int) -> bool:
+        return self._end is not None or step < self._known
+
+    def runs(self, step: int) -> bool:
+        while not self.is_decided(step):
+            self._post_next()
+        return self._end is None or step < self._end.step
+
+    def _post_header(self) -> None:
+        packed = torch.empty(6, dtype=torch.int64)
+        work = self._boundary.receive(packed, self._boundary.headers, _TAG_HEADER)
+        self._header_works.append((work, packed))
+
+    def _post_next(self) -> None:
+        """Checks the next header against what is expected, and posts the receive of its payload."""
+        expected = next(self._expected)
+        arrival, packed = self._header_works.popleft()
+        self._boundary.wait(arrival, "receiving a header", self._boundary.source, expected)
+        header = Header.unpack(packed)
+        stops_early = expected.microbatch == 0 and header == Header.end(expected.step)
+        if header != expected and not stops_early:
+            b = self._boundary
+            raise StreamError(
+                f"stages {b.stage} and {b.stage + 1} disagree: stage {b.stage} (rank {b.source}) sends {header}, "
+                f"stage {b.stage + 1} (rank {b.target}) expects {expected}; both must be given the same data, model, "
+                f"flags and versions"
+            )
+        if header.is_end:
+            self._end = header
+            return
+        self._known = header.step + 1
+        self._post_header()
+        buffer = self._buffers.take(header)
+        work = self._boundary.receive(buffer, self._boundary.payload, _TAG_PAYLOAD)
+        self._payloads.append((work, buffer, header))
+
+    def receive(self) -> torch.Tensor:
+        while len(self._payloads) < self._depth and self._end is None:
+            self._post_next()
+        work, hidden_states, header = self._payloads.popleft()
+        self._boundary.wait(work, "receiving", self._boundary.source, header)
+        return hidden_states
+
+    def close(self) -> None:
+        while self._end is None:
+            self._post_next()
+
+
+class _Buffers:
+    """Memory for messages, taken in turn: for those on their way, and the one that the stage works on.
+
+    Args:
+        number: of messages that are there at once.
+        device: of the memory.
+    """
+
+    def __init__(self, number: int, device: torch.device) -> None:
+        self._device = device
+        self._ring = deque(torch.empty(0, dtype=torch.uint8, device=device) for _ in range(number))
+
+    def take(self, header: Header) -> torch.Tensor:
+        """The memory taken longest ago, as a tensor for the message; it grows where the message is the largest yet."""
+        buffer, dtype = self._ring.popleft(), header.torch_dtype
+        size = math.prod(header.shape) * dtype.itemsize
+        if buffer.numel() < size:
+            buffer = torch.empty(size, dtype=torch.uint8, device=self._device)
+        self._ring.append(buffer)
+        return buffer[:size].view(dtype).view(header.shape)

@@ -1,0 +1,168 @@
+"""Counts what code does with tensors: the bytes that are alive, by what they are for, and floating-point operations.
+
+`torch.distributed._tools.MemTracker` and `torch.utils.flop_counter.FlopCounterMode` do either. This counts alike (a
+test compares them), sees into PyTorch's custom operators besides (the chunked loss is one), and costs little enough for
+models of a hundred layers.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch._library.custom_ops import OPDEFS
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+Kind = Literal["weights", "gradients", "optimizer", "activations"]
+
+aten = torch.ops.aten
+
+
+class MemoryTracker(TorchDispatchMode):
+    """Follows the storages of all tensors that are made while it is on, and of those that it is told of.
+
+    What operators hold for a moment besides their results is not seen.
+
+    Args:
+        multiple: of bytes that memory is given out in; 512 on a GPU.
+
+    Attributes:
+        live: bytes that are alive now, by kind.
+        peak: the same when there were most in all since `forget_peak`.
+        operations: floating-point operations so far, a multiplication and an addition being two.
+    """
+
+    def __init__(self, multiple: int = 1) -> None:
+        super().__init__()
+        self.live: Counter[Kind] = Counter()
+        self.peak: Counter[Kind] = Counter()
+        self.operations = 0
+        self._multiple = multiple
+        self._known: dict[int, tuple[Kind, int, weakref.ref]] = {}
+        self._total = self._highest = 0
+
+    def note(self, tensors: Any, kind: Kind = "activations") -> None:
+        """Counts the storages of these tensors that are new, and knows from now on what they are for."""
+        for tensor in [tensors] if isinstance(tensors, torch.Tensor) else tree_leaves(tensors):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+                self._note(tensor.untyped_storage(), kind)
+
+    def _note(self, storage: torch.UntypedStorage, kind: Kind) -> None:
+        key = storage._cdata
+        if key not in self._known:
+            size = -(-storage.nbytes() // self._multiple) * self._multiple
+            self._known[key] = kind, size, weakref.ref(storage, lambda _: self._forget(key))
+            self.live[kind] += size
+            self._total += size
+        elif kind != "activations":
+            before, size, reference = self._known[key]
+            self._known[key] = kind, size, reference
+            self.live[before] -= size
+            self.live[kind] += size
+        if self._total > self._highest:
+            self._highest, self.peak = self._total, self.live.copy()
+
+    def _forget(self, key: int) -> None:
+        kind, size, _ = self._known.pop(key)
+        self.live[kind] -= size
+        self._total -= size
+
+    def forget_peak(self) -> None:
+        """Lets `peak` begin anew from what is alive now."""
+        self._highest, self.peak = self._total, self.live.copy()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if (inside := _implementation(function)) is not None:
+            with self:
+                return inside(*args, **kwargs)
+        if (
+            isinstance(args[0] if args else None, FakeTensor)
+            and (shape := _fake_shape(function, *args, **kwargs)) is not None
+        ):
+            result = args[0].new_empty(shape)
+        else:
+            result = function(*args, **kwargs)
+        self.note(result)
+        self.operations += _operations(function, args, kwargs, result)
+        return result
+
+
+def _implementation(function: Any) -> Callable[..., Any] | None:
+    """What a custom operator of PyTorch runs, in Python; None of any other operator."""
+    schema = getattr(function, "_schema", None)
+    definition = OPDEFS.get(schema.name) if schema is not None else None
+    return None if definition is None else definition._init_fn
+
+
+def _fake_shape(function: Any, *args: Any, **kwargs: Any) -> tuple[int, ...] | None:
+    """The shape of a result that fake tensors are at a loss about; None of any other.
+
+    Of what a mask chooses, as if all of it were true: the rows are full. Of products of experts in 32 bits, which only
+    real tensors have.
+    """
+    if function is aten.index.Tensor:
+        first, *others = args[1]
+        if first is None or first.dtype != torch.bool or others:
+            return None
+        return (first.numel(), *args[0].shape[first.ndim :])
+    if function._overloadpacket is _GROUPED and args[0].dtype == torch.float32:
+        left, right = args[:2]
+        if left.ndim == right.ndim == 2:
+            return len(kwargs.get("offs", args[2] if len(args) > 2 else ())), len(left), right.shape[1]
+        return (
+            (*left.shape[:-1], right.shape[-1]) if left.ndim < 3 or right.ndim == 3 else (left.shape[1], right.shape[1])
+        )
+    return None
+
+
+def _operations(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
+    packet: Any = getattr(function, "_overloadpacket", None)
+    if packet in _ATTENTION:
+        return _attention(function, args, kwargs, is_backward=_ATTENTION[packet])
+    if packet is _GROUPED:
+        return _grouped(*args[:2])
+    formula = flop_registry.get(_IN_PLACE.get(packet, packet))
+    return 0 if formula is None else formula(*args, **kwargs, out_val=result)
+
+
+_ATTENTION = {
+    getattr(aten, name + suffix): is_backward
+    for name in (
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+    )
+    for suffix, is_backward in (("", False), ("_backward", True))
+}
+"""Fused kernels, with whether they are of a backward."""
+
+_IN_PLACE: dict[Any, Any] = {aten.addmm_: aten.addmm, aten.baddbmm_: aten.baddbmm}
+"""Products that have no formula of their own."""
+
+_GROUPED = getattr(aten, "_grouped_mm", None)
+"""The products of several experts at once."""
+
+
+def _attention(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_backward: bool) -> int:
+    """Two products forward, five backward, since a fused kernel makes the scores again; of a causal one the half that
+    its mask leaves."""
+    names = (argument.name for argument in function._schema.arguments)
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    query, key, value = (given[name] for name in ("query", "key", "value"))
+    rows, heads, tokens, width = query.shape
+    products = 3 * width + 2 * value.shape[-1] if is_backward else width + value.shape[-1]
+    whole = 2 * rows * heads * tokens * key.shape[-2] * products
+    return whole // 2 if given.get("is_causal") else whole
+
+
+def _grouped(left: torch.Tensor, right: torch.Tensor) -> int:
+    """Of products of slices: each row of `left` with one matrix of `right`, or columns with rows in groups."""
+    return 2 * left.shape[-2] * left.shape[-1] * right.shape[-1]

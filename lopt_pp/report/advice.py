@@ -1,0 +1,207 @@
+"""Plain advice from what a run has measured."""
+
+from collections.abc import Sequence
+
+from lopt_pp.report.charts import means
+from lopt_pp.report.harm import harm
+from lopt_pp.report.page import Advice
+from lopt_pp.report.run_data import RunData, StageTimes
+
+_IDLE = 0.05
+"""The share of its time that the busiest stage may wait before something is wrong."""
+
+_WORTH_IT = 0.03
+"""The gain below which another cut is not worth a word."""
+
+
+def advise(run: RunData) -> list[Advice]:
+    """All there is to say about a run, the warnings first."""
+    times = [run.times(stage) for stage in range(len(run.stages))]
+    advice: list[Advice] = []
+    if any(time.seconds["schedule"] > 0 for time in times):
+        advice.append(
+            Advice("good", "The model was trained end to end: its time is PyTorch's 1F1B schedule's, waits included.")
+        )
+    elif len(run.stages_of_processes) > 1:
+        advice += [*_bottleneck(run, times), *_split(run, times), *_queue(run, times)]
+    elif len(run.stages) > 1:
+        advice.append(
+            Advice("good", "All stages share a process and take turns: none waits, and the split changes memory alone.")
+        )
+    advice += [*_overhead(run, times), *_losses(run), *harm(run), *_clipping(run)]
+    return sorted(advice, key=lambda one: one.kind != "warn")
+
+
+def _bottleneck(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
+    held = run.stages_of_processes
+    computing = [sum(times[stage].computing for stage in stages) for stages in held]
+    busiest = max(range(len(held)), key=lambda process: computing[process])
+    share = computing[busiest] / times[held[busiest][0]].wall
+    others = [seconds for process, seconds in enumerate(computing) if process != busiest]
+    which = _named(held[busiest])
+    if min(others) > (1 - _IDLE) * computing[busiest]:
+        return [
+            Advice(
+                "good", f"The stages are balanced: they compute alike, the busiest ({which}) {share:.0%} of the time."
+            )
+        ]
+    least = f"{min(others) / computing[busiest]:.0%}"
+    much = least if len(others) == 1 else f"{least} to {max(others) / computing[busiest]:.0%}"
+    return [
+        Advice(
+            "look",
+            f"{which.capitalize()} is the bottleneck: it computes {_seconds(computing[busiest])} in a step, "
+            f"{share:.0%} of the time. The other{' computes' if len(others) == 1 else 's compute'} {much} of that.",
+        )
+    ]
+
+
+def _split(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
+    layers = run.layers
+    if layers is None or any(len(stages) > 1 for stages in run.stages_of_processes):
+        return []
+    now = max(time.computing for time in times)
+    cuts, then = better_cuts([time.computing for time in times], layers)
+    if now - then < _WORTH_IT * now:
+        gain = f"{100 * _WORTH_IT:.0f}%"
+        return [
+            Advice("good", f"The cuts lie where they should: by the measured cost of a layer, no other gains {gain}.")
+        ]
+    old = ",".join(str(start) for start, _ in layers[1:])
+    return [
+        Advice(
+            "do",
+            f"--split {','.join(map(str, cuts))} instead of {old} would balance the stages: by the measured cost of a "
+            f"layer the busiest would compute {_seconds(then)} in a step instead of {_seconds(now)}, "
+            f"{now / then - 1:.0%} more tokens per second at best. Where the cuts lie changes what is learned.",
+        )
+    ]
+
+
+def better_cuts(computing: Sequence[float], layers: Sequence[tuple[int, int]]) -> tuple[list[int], float]:
+    """The cuts that keep the busiest stage's time shortest, by the measured times of the stages as they are.
+
+    A layer of an earlier stage costs that stage's time over its number of layers. On the last stage a layer costs what
+    one of the stage before does, and the output head costs the rest.
+
+    Args:
+        computing: seconds of each stage in a step.
+        layers: first layer of each stage and the one after its last.
+
+    Returns:
+        The first layer of each stage after the first, and the seconds of the busiest stage then.
+    """
+    *earlier, last = [stop - start for start, stop in layers]
+    each = [seconds / number for seconds, number in zip(computing, earlier, strict=False)]
+    each.append(min(each[-1], computing[-1] / last))
+    head = computing[-1] - last * each[-1]
+    cost = [each[stage] for stage, (start, stop) in enumerate(layers) for _ in range(start, stop)]
+    depth, number = len(cost), len(layers)
+    # By how many layers the stages so far have: the busiest stage's time, and the cuts after these stages.
+    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+    for stage in range(number):
+        ends = [depth] if stage == number - 1 else range(stage + 1, depth - (number - 1 - stage) + 1)
+        best = {
+            end: min(
+                (max(busiest, sum(cost[begin:end]) + (head if end == depth else 0.0)), [*cuts, end])
+                for begin, (busiest, cuts) in best.items()
+                if begin < end
+            )
+            for end in ends
+        }
+    seconds, cuts = best[depth]
+    return cuts[:-1], seconds
+
+
+def _queue(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
+    busiest = max(times, key=lambda time: time.computing)
+    waits = busiest.share("wait_receive")
+    if busiest.stage == 0 or waits <= _IDLE:
+        return [
+            Advice("good", f"The queue is deep enough: the busiest stage waits {waits:.1%} of the time to receive.")
+        ]
+    depth = run.flags.get("queue_depth", 2)
+    before = times[busiest.stage - 1]
+    if before.share("wait_send") > 0.01:
+        return [
+            Advice(
+                "do",
+                f"Stage {busiest.stage} waits {waits:.0%} of the time to receive although stage {before.stage} waits "
+                f"{before.share('wait_send'):.0%} to send: the queue between them is too shallow for the link's delay "
+                f"or for rows of such different lengths. Try --queue_depth {2 * depth}.",
+            )
+        ]
+    return [
+        Advice(
+            "look",
+            f"Stage {busiest.stage} computes the most, and yet waits {waits:.0%} of the time to receive, while stage "
+            f"{before.stage} never waits to send: a deeper queue would not help. Either the link is too slow for one "
+            f"activation per microbatch, or the steps of the two differ too much from each other.",
+        )
+    ]
+
+
+def _overhead(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
+    # Where stages share a process, what one does is `other` to the next.
+    other = min(1 - sum(1 - times[stage].share("other") for stage in stages) for stages in run.stages_of_processes)
+    if other > 0.1:
+        return [
+            Advice(
+                "look",
+                f"{other:.0%} of the time and more goes to what is neither computing nor waiting: data and bookkeeping."
+                f" Larger microbatches help where steps are short.",
+            )
+        ]
+    return []
+
+
+def _losses(run: RunData) -> list[Advice]:
+    advice = []
+    last = len(run.stages) - 1
+    for stage in range(len(run.stages)):
+        name, remedy = (
+            ("loss", "--learning_rate") if stage == last else (run.local_loss(stage), "--local_learning_rate")
+        )
+        if name is not None:
+            called = "task loss" if stage == last else name.replace("_", " ")
+            values = means(run.curve(stage, name)[1])
+            if (
+                len(values) >= 10
+                and values[-1] > 1.1 * min(values)
+                and values[-1] - min(values) > 0.1 * (max(values) - min(values))
+            ):
+                advice.append(
+                    Advice(
+                        "look",
+                        f"The {called} of stage {stage} rises: it was {min(values):.4g} at its lowest and is "
+                        f"{values[-1]:.4g}. A lower {remedy} may help.",
+                    )
+                )
+    return advice
+
+
+def _clipping(run: RunData) -> list[Advice]:
+    limit = run.flags.get("max_grad_norm")
+    if not limit:
+        return []
+    advice = []
+    for stage in range(len(run.stages)):
+        norms = run.curve(stage, "grad_norm")[1]
+        clipped = sum(norm > limit for norm in norms) / max(len(norms), 1)
+        if clipped > 0.9 and len(norms) >= 10:
+            advice.append(
+                Advice(
+                    "look",
+                    f"The gradient of stage {stage} is clipped in {clipped:.0%} of the steps (--max_grad_norm "
+                    f"{limit:g}): its length counts for nothing there, which AdamW bears.",
+                )
+            )
+    return advice
+
+
+def _named(stages: Sequence[int]) -> str:
+    return f"stage {stages[0]}" if len(stages) == 1 else f"the process of stages {', '.join(map(str, stages))}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.0f} ms"

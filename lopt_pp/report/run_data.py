@@ -1,0 +1,193 @@
+"""Reads what a run has left in its output directory."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lopt_pp.errors import LoptError, first_line
+from lopt_pp.metrics.records import COMPUTE_PHASES, FILE, PHASES, is_measured, time_shares
+
+_WARM_UP = 0.1
+"""The share of a run's steps, from the first one on, that its mean times leave out: pipeline and caches fill."""
+
+Curve = tuple[list[float], list[float]]
+"""Steps, and a value at each."""
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """A stage's mean step, without the first ones.
+
+    Attributes:
+        stage: its number.
+        seconds: by phase, and `other`.
+        wall: seconds of the whole step.
+    """
+
+    stage: int
+    seconds: dict[str, float]
+    wall: float
+
+    @property
+    def computing(self) -> float:
+        """Seconds of a step."""
+        return sum(self.seconds[phase] for phase in COMPUTE_PHASES)
+
+    def share(self, phase: str) -> float:
+        """Of the wall time."""
+        return self.seconds[phase] / self.wall
+
+    @property
+    def computing_share(self) -> float:
+        return self.computing / self.wall
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What is known of a run.
+
+    Attributes:
+        directory: its output directory.
+        stages: the records of each stage, in order.
+        start: those of step 0, an evaluation before the first step, of each stage; empty where there was none.
+        about: `run.json`; empty where there is none.
+        trace: the events of `trace.json`; empty where there is none.
+        stopped: `stopped.json`; None where the run was not stopped.
+    """
+
+    directory: Path
+    stages: tuple[tuple[dict[str, Any], ...], ...]
+    about: dict[str, Any]
+    trace: tuple[dict[str, Any], ...]
+    stopped: dict[str, Any] | None
+    start: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.about.get("name") or self.directory.resolve().name
+
+    @property
+    def steps(self) -> int:
+        """The last step that all stages have made."""
+        return int(self.stages[-1][-1]["step"])
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it makes no more steps; it is taken to where that is not known."""
+        return self.stopped is not None or self.steps >= self.about.get("num_steps", 0)
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        return self.about.get("flags", {})
+
+    @property
+    def layers(self) -> list[tuple[int, int]] | None:
+        """The first layer of each stage and the one after its last; None where that is not known."""
+        found = {s["stage"]: tuple(s["layers"]) for process in self._processes for s in process["stages"]}
+        return [found[stage] for stage in sorted(found)] if len(found) == len(self.stages) else None
+
+    @property
+    def stages_of_processes(self) -> list[list[int]]:
+        """The stages that each process of a replica holds; one each where that is not known."""
+        held = {tuple(s["stage"] for s in process["stages"]) for process in self._processes}
+        return [list(stages) for stages in sorted(held)] or [[stage] for stage in range(len(self.stages))]
+
+    @property
+    def _processes(self) -> list[dict[str, Any]]:
+        return self.about.get("processes", [])
+
+    def curve(self, stage: int, name: str) -> Curve:
+        """A stage's values of that name, at the steps that have one; at step 0, those of an evaluation."""
+        records = self.stages[stage]
+        if is_measured(name):
+            records = (*self.start[stage : stage + 1], *records)
+        points = [(record["step"], record[name]) for record in records if record.get(name) is not None]
+        return [step for step, _ in points], [value for _, value in points]
+
+    def local_loss(self, stage: int) -> str | None:
+        """The name of an earlier stage's own loss; None where it has none."""
+        names = (name for record in self.stages[stage][:1] for name in record)
+        return next((name for name in names if name.endswith("_loss") and not name.startswith("eval")), None)
+
+    def share_curve(self, stage: int, what: str) -> Curve:
+        """The share of each step's wall time that a stage spent on something; see `time_shares`."""
+        points = [(record["step"], time_shares(record).get(what)) for record in self.stages[stage]]
+        return [step for step, value in points if value is not None], [v for _, v in points if v is not None]
+
+    def warm(self, stage: int) -> Sequence[dict[str, Any]]:
+        """A stage's records without those of the first steps."""
+        records = self.stages[stage]
+        return records[min(max(1, round(_WARM_UP * len(records))), len(records) - 1) :]
+
+    def times(self, stage: int) -> StageTimes:
+        """The mean step of a stage."""
+        records = self.warm(stage)
+        seconds = {
+            phase: sum(record.get(f"{phase}_seconds", 0.0) for record in records) / len(records) for phase in PHASES
+        }
+        wall = sum(record["step_seconds"] for record in records) / len(records)
+        return StageTimes(stage, seconds | {"other": max(wall - sum(seconds.values()), 0.0)}, wall)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the run, by its last stage, without the first steps."""
+        records = self.warm(len(self.stages) - 1)
+        return sum(record["num_tokens"] for record in records) / sum(record["step_seconds"] for record in records)
+
+    @property
+    def seconds(self) -> float:
+        """Of all steps, by the last stage's wall time."""
+        return sum(record["step_seconds"] for record in self.stages[-1])
+
+
+def read_run(directory: Path) -> RunData:
+    """Reads a run's output directory; the run may still go on.
+
+    Raises:
+        LoptError: there are no metrics, or a file is not what it should be.
+    """
+    path = directory / "metrics.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoptError(f"{path} cannot be read: {first_line(error)}; give the --output_dir of a run") from error
+    by_stage: dict[int, list[dict[str, Any]]] = {}
+    start: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            _ = record["step_seconds"], record["num_tokens"]
+            if record["step"] == 0:
+                start[record["stage"]] = record
+            else:
+                by_stage.setdefault(record["stage"], []).append(record)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):  # Half written: the run goes on, or was killed.
+                break
+            raise LoptError(f"{path}, line {number}: no record of a step") from error
+    if sorted(by_stage) != list(range(len(by_stage))) or not by_stage:
+        raise LoptError(f"{path} has no step of all stages yet")
+    trace = _read_json(directory / "trace.json")
+    return RunData(
+        directory,
+        tuple(tuple(by_stage[stage]) for stage in sorted(by_stage)),
+        _read_json(directory / FILE),
+        tuple(trace.get("traceEvents", ())),
+        _read_json(directory / "stopped.json") or None,
+        tuple(start[stage] for stage in sorted(start)),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object in a file; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise LoptError(f"{path} cannot be read: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise LoptError(f"{path} is not what a run writes")
+    return content

@@ -1,0 +1,160 @@
+"""What a run leaves in its output directory: its model, the last good weights, or word of where it was stopped."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from torch.distributed import Store
+
+from lopt_pp.checkpoint.best import Measured, compare_with_start, load_best, rank_models
+from lopt_pp.checkpoint.final_model import finish_model, keep_shards, save_stage
+from lopt_pp.checkpoint.model_card import model_card
+from lopt_pp.checkpoint.output_dir import STOPPED, remove_unfinished
+from lopt_pp.checkpoint.writer import Committer
+from lopt_pp.config.train_config import Config
+from lopt_pp.distributed.shutdown import stop_reason
+from lopt_pp.distributed.world import Failure, World
+from lopt_pp.errors import LoptError
+from lopt_pp.metrics.collector import Collector, post_end
+from lopt_pp.stage.end_to_end_stage import EndToEndStage
+from lopt_pp.stage.stage import Stage
+from lopt_pp.training.setup import Setup
+from lopt_pp.util.console import print_error
+
+logger = logging.getLogger(__name__)
+
+
+class RunFinalizer:
+    """One process's part of what a run leaves.
+
+    Args:
+        config: the flags.
+        world: this process.
+        setup: of the run.
+        trained: what this process trains.
+    """
+
+    def __init__(self, config: Config, world: World, setup: Setup, trained: Sequence[Stage | EndToEndStage]) -> None:
+        self._config, self._world, self._setup, self._trained = config, world, setup, trained
+        self._output_dir = Path(config.run.output_dir)
+        self._replica = setup.topology.replica_of(world.rank)
+        self._measured: Measured | None = None
+
+    def finish(self, collector: Collector | None, committer: Committer | None) -> None:
+        """Leaves the model, and all of the log and the checkpoints. All must call this after the last step.
+
+        Args:
+            collector, committer: on rank 0.
+
+        Raises:
+            LoptError: it cannot be written.
+        """
+        self._choose(collector, committer)
+        self._save(self._output_dir, self._world.store)
+        if committer is not None:
+            committer.join()
+        if collector is not None:
+            collector.join()
+            if self._config.data.streaming:  # Only now it is known.
+                logger.info("%s", self._setup.rows.summary())
+            self._say_how_it_went(collector)
+
+    def stop(self, steps_before: int, steps_done: int, collector: Collector, committer: Committer) -> None:
+        """For rank 0: brings log and checkpoint to their end, and leaves word for whoever starts the run again.
+
+        Args:
+            steps_before: that were done when the process began.
+            steps_done: now.
+            collector: of the log.
+            committer: of the checkpoints.
+
+        Raises:
+            LoptError: steps were done, and no checkpoint has them.
+        """
+        post_end(self._world.store, steps_done)
+        collector.join()
+        committer.join()
+        num_steps = self._setup.num_steps
+        reason, done = stop_reason(self._world.store), f"{steps_done} of {num_steps} steps are done"
+        has_saved = committer.committed == steps_done
+        if steps_done > steps_before and self._config.checkpoint.save_steps > 0 and not has_saved:
+            raise LoptError(f"stopped by {reason}: {done}, but no checkpoint of them could be saved in time")
+        stopped = {"step": steps_done, "num_steps": num_steps, "signal": reason}
+        (self._output_dir / STOPPED).write_text(json.dumps(stopped) + "\n", encoding="utf-8")
+        if steps_done == steps_before or has_saved:
+            how = "--resume_from_checkpoint latest goes on from there"
+        else:
+            how = "they are lost, since --save_steps 0 turns checkpoints off"
+        logger.warning("stopped by %s: %s; %s", reason, done, how)
+
+    @property
+    def keeps_last_good(self) -> bool:
+        """Whether the weights are saved where a loss is not finite.
+
+        Replicas that hold a share each would have to stop at the same step to give what they have.
+        """
+        return not any(stage.is_sharded for stage in self._trained)
+
+    @property
+    def last_good(self) -> Path:
+        """Where they are saved."""
+        return self._output_dir / "last_good"
+
+    def abandon(self, failure: Failure) -> None:
+        """Saves what the stages have, where a loss somewhere was not finite, as an ordinary model to look into.
+
+        Leaves nothing half-written. May be called from any thread.
+        """
+        if failure.keep:
+            try:
+                self._save(self.last_good, self._world.connection(timedelta(minutes=2)))
+            except (RuntimeError, OSError, LoptError) as error:
+                name = self._setup.topology.name_of(self._world.rank)
+                print_error(f"{name}: the last good weights could not be saved: {error}")
+        remove_unfinished(self._output_dir)
+
+    def _choose(self, collector: Collector | None, committer: Committer | None) -> None:
+        """Leaves the stages with the model that is to be saved: the last one, or the best. All must call this."""
+        if self._setup.held_out is None:
+            return
+        models: list[Measured] = []
+        if collector is not None and committer is not None:
+            committer.join()
+            loss = collector.eval_loss(self._setup.num_steps)
+            self._measured = Measured(math.inf if loss is None else loss, self._setup.num_steps)
+            models = rank_models(self._output_dir, self._setup.held_out.digest, self._measured)
+        if self._config.evaluation.load_best_model_at_end:
+            self._measured = load_best(
+                self._world,
+                models,
+                self._output_dir,
+                self._trained,
+                self._setup.specs,
+                checks_parts=self._replica == 0,
+            )
+        if collector is not None and self._measured is not None:
+            compare_with_start(collector.eval_loss(0), self._measured)
+
+    def _save(self, path: Path, store: Store) -> None:
+        for stage in self._trained:
+            save_stage(stage, path, store, is_writer=self._replica == 0)
+        if self._world.rank != 0:
+            keep_shards(self._trained if self._replica == 0 else [], path, store)
+            return
+        setup = self._setup
+        finish_model(
+            path,
+            store,
+            setup.topology.num_stages,
+            setup.describe,
+            lambda steps: model_card(self._config, setup.rows, steps, setup.num_steps, setup.held_out, self._measured),
+        )
+
+    def _say_how_it_went(self, collector: Collector) -> None:
+        minutes, seconds = divmod(round(collector.seconds), 60)
+        logger.info("the model is in %s, after %d min %02d s of training", self._output_dir, minutes, seconds)
+        for stage, time_shares in enumerate(collector.summary()):
+            logger.info("stage %d: %s", stage, ", ".join(f"{share:.1%} {what}" for what, share in time_shares.items()))

@@ -1,0 +1,123 @@
+"""Training from Python: what `python -m lopt_pp.train` does, for scripts of one's own."""
+
+import functools
+import logging
+import signal
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import ClassVar
+
+from torch.distributed import Store
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from lopt_pp.checkpoint.output_dir import holds_whole_model
+from lopt_pp.checkpoint.resume import LATEST
+from lopt_pp.config.train_config import Config
+from lopt_pp.distributed.shutdown import ask_to_stop
+from lopt_pp.distributed.watchdog import Watchdog
+from lopt_pp.distributed.world import World, connect, rank_and_size
+from lopt_pp.errors import LoptError, NotFiniteError
+from lopt_pp.objectives import local_objective_class
+from lopt_pp.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+class RunError(LoptError):
+    """A run has failed, and has said why on standard error; `__cause__` is the error that it failed with."""
+
+
+class Trainer:
+    """Trains a model: in this process alone, or in all processes of a script that torchrun has started.
+
+    Every process makes one of the same config and calls `train`. What `train` logs goes to the logger `lopt_pp`.
+
+    Args:
+        config: of `load_config`.
+
+    Attributes:
+        config: the same.
+        rank: of this process; 0 where it is the only one.
+        name: of this process in messages, such as `stage 0 (rank 0)`.
+
+    Raises:
+        LoptError: the processes that there are do not fit the config.
+    """
+
+    _has_joined: ClassVar[bool] = False
+    """Whether this process has met others before; the meeting place serves once."""
+
+    def __init__(self, config: Config) -> None:
+        local_objective_class(config.objective)  # Whether there is such an objective.
+        self.config = config
+        self.rank, self._size = rank_and_size()
+        self._topology = config.topology(self._size)
+        self.name = self._topology.name_of(self.rank)
+
+    def train(self) -> bool:
+        """Trains, and leaves the model in the output directory. For the main thread of each process, once.
+
+        SIGTERM, SIGINT and SIGUSR1 stop the run in good order meanwhile. Where there are several processes, a failure
+        ends all of them, with one line that says why, and `train` does not return.
+
+        Returns:
+            Whether the model is there; False where a signal has stopped the run, which can go on from its checkpoint.
+
+        Raises:
+            RunError: the run has failed, and this process is the only one.
+            LoptError: the processes cannot meet, or have met before.
+        """
+        if self._size > 1 and Trainer._has_joined:
+            raise LoptError("processes that torchrun has started can train once; start others for the next run")
+        Trainer._has_joined = self._size > 1
+        with connect(self.config.pipeline) as world, Watchdog(world, self._topology) as watchdog:
+            is_prepared = threading.Event()
+            watchdog.stop = functools.partial(_stop, world.connection(timedelta(minutes=1)), is_prepared)
+            try:
+                if _is_done(self.config, world):
+                    return True
+                run = Run(self.config, world)
+                watchdog.abandon = run.finalizer.abandon
+                is_prepared.set()
+                return run.train()
+            except LoptError as error:
+                watchdog.fail(str(error), keep=isinstance(error, NotFiniteError) and run.finalizer.keeps_last_good)
+                raise RunError(str(error)) from error
+
+    def model(self) -> PreTrainedModel:
+        """The trained model, an ordinary one of `transformers`, read from the output directory to main memory.
+
+        All of it, whatever the process has trained; so mostly one calls it on rank 0 alone.
+
+        Raises:
+            LoptError: it is not there.
+        """
+        path = Path(self.config.run.output_dir)
+        if not holds_whole_model(path):
+            raise LoptError(f"--output_dir {path} has no trained model; train() puts it there when it returns True")
+        return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=self.config.model.trust_remote_code)
+
+
+def _stop(store: Store, is_prepared: threading.Event, number: signal.Signals) -> bool:
+    """Has the run end after the step at hand; whoever presses Ctrl-C before the first one does not want to wait."""
+    if number == signal.SIGINT and not is_prepared.is_set():
+        return False
+    try:
+        ask_to_stop(store, number.name)
+    except RuntimeError:
+        return False  # The store is gone, and with it whoever could be asked.
+    logger.info("%s: the run stops when the step at hand is done", number.name)
+    return True
+
+
+def _is_done(config: Config, world: World) -> bool:
+    """Whether a run that is to go on has come to its end already. All must call this."""
+    if world.rank == 0:
+        resumes = config.checkpoint.resume_from_checkpoint == LATEST or world.is_restart
+        path = Path(config.run.output_dir)
+        is_done = resumes and not config.run.overwrite_output_dir and holds_whole_model(path)
+        if is_done:
+            logger.info("%s has the trained model already; --overwrite_output_dir trains on from the checkpoint", path)
+        world.store.set("is done", str(is_done))
+    return world.store.get("is done").decode() == str(True)

@@ -1,0 +1,108 @@
+"""`lopt-pp generate`: prints what a model answers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import write_model, write_rows
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lopt_pp.cli
+from lopt_pp.config.parser import parse_config
+from lopt_pp.distributed.world import connect
+from lopt_pp.training.run import Run
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output directory of a run, with a checkpoint."""
+    folder = tmp_path_factory.mktemp("generate")
+    write_model(folder / "model")
+    write_rows(folder / "rows.jsonl")
+    given = (
+        f"--model_name_or_path {folder / 'model'} --train_file {folder / 'rows.jsonl'} --output_dir {folder / 'out'}"
+    )
+    config = parse_config([*given.split(), *["--max_steps", "30", "--save_steps", "20", "--learning_rate", "1e-2"]])
+    with connect(config.pipeline) as world:
+        assert Run(config, world).train()
+    return folder / "out"
+
+
+def generate(*arguments: object) -> int:
+    return lopt_pp.cli.main(["generate", *map(str, arguments), "--device", "cpu", "--max_new_tokens", "8"])
+
+
+def expected(path: Path, prompt: str, system: str | None = None, raw: bool = False) -> str:
+    """The likeliest answer, token by token."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    text = prompt if raw else tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    start = len(ids)
+    with torch.no_grad():
+        while len(ids) < start + 8 and (len(ids) == start or ids[-1] != tokenizer.eos_token_id):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+def test_it_prints_the_likeliest_answer(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(out, "--prompt", "what is 1 + 2?") == 0
+    answer = expected(out, "what is 1 + 2?")
+    assert answer.strip(), "nothing was answered: the comparison would prove nothing"
+    assert capsys.readouterr().out == answer + "\n"
+
+
+def test_several_prompts_are_told_apart(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(out, "--prompt", "what is 7?", "what is 12?", "--system", "add") == 0
+    answers = [f"> {prompt}\n{expected(out, prompt, 'add')}\n" for prompt in ("what is 7?", "what is 12?")]
+    assert capsys.readouterr().out == "".join(answers)
+
+
+def test_a_raw_prompt_is_gone_on_from(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert generate(out, "--prompt", "what is 7", "--raw") == 0
+    assert capsys.readouterr().out == expected(out, "what is 7", raw=True) + "\n"
+
+
+def test_a_checkpoint_answers_as_its_model(
+    out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert lopt_pp.cli.main(["export", str(out / "checkpoint-20"), str(tmp_path / "exported")]) == 0
+    capsys.readouterr()
+    assert generate(out / "checkpoint-20", "--prompt", "what is 7?") == 0
+    assert capsys.readouterr().out == expected(tmp_path / "exported", "what is 7?") + "\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["exported"], "what was made for it is left behind"
+
+
+def test_drawing_depends_on_the_seed_alone(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers = []
+    for seed in (0, 0, 1, 2, 3):
+        assert generate(out, "--prompt", "what is 7?", "--temperature", 5, "--seed", seed) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] and len(set(answers)) > 1
+
+
+def test_mistakes_are_one_line(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    for arguments, error in [
+        ((tmp_path, "--prompt", "hello"), f"{tmp_path} has no model"),
+        (
+            (tmp_path / "run", "--prompt", "hello"),
+            f"{tmp_path / 'run'} has no model; it has a checkpoint, {tmp_path / 'run' / 'checkpoint-5'}",
+        ),
+        ((tmp_path / "nothing", "--prompt", "hello"), f"{tmp_path / 'nothing'}: "),
+        ((out, "--prompt", "hello", "--raw", "--system", "add"), "--system needs a chat template, which --raw leaves"),
+        ((out, "--prompt", "", "--raw"), "--prompt is empty: there is nothing to go on from"),
+    ]:
+        assert generate(*arguments) == 1
+        problem = capsys.readouterr().err
+        assert problem.startswith(f"lopt-pp: error: {error}") and problem.count("\n") == 1
+
+
+@pytest.mark.parametrize("flags", ["", "--prompt a --temperature -1", "--prompt a --top_p 0", "--prompt a --device x"])
+def test_unusable_flags(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        lopt_pp.cli.main(["generate", "a-model", *flags.split()])
+    assert left.value.code == 2
+    assert "lopt-pp generate: error: " in capsys.readouterr().err

@@ -1,0 +1,254 @@
+"""The job's script: what it is filled in with, what is refused, and how it is handed over. No Slurm is needed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from lopt_pp import cli
+from lopt_pp.cluster.slurm import Job
+from lopt_pp.errors import LoptError
+
+EXAMPLES = Path(__file__).parents[2] / "launch" / "slurm"
+
+SHARED = Path("/shared/runs")
+
+ONE_NODE = Job(
+    config=SHARED / "run.yaml",
+    output_dir=SHARED / "out",
+    name="lopt-pp",
+    nodes=1,
+    gpus_per_node=4,
+    cpus_per_task=32,
+    time="12:00:00",
+    partition="gpu",
+    account="my-account",
+    venv=SHARED / "venv",
+)
+"""What launch/slurm/one_node.sbatch is filled in with."""
+
+MANY_NODES = Job(**{**vars(ONE_NODE), "nodes": 4})
+"""What launch/slurm/many_nodes.sbatch is filled in with."""
+
+
+def job(**changes: object) -> Job:
+    return Job(**{**vars(ONE_NODE), **changes})  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def run_yaml(tmp_path: Path) -> Path:
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    return write(tmp_path)
+
+
+def write(folder: Path, **changes: object) -> Path:
+    settings = {"model_name_or_path": "a-model", "train_file": str(folder / "rows.jsonl")}
+    settings |= {"output_dir": str(folder / "out")} | changes
+    path = folder / "run.yaml"
+    path.write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in settings.items()))
+    return path
+
+
+def submit(*arguments: object) -> int:
+    return cli.main(["submit", *map(str, arguments)])
+
+
+def variables(script: str, *names: str) -> list[str]:
+    """What the shell reads in the part that is filled in."""
+    top = script.split("\n# ---", 1)[0]
+    show = "".join(f'printf "%s\\0" "${{{name}[@]}}"; printf "\\n\\0"\n' for name in names)
+    shown = subprocess.run(["bash", "-c", f"{top}\n{show}"], capture_output=True, text=True, check=True).stdout
+    return [part.removesuffix("\0").replace("\0", "|") for part in shown.split("\n\0")[:-1]]
+
+
+@pytest.mark.parametrize(("name", "given"), [("one_node", ONE_NODE), ("many_nodes", MANY_NODES)])
+def test_the_examples_are_what_submit_writes(name: str, given: Job) -> None:
+    assert (EXAMPLES / f"{name}.sbatch").read_text() == given.script()
+
+
+def test_flags_become_directives(run_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--nodes 2 --gpus-per-node 4 --cpus-per-task 16 --time 2-00 --partition gpu --account us --job-name a-run"
+    more = "--signal-seconds 600 --iface ib0 --max-restarts 3 --modules cuda/13.0,gcc/14 --venv /shared/venv --dry-run"
+    assert submit(run_yaml, *flags.split(), *more.split(), "--", "--exclusive", "--mem", "0") == 0
+    script = capsys.readouterr().out
+    directives = [line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")]
+    assert directives == [
+        *["--job-name=a-run", "--partition=gpu", "--account=us", "--time=2-00", "--nodes=2", "--gpus-per-node=4"],
+        *["--cpus-per-task=16", "--exclusive --mem 0", "--ntasks-per-node=1", "--output=%x-%j.log"],
+        *["--signal=USR1@600", "--requeue", "--open-mode=append"],
+    ]
+    assert variables(
+        script, "MODULES", "VENV", "CONFIG", "OUTPUT_DIR", "PROCESSES_PER_NODE", "IFACE", "MAX_RESTARTS"
+    ) == [
+        *["cuda/13.0|gcc/14", "/shared/venv", str(run_yaml), str(tmp_path / "out"), "", "ib0", "3"],
+    ]
+    assert not (tmp_path / "out").exists(), "a dry run has written something"
+
+
+def test_defaults(run_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(run_yaml, "--gpus-per-node", 2, "--dry-run") == 0
+    script = capsys.readouterr().out
+    for line in ("--job-name=run", "--nodes=1", "--gpus-per-node=2", "--signal=USR1@300"):
+        assert f"#SBATCH {line}\n" in script
+    assert not re.search("^#SBATCH --(partition|account|time|cpus-per-task)", script, re.MULTILINE)
+    assert variables(script, "MODULES", "IFACE", "MAX_RESTARTS") == ["", "", "0"]
+
+
+def test_processes_on_cpus_have_a_core_each(run_yaml: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(run_yaml, "--nodes", 2, "--gpus-per-node", 0, "--processes-per-node", 2, "--dry-run") == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --cpus-per-task=2\n" in script and "--gpus-per-node=" not in script.split("# ---")[0]
+    assert variables(script, "PROCESSES_PER_NODE") == ["2"]
+
+
+def test_the_virtual_environment_is_the_one_that_submits(
+    run_yaml: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.prefix", "/a/venv")
+    submit(run_yaml, "--gpus-per-node", 2, "--dry-run")
+    assert variables(capsys.readouterr().out, "VENV") == ["/a/venv"]
+    monkeypatch.setattr("sys.prefix", "/usr")
+    monkeypatch.setattr("sys.base_prefix", "/usr")
+    submit(run_yaml, "--gpus-per-node", 2, "--dry-run")
+    assert variables(capsys.readouterr().out, "VENV") == [""]
+
+
+@pytest.mark.parametrize("text", ["a b", "it's", '"', "$HOME `id` $(id)", "100%", "# no", "a;b&c", "é*?", "@nodes@"])
+def test_whatever_is_in_a_path_stays_as_it_is(text: str) -> None:
+    config, output_dir = SHARED / text / "run.yaml", SHARED / text
+    given = job(config=config, output_dir=output_dir, venv=output_dir, iface=text, modules=(text, "b"), name=text)
+    script = given.script()
+    expected = [str(config), str(output_dir), str(output_dir), text, f"{text}|b"]
+    assert variables(script, "CONFIG", "OUTPUT_DIR", "VENV", "IFACE", "MODULES") == expected
+
+
+@pytest.mark.parametrize(
+    "given", [ONE_NODE, job(name="it's", modules=("a b",), venv=None, gpus_per_node=0, processes_per_node=1)]
+)
+def test_the_script_is_sound(given: Job, tmp_path: Path) -> None:
+    file = tmp_path / "job.sbatch"
+    file.write_text(given.script())
+    subprocess.run(["bash", "-n", str(file)], check=True)
+    if shutil.which("shellcheck"):
+        checked = subprocess.run(["shellcheck", "--shell=bash", str(file)], capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"nodes": 0}, "^--nodes 0: at least 1$"),
+        ({"gpus_per_node": -1}, "^--gpus-per-node -1: at least 0$"),
+        ({"gpus_per_node": 0}, "^--gpus-per-node 0: give --processes-per-node"),
+        ({"gpus_per_node": 0, "processes_per_node": 0}, "^--processes-per-node 0: at least 1$"),
+        ({"processes_per_node": 2}, "^--processes-per-node is for CPUs"),
+        ({"cpus_per_task": 0}, "^--cpus-per-task 0: at least 1$"),
+        ({"max_restarts": -1}, "^--max-restarts -1: at least 0$"),
+        ({"signal_seconds": 0}, "^--signal-seconds 0: at least 1$"),
+        ({"signal_seconds": 70_000}, "^--signal-seconds 70000: at most 65535$"),
+        ({"time": "soon"}, "^--time soon: minutes, or hours:minutes:seconds"),
+        (
+            {"time": "6"},
+            "^--time 6 is too short for --signal-seconds 300: Slurm may give its warning another 60 seconds",
+        ),
+        ({"time": "6:00"}, "^--time 6:00 is too short"),
+        ({"time": "0:06:00"}, "^--time 0:06:00 is too short"),
+        ({"time": "0-0:6"}, "^--time 0-0:6 is too short"),
+        ({"name": ""}, "^--job-name '': may not be empty"),
+        ({"name": "a/b"}, "^--job-name a/b: may not hold a slash"),
+        ({"partition": "a\nb"}, r"^--partition 'a\\nb': may not be empty, nor hold a backslash or a line break$"),
+        ({"output_dir": SHARED / "a\\b"}, r"^--output-dir '.*a\\\\b': may not"),
+        ({"sbatch_flags": ("--comment=a\\b",)}, r"^after -- '--comment=a\\\\b': may not"),
+    ],
+)
+def test_unusable_values(changes: dict[str, object], error: str) -> None:
+    with pytest.raises(LoptError, match=error):
+        job(**changes)
+
+
+@pytest.mark.parametrize("time", ["7", "6:01", "0:06:01", "0-1", "0-0:7", "1-0:0:0"])
+def test_times_as_slurm_writes_them(time: str) -> None:
+    assert f"#SBATCH --time={time}\n" in job(time=time).script()
+
+
+@pytest.mark.parametrize(
+    ("settings", "flags", "error"),
+    [
+        ({"lerning_rate": 1}, "", "run.yaml: unknown flag lerning_rate; did you mean --learning_rate?"),
+        ({"queue_depth": 0}, "", "--queue_depth 0: at least 1"),
+        ({"save_steps": 0}, "", "--save_steps 0: a job that comes back would begin anew"),
+        (
+            {"resume_from_checkpoint": "out/checkpoint-5"},
+            "",
+            "--resume_from_checkpoint out/checkpoint-5: a job goes on",
+        ),
+        ({"train_file": "/nothing.jsonl"}, "", "--train_file /nothing.jsonl does not exist"),
+        ({"num_stages": 3}, "--nodes 2 --gpus-per-node 2", "2 nodes with 2 processes each: 4 processes do not fit"),
+        ({}, "--nodes 0", "--nodes 0: at least 1"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_is_submitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, object], flags: str, error: str
+) -> None:
+    (tmp_path / "rows.jsonl").touch()
+    assert submit(write(tmp_path, **settings), *flags.split()) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("lopt-pp: error: ") and error in shown.err and shown.err.count("\n") == 1
+    assert shown.out == "" and not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for `sbatch` that keeps what it is given, and refuses what has the account `broke`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "sbatch").write_text(
+        f'#!/bin/bash\necho "$*" >{folder}/flags\ncat >{folder}/script\n'
+        f'if grep -q "account=broke" {folder}/script; then\n'
+        "    echo 'sbatch: error: Invalid account' >&2\n    exit 1\nfi\necho '17;a-cluster'\n"
+    )
+    (folder / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def test_the_script_is_handed_over(
+    run_yaml: Path, tmp_path: Path, queue: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert submit("run.yaml", "--nodes", 2, "--gpus-per-node", 1) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "job 17 is in the queue: 2 nodes with 1 process each",
+        f"its log: {tmp_path}/run-17.log",
+        f"the nodes' logs: {tmp_path}/out/logs/17-NODE.log",
+    ]
+    submit(run_yaml, "--nodes", 2, "--gpus-per-node", 1, "--dry-run")
+    assert (queue / "script").read_text() == capsys.readouterr().out
+    assert (queue / "flags").read_text() == "--parsable\n"
+
+
+def test_what_slurm_says_against_a_job_is_told(run_yaml: Path, queue: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(run_yaml, "--gpus-per-node", 2, "--account", "broke") == 1
+    assert capsys.readouterr().err == "lopt-pp: error: sbatch: error: Invalid account\n"
+
+
+def test_a_finished_run_is_not_submitted(
+    run_yaml: Path, tmp_path: Path, queue: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").touch()
+    assert submit(run_yaml, "--gpus-per-node", 2) == 1
+    assert "already holds a model; give another" in capsys.readouterr().err
+    assert not (queue / "script").exists()
+
+
+def test_without_slurm(
+    run_yaml: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert submit(run_yaml, "--gpus-per-node", 2) == 1
+    assert capsys.readouterr().err.startswith("lopt-pp: error: there is no sbatch here")

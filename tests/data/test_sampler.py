@@ -1,0 +1,264 @@
+"""Which rows come when, and how they are padded."""
+
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts, TokenizedRows
+from lopt_pp.data.dataset import PackedRows
+
+PAD = 99
+NUM_ROWS = 11
+
+
+@pytest.fixture
+def rows() -> TokenizedRows:
+    """Row i has i % 4 + 2 tokens, all equal to i, and no loss on the first two (of row 0 mod 4: on the first)."""
+    lengths = [i % 4 + 2 for i in range(NUM_ROWS)]
+    firsts = [min(2, length - 1) for length in lengths]
+    dataset = Dataset.from_dict(
+        {
+            "input_ids": [[i] * length for i, length in enumerate(lengths)],
+            "labels": [
+                [-100] * first + [i] * (length - first)
+                for i, (length, first) in enumerate(zip(lengths, firsts, strict=True))
+            ],
+            "length": lengths,
+            "num_targets": [length - first for length, first in zip(lengths, firsts, strict=True)],
+        }
+    )
+    return TokenizedRows(dataset, "a test", {})
+
+
+def make_order(
+    rows: TokenizedRows | PackedRows, shuffle: bool = True, seed: int = 7, sampling: str = "random", **options: Any
+) -> MicrobatchSampler:
+    return MicrobatchSampler(
+        rows,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        shuffle=shuffle,
+        seed=seed,
+        pad_token_id=PAD,
+        sampling=sampling,  # type: ignore[arg-type]
+        **options,
+    )
+
+
+def row_numbers(batches: list[Microbatch]) -> list[list[int]]:
+    return [batch.input_ids[:, 0].tolist() for batch in batches]
+
+
+def epoch_rows(sampler: MicrobatchSampler, epoch: int) -> list[int]:
+    steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
+    return [row for step in steps for batch in row_numbers(sampler.microbatches(step)) for row in batch]
+
+
+def test_without_shuffling_the_rows_keep_their_order(rows: TokenizedRows) -> None:
+    sampler = make_order(rows, shuffle=False)
+    assert sampler.steps_per_epoch == 3
+    epoch = [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10]]]
+    assert [row_numbers(sampler.microbatches(step)) for step in range(6)] == epoch * 2
+
+
+def test_last_step_may_lack_microbatches(rows: TokenizedRows) -> None:
+    sampler = MicrobatchSampler(
+        rows,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=3,
+        shuffle=False,
+        seed=0,
+        pad_token_id=PAD,
+        sampling="random",
+    )
+    assert sampler.steps_per_epoch == 2
+    assert row_numbers(sampler.microbatches(1)) == [[9, 10]]
+    assert row_numbers(sampler.microbatches(2)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_every_epoch_is_another_permutation_of_all_rows(rows: TokenizedRows) -> None:
+    epochs = [epoch_rows(make_order(rows), epoch) for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(NUM_ROWS)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_seed_decides_the_order(rows: TokenizedRows) -> None:
+    assert epoch_rows(make_order(rows), 1) == epoch_rows(make_order(rows), 1)
+    assert epoch_rows(make_order(rows, seed=8), 0) not in (epoch_rows(make_order(rows), epoch) for epoch in (0, 1))
+
+
+def test_random_access_equals_sequential(rows: TokenizedRows) -> None:
+    sequential = make_order(rows)
+    expected = [row_numbers(sequential.microbatches(step)) for step in range(12)]
+    sampler = make_order(rows)
+    for step in (11, 0, 5, 4, 8, 1):
+        assert row_numbers(sampler.microbatches(step)) == expected[step]
+        assert row_numbers(make_order(rows).microbatches(step)) == expected[step]
+
+
+def test_shapes_come_from_lengths_alone(rows: TokenizedRows) -> None:
+    sampler = make_order(rows)
+    for step in range(7):
+        assert sampler.shapes(step) == [tuple(batch.input_ids.shape) for batch in sampler.microbatches(step)]
+
+
+def test_microbatch_tensors(rows: TokenizedRows) -> None:
+    batch = make_order(rows, shuffle=False).microbatches(0)[1]
+    assert (batch.step, batch.index, batch.num_tokens, batch.num_targets) == (0, 1, 9, 5)
+    assert batch.input_ids.tolist() == [[2, 2, 2, 2, PAD], [3, 3, 3, 3, 3]]
+    assert batch.labels.tolist() == [[-100, -100, 2, 2, -100], [-100, -100, 3, 3, 3]]
+    assert batch.token_mask.tolist() == [[True] * 4 + [False], [True] * 5]
+    assert batch.target_positions.tolist() == [1, 2, 3]
+    assert (batch.input_ids.dtype, batch.labels.dtype, batch.token_mask.dtype) == (torch.int64, torch.int64, torch.bool)
+
+
+def test_counts_are_those_of_the_rows(rows: TokenizedRows) -> None:
+    sampler = make_order(rows)
+    batches = [batch for step in range(sampler.steps_per_epoch) for batch in sampler.microbatches(step)]
+    assert sum(batch.num_tokens for batch in batches) == rows.lengths.sum()
+    assert sum(batch.num_targets for batch in batches) == rows.num_targets.sum()
+    assert all(batch.num_targets == (batch.labels[:, 1:] != -100).sum() for batch in batches)
+
+
+def test_microbatch_moves_to_a_device(rows: TokenizedRows) -> None:
+    batch = make_order(rows).microbatches(4)[1]
+    moved = batch.to("meta")
+    tensors = (moved.input_ids, moved.labels, moved.token_mask, moved.target_positions)
+    assert all(tensor.device.type == "meta" for tensor in tensors)
+    assert (moved.step, moved.index) == (4, 1)
+
+
+def test_epoch_is_that_after_the_step(rows: TokenizedRows) -> None:
+    sampler = make_order(rows)
+    assert [sampler.epoch(step) for step in (0, 2, 5)] == [1 / 3, 1.0, 2.0]
+
+
+def lengths(batches: list[Microbatch]) -> list[list[int]]:
+    return [batch.token_mask.sum(1).tolist() for batch in batches]
+
+
+def test_the_rows_of_a_step_make_microbatches_of_similar_length(rows: TokenizedRows) -> None:
+    plain, balanced = make_order(rows), make_order(rows, sampling="batch_rebalance")
+    for step in range(6):
+        drawn = [row for batch in row_numbers(plain.microbatches(step)) for row in batch]
+        batches = balanced.microbatches(step)
+        assert sorted(drawn) == sorted(row for batch in row_numbers(batches) for row in batch)
+        flat = [length for batch in lengths(batches) for length in batch]
+        assert flat == sorted(flat, reverse=True)
+        assert balanced.counts(step) == plain.counts(step)
+        assert balanced.shapes(step) == [tuple(batch.input_ids.shape) for batch in batches]
+
+
+def test_replicas_share_a_step_whatever_the_sampling(rows: TokenizedRows) -> None:
+    for sampling in ("random", "batch_rebalance", "group_by_length"):
+        alone = MicrobatchSampler(
+            rows,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=4,
+            shuffle=True,
+            seed=7,
+            pad_token_id=PAD,
+            sampling=sampling,  # type: ignore[arg-type]
+        )
+        both = [make_order(rows, sampling=sampling, replica=replica, num_replicas=2) for replica in (0, 1)]
+        for step in range(4):
+            batches = sorted((b for sampler in both for b in sampler.microbatches(step)), key=lambda batch: batch.index)
+            shared = [numbers for numbers in row_numbers(batches) if numbers != [PAD]]
+            assert shared == row_numbers(alone.microbatches(step))
+            assert both[0].counts(step) == both[1].counts(step) == alone.counts(step)
+
+
+def test_grouping_by_length_keeps_every_row_and_pads_little() -> None:
+    sizes = torch.randint(2, 60, (997,), generator=torch.Generator().manual_seed(0)).tolist()
+    columns = {"input_ids": [[i] * size for i, size in enumerate(sizes)], "length": sizes, "num_targets": [1] * 997}
+    rows = TokenizedRows(Dataset.from_dict(columns | {"labels": columns["input_ids"]}), "a test", {})
+
+    def padding(sampling: str) -> float:
+        sampler = make_order(rows, sampling=sampling)
+        shapes = [shape for step in range(sampler.steps_per_epoch) for shape in sampler.shapes(step)]
+        return 1 - sum(sizes) / sum(count * length for count, length in shapes)
+
+    for epoch in (0, 1):
+        assert sorted(epoch_rows(make_order(rows, sampling="group_by_length"), epoch)) == list(range(997))
+    assert padding("group_by_length") < 0.03 < 0.1 < padding("batch_rebalance") < padding("random") - 0.05
+    sampler = make_order(rows, sampling="group_by_length")
+    steps = [[length for batch in lengths(sampler.microbatches(step)) for length in batch] for step in range(50)]
+    assert sum(max(step) - min(step) for step in steps) / 50 > 15, "a step is to have microbatches of several lengths"
+
+
+@pytest.mark.parametrize("num_replicas", [1, 2])
+def test_the_tokens_of_some_microbatches(rows: TokenizedRows, num_replicas: int) -> None:
+    """Over all replicas, as those of the whole step are."""
+    orders = [make_order(rows, replica=replica, num_replicas=num_replicas) for replica in range(num_replicas)]
+    for step in range(orders[0].steps_per_epoch):
+        parts = [sampler.microbatches(step) for sampler in orders]
+        for turns in ([0], [len(parts[0]) - 1], range(len(parts[0]))):
+            batches = [part[turn] for part in parts for turn in turns]
+            counts = orders[-1].counts(step, turns)
+            assert counts.num_tokens == sum(batch.num_tokens for batch in batches)
+            assert counts.num_targets == sum(batch.num_targets for batch in batches)
+        assert orders[0].counts(step, []) == TokenCounts(0, 0)
+
+
+def test_a_packed_microbatch(rows: TokenizedRows) -> None:
+    """Packs of rows 0 and 1 of the data (2 and 3 tokens), of row 3 (5 tokens), of row 2 (4 tokens)..."""
+    packed = PackedRows(rows, max_length=6)
+    sampler = make_order(packed, shuffle=False, sampling="batch_rebalance", keep_apart=True)
+    assert sum(
+        len(batch.input_ids) for step in range(sampler.steps_per_epoch) for batch in sampler.microbatches(step)
+    ) == len(packed)
+    seen = []
+    for step in range(sampler.steps_per_epoch):
+        batches = sampler.microbatches(step)
+        assert sampler.shapes(step) == [tuple(batch.input_ids.shape) for batch in batches]
+        assert sampler.counts(step).num_tokens == sum(batch.num_tokens for batch in batches)
+        assert sampler.counts(step).num_targets == sum(batch.num_targets for batch in batches)
+        for batch in batches:
+            assert batch.position_ids is not None and batch.position_ids.dtype == torch.int64
+            for ids, labels, mask, places in zip(
+                batch.input_ids, batch.labels, batch.token_mask, batch.position_ids, strict=True
+            ):
+                starts = [*(places == 0).nonzero().squeeze(1).tolist(), len(ids)]
+                for start, stop in zip(starts, starts[1:], strict=False):
+                    assert places[start:stop].tolist() == list(range(stop - start))
+                    assert len(set(ids[start:stop].tolist())) == 1, "a row begins where its positions do not"
+                    assert labels[start] == -100
+                    if mask[start]:
+                        row = int(ids[start])
+                        assert (ids[start:stop].tolist(), [-100, *labels[start + 1 : stop].tolist()]) == (
+                            rows[row].input_ids,
+                            [-100, *rows[row].labels[1:]],
+                        )
+                        seen.append(row)
+                    else:
+                        assert set(ids[start:stop].tolist()) == {PAD} and stop == len(ids)
+    assert sorted(seen) == list(range(NUM_ROWS))
+
+
+def test_packs_are_full(rows: TokenizedRows) -> None:
+    packed = PackedRows(rows, max_length=7)
+    assert packed.lengths.sum() == rows.lengths.sum() and packed.lengths.max() <= 7
+    assert len(packed) == 6
+    filled = rows.lengths.sum() / 42
+    assert packed.summary() == f"11 rows of a test: 11 used; packed into 6 of 7 tokens, {filled:.1%} of them filled"
+
+
+def test_a_padding_free_microbatch_has_one_row(rows: TokenizedRows) -> None:
+    sampler = make_order(rows, shuffle=False, sampling="batch_rebalance", padding_free=True)
+    batch = sampler.microbatches(0)[1]
+    assert batch.input_ids.tolist() == [[2] * 4 + [3] * 5]
+    assert batch.labels.tolist() == [[-100, -100, 2, 2, -100, -100, 3, 3, 3]]
+    assert batch.position_ids is not None and batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 4]]
+    assert batch.token_mask.all()
+    assert sampler.shapes(0) == [(1, 5), (1, 9)]
+    assert sampler.counts(0) == make_order(rows, shuffle=False).counts(0)
+
+
+def test_a_replica_without_rows_has_a_token_of_padding(rows: TokenizedRows) -> None:
+    for options in ({}, {"keep_apart": True}, {"padding_free": True}):
+        sampler = make_order(rows, replica=3, num_replicas=4, shuffle=False, **options)
+        (batch,) = sampler.microbatches(0)[1:]
+        assert sampler.shapes(0)[1] == tuple(batch.input_ids.shape) == (1, 1)
+        assert (batch.num_tokens, batch.num_targets) == (0, 0)

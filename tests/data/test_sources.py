@@ -1,0 +1,91 @@
+"""Which files and directories are read, as what, and how their rows are called."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from datasets import Dataset, DatasetDict
+
+from lopt_pp.data import DataConfig
+from lopt_pp.data.sources import RawRows, read_rows
+from lopt_pp.errors import LoptError
+
+ONE, TWO, THREE = ({"text": text} for text in ("one", "two", "three"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def read(*names: object, **flags: Any) -> RawRows:
+    return read_rows(DataConfig(train_file=list(map(str, names)), **flags))
+
+
+def rows(raw: RawRows) -> list[dict[str, Any]]:
+    return [raw[index] for index in range(len(raw))]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_several_files_patterns_and_directories(tmp_path: Path, streaming: bool) -> None:
+    first, second = write(tmp_path / "b.jsonl", ONE), write(tmp_path / "a.jsonl", TWO, THREE)
+    write(tmp_path / "folder" / "deep" / "c.jsonl", ONE)
+    write(tmp_path / "folder" / "d.jsonl", TWO)
+    (tmp_path / "folder" / "README.md").write_text("no rows")
+    assert rows(read(first, second, streaming=streaming)) == [ONE, TWO, THREE]
+    assert rows(read(tmp_path / "*.jsonl", streaming=streaming)) == [TWO, THREE, ONE]
+    assert rows(read(tmp_path / "folder", streaming=streaming)) == [TWO, ONE]
+    raw = read(first, second, streaming=streaming)
+    assert [raw.name(index) for index in range(3)] == [f"row 1 of {first}", f"row 1 of {second}", f"row 2 of {second}"]
+    assert raw.source == f"{first}, {second} (2 files)"
+
+
+def test_files_of_several_kinds_and_columns(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("text,more\nthree,x\n")
+    Dataset.from_list([TWO]).to_parquet(tmp_path / "b.parquet")
+    raw = read(write(tmp_path / "a.jsonl", {"prompt": "p"}), tmp_path / "b.parquet", tmp_path / "c.csv")
+    filled = [{name: value for name, value in row.items() if value is not None} for row in rows(raw)]
+    assert filled == [{"prompt": "p"}, TWO, {"text": "three", "more": "x"}]
+
+
+def test_columns_that_do_not_go_together(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a.jsonl", {"text": "one"}), write(tmp_path / "b.jsonl", {"text": ["one"]})
+    with pytest.raises(LoptError, match="^--train_file: the columns of .* do not go together: "):
+        read(first, second)
+
+
+def test_compressed_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    with gzip.open(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in (ONE, TWO))
+    assert rows(read(path)) == rows(read(path, streaming=True)) == [ONE, TWO]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_what_datasets_has_saved(tmp_path: Path, streaming: bool) -> None:
+    Dataset.from_list([ONE, TWO]).save_to_disk(tmp_path / "one")
+    splits = {"train": Dataset.from_list([THREE]), "test": Dataset.from_list([TWO])}
+    DatasetDict(splits).save_to_disk(tmp_path / "several")
+    assert rows(read(tmp_path / "one", tmp_path / "several", streaming=streaming)) == [ONE, TWO, THREE]
+    test = DataConfig(dataset_name=str(tmp_path / "several"), dataset_split="test", streaming=streaming)
+    assert rows(read_rows(test)) == [TWO]
+    (arrow,) = (tmp_path / "one").glob("*.arrow")
+    assert rows(read(arrow, streaming=streaming)) == [ONE, TWO]
+    with pytest.raises(LoptError, match="has no split dev, but train, test"):
+        read_rows(DataConfig(dataset_name=str(tmp_path / "several"), dataset_split="dev"))
+
+
+def test_no_rows(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n\n")
+    with pytest.raises(LoptError, match="rows.jsonl has no rows; give data with a row or more"):
+        read(path, streaming=True)

@@ -1,0 +1,88 @@
+"""Run under torchrun by the tests, in 3 processes: trains cases end to end, on rank 0 alone or on ranks 1 and 2.
+
+    end_to_end_worker.py CASES.json
+
+A case is {"name", "model", "rows": files, "accumulation", "schedule": null for rank 0 alone, "steps", "batch_size",
+"rate", "max_grad_norm", "dtype", "output": a directory}. Every process writes the weights of its blocks, its losses
+and the gradient norms to OUTPUT/RANK.pt.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import AutoConfig, AutoTokenizer
+
+from lopt_pp.config.compute import StageConfig
+from lopt_pp.data import DataConfig, MicrobatchSampler, load_rows
+from lopt_pp.model.partition import split_evenly
+from lopt_pp.model.pretrained import model_class_of
+from lopt_pp.model.verify import check_split
+from lopt_pp.model.weights import PretrainedWeights, load_block
+from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
+
+
+def data_order(case: dict[str, Any]) -> MicrobatchSampler:
+    return MicrobatchSampler(
+        load_rows(DataConfig(train_file=case["rows"]), AutoTokenizer.from_pretrained(case["model"])),
+        per_device_train_batch_size=case["batch_size"],
+        gradient_accumulation_steps=case["accumulation"],
+        shuffle=True,
+        seed=3,
+        pad_token_id=0,
+    )
+
+
+def stages_of(schedule: str | None, position: int) -> tuple[int, ...]:
+    """Of 4 blocks for the schedules that interleave, of 2 or 1 for the others."""
+    if schedule == "ZBVZeroBubble":
+        return (position, 3 - position)
+    return (position, position + 2) if schedule == "InterleavedZeroBubble" else (position,)
+
+
+def train(case: dict[str, Any], group: dist.ProcessGroup | None, num_blocks: int) -> dict[str, Any]:
+    config = AutoConfig.from_pretrained(case["model"])
+    specs = split_evenly(config.num_hidden_layers, num_blocks)
+    model_class = model_class_of(config)
+    structure = check_split(model_class, config, specs)
+    checkpoint = PretrainedWeights(case["model"])
+    own = stages_of(case["schedule"], 0 if group is None else dist.get_rank(group))
+    blocks = [load_block(checkpoint, model_class, config, structure, specs[stage]) for stage in own]
+    parameters = [parameter for block in blocks for parameter in block.parameters()]
+    adam = torch.optim.AdamW(parameters, lr=case["rate"], eps=1e-6)
+    config = StageConfig(dtype=case["dtype"])
+    pipeline = EndToEndPipeline(blocks, group, config=config, schedule=case["schedule"] or "1F1B")
+    sampler = data_order(case)
+    losses, norms = [], []
+    for step in range(case["steps"]):
+        batches = sampler.microbatches(step)
+        losses.append(pipeline.step(batches, sum(batch.num_targets for batch in batches)))
+        norms.append(clip_grad_norm(parameters, case["max_grad_norm"], group).item())
+        adam.step()
+        adam.zero_grad()
+    weights = {name: parameter.detach() for block in blocks for name, parameter in block.model.named_parameters()}
+    return {"weights": weights, "losses": losses, "norms": norms}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    # The pipeline is not the world, and positions in it are not ranks.
+    pair = dist.new_group([1, 2])
+    for case in json.loads(Path(sys.argv[1]).read_text()):
+        alone = case["schedule"] is None
+        if alone != (rank == 0):
+            continue
+        num_blocks = 1 if alone else 4 if "ZeroBubble" in case["schedule"] else 2
+        directory = Path(case["output"])
+        directory.mkdir(parents=True, exist_ok=True)
+        torch.save(train(case, None if alone else pair, num_blocks), directory / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

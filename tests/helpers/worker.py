@@ -1,0 +1,80 @@
+"""Run under torchrun by the tests: trains one case after another in the same processes.
+
+    worker.py CASES.json
+
+A case is {"name", "flags": [...], "slow_stage": null or a number, "seconds": of delay}. With "count_bytes" it writes
+what the kernel's TCP counters say of the traffic between this process and the others to OUTPUT_DIR/bytes-RANK.json.
+"""
+
+import dataclasses
+import json
+import os
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lopt_pp.run
+import torch
+import torch.distributed as dist
+
+from lopt_pp.config.parser import parse_config
+from lopt_pp.distributed.world import connect
+from lopt_pp.stage.stage import Stage
+
+# Offsets of tcpi_bytes_acked and tcpi_bytes_received in the kernel's struct tcp_info.
+_BYTES_ACKED, _BYTES_RECEIVED = 120, 128
+
+
+def tcp_traffic() -> dict[str, int]:
+    """The bytes that left (acknowledged) and arrived on this process's connections to other ranks, by the kernel.
+
+    The connection to the launcher's store, which is off the training path, is left out by its port.
+    """
+    total = {"sent": 0, "received": 0}
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            connection = socket.socket(fileno=os.dup(int(entry)))
+        except OSError:
+            continue  # Not a socket, or closed since it was listed.
+        with connection:
+            if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
+                continue
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+            if info[0] != 1 or connection.getpeername()[1] == int(os.environ["MASTER_PORT"]):
+                continue  # Not established, or the store.
+            total["sent"] += struct.unpack_from("Q", info, _BYTES_ACKED)[0]
+            total["received"] += struct.unpack_from("Q", info, _BYTES_RECEIVED)[0]
+    return total
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    cases: list[dict[str, Any]] = json.loads(Path(sys.argv[1]).read_text())
+    forward, train = Stage.forward, lopt_pp.run.train
+    with connect(parse_config(cases[0]["flags"]).pipeline) as world:
+        for number, case in enumerate(cases):
+
+            def slow_forward(stage: Stage, *arguments: Any, case: dict[str, Any] = case) -> Any:
+                if stage.index == case.get("slow_stage"):
+                    time.sleep(case["seconds"])
+                return forward(stage, *arguments)
+
+            def counted_train(*arguments: Any, case: dict[str, Any] = case) -> None:
+                before = tcp_traffic()
+                train(*arguments)
+                after = tcp_traffic()
+                directory = Path(parse_config(case["flags"]).run.output_dir)
+                traffic = {name: after[name] - before[name] for name in after}
+                (directory / f"bytes-{world.rank}.json").write_text(json.dumps(traffic))
+
+            Stage.forward = slow_forward  # type: ignore[method-assign]
+            lopt_pp.run.train = counted_train if case.get("count_bytes") else train
+            own = dataclasses.replace(world, store=dist.PrefixStore(str(number), world.store))
+            lopt_pp.run.Run(parse_config(case["flags"]), own).train()
+
+
+if __name__ == "__main__":
+    main()

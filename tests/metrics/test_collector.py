@@ -1,0 +1,214 @@
+"""The records of all stages, brought together by rank 0."""
+
+import json
+import logging
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from lopt_pp.metrics.collector import Collector, join_replicas, post, post_end
+from lopt_pp.metrics.records import PHASES
+
+LOSS_NAMES = ["reconstruction_loss", "loss"]
+
+
+@pytest.fixture(params=["hash", "tcp"])
+def store(request: pytest.FixtureRequest) -> dist.Store:
+    """The store of a run: one process's own, or one between processes."""
+    if request.param == "hash":
+        return dist.HashStore()
+    return dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=30))
+
+
+def record_of(stage: int, step: int) -> dict[str, Any]:
+    """Stage 0 computes for 6 of 10 seconds and waits for 1 to send; stage 1 for 3, and for 5 to receive."""
+    seconds = {
+        "forward": 1.0,
+        "backward": 2.0,
+        "optimizer": 3.0,
+        "wait_receive": 0.0,
+        "wait_send": 1.0,
+        "schedule": 0.0,
+        "probe": 0.0,
+        "eval": 0.0,
+    }
+    if stage == 1:
+        seconds = {
+            "forward": 1.0,
+            "backward": 1.0,
+            "optimizer": 1.0,
+            "wait_receive": 5.0,
+            "wait_send": 0.0,
+            "schedule": 0.0,
+            "probe": 0.0,
+            "eval": 0.0,
+        }
+    return {
+        "step": step,
+        "stage": stage,
+        LOSS_NAMES[stage]: step + stage / 8,
+        "num_tokens": 100 * step,
+        "step_seconds": 10.0,
+        "tokens_per_second": 10.0 * step,
+        **{f"{phase}_seconds": seconds[phase] for phase in PHASES},
+    }
+
+
+def collect(store: dist.Store, path: Path, num_steps: int, logging_steps: int = 1) -> Collector:
+    """Collects a run in which stage 0 is done with all steps before stage 1 reports its first."""
+    collector = Collector(store.clone(), path, LOSS_NAMES, num_steps, logging_steps)
+    for stage in range(2):
+        for step in range(1, num_steps + 1):
+            post(store, 0, record_of(stage, step))
+    collector.join()
+    return collector
+
+
+def test_metrics_come_by_step_and_stage(store: dist.Store, tmp_path: Path) -> None:
+    collect(store, tmp_path / "metrics.jsonl", 3)
+    expected = [record_of(stage, step) for step in (1, 2, 3) for stage in (0, 1)]
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == expected
+
+
+def test_a_run_that_ends_early_has_the_records_until_then(store: dist.Store, tmp_path: Path) -> None:
+    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", LOSS_NAMES, 100, 10)
+    for step in (1, 2):
+        for stage in (0, 1):
+            post(store, 0, record_of(stage, step))
+    post_end(store, 2)
+    collector.join()
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 4
+
+
+def test_a_step_is_written_as_soon_as_all_stages_have_reported_it(tmp_path: Path) -> None:
+    """The next step's records come late; what is there must not wait for them, nor for the end."""
+    store = dist.HashStore()
+    path = tmp_path / "metrics.jsonl"
+    asked = FirstAsked(store, "record/0/2/0")
+    collector = Collector(asked, path, LOSS_NAMES, 2, 1)
+    post(store, 0, record_of(0, 1))
+    post(store, 0, record_of(1, 1))
+    store.wait([asked.mark], timedelta(seconds=30))
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [record_of(0, 1), record_of(1, 1)]
+    post(store, 0, record_of(0, 2))
+    post(store, 0, record_of(1, 2))
+    collector.join()
+    assert len(path.read_text().splitlines()) == 4
+
+
+class FirstAsked(dist.Store):
+    """Leaves a mark in a store when a key is asked for."""
+
+    mark = "asked"
+
+    def __init__(self, store: dist.Store, key: str) -> None:
+        super().__init__()
+        self._store, self._key = store, key
+
+    def get(self, key: str) -> bytes:
+        if key == self._key:
+            self._store.set(self.mark, "")
+        return self._store.get(key)
+
+    def delete_key(self, key: str) -> bool:
+        return self._store.delete_key(key)
+
+
+def test_the_store_keeps_nothing(store: dist.Store, tmp_path: Path) -> None:
+    before = store.num_keys()
+    collect(store, tmp_path / "metrics.jsonl", 3)
+    assert store.num_keys() == before
+
+
+def test_log_lines_come_each_logging_steps_and_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="lopt_pp.metrics.collector")
+    collect(dist.HashStore(), tmp_path / "metrics.jsonl", 5, logging_steps=2)
+    begun = [message.split(" tokens/s")[0].rsplit(", ", 1)[0] for message in caplog.messages]
+    assert begun == [
+        "step 2/5: stage 0 reconstruction_loss 2, stage 1 loss 2.125",
+        "step 4/5: stage 0 reconstruction_loss 4, stage 1 loss 4.125",
+        "step 5/5: stage 0 reconstruction_loss 5, stage 1 loss 5.125",
+    ]
+    assert all(message.endswith(" tokens/s") for message in caplog.messages)
+
+
+def test_log_lines_say_how_many_tokens_a_second_the_run_has_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 tokens in two steps, counted once and not for each stage, in 10 seconds."""
+    caplog.set_level(logging.INFO, logger="lopt_pp.metrics.collector")
+    readings = iter([100.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(readings, 110.0))
+    collector = collect(dist.HashStore(), tmp_path / "metrics.jsonl", 2, logging_steps=2)
+    assert [message.rsplit(", ", 1)[1] for message in caplog.messages] == ["30 tokens/s"]
+    assert collector.seconds == 10.0
+
+
+def test_summary_gives_shares_of_the_wall_time(tmp_path: Path) -> None:
+    first, second = collect(dist.HashStore(), tmp_path / "metrics.jsonl", 3).summary()
+    assert first == pytest.approx({"computing": 0.6, "waiting to receive": 0.0, "waiting to send": 0.1})
+    assert second == pytest.approx({"computing": 0.3, "waiting to receive": 0.5, "waiting to send": 0.0})
+
+
+def test_records_of_replicas_are_joined() -> None:
+    """Losses and tokens add up, seconds are the mean, memory is the most."""
+    first, second = (
+        {"stage": 1, "step": 3, "loss": loss, "num_tokens": tokens, "step_seconds": seconds, "peak_memory_bytes": peak}
+        for loss, tokens, seconds, peak in [(0.5, 30, 2.0, 7), (0.25, 10, 6.0, 5)]
+    )
+    assert join_replicas([first, second]) == {
+        "stage": 1,
+        "step": 3,
+        "loss": 0.75,
+        "num_tokens": 40,
+        "step_seconds": 4.0,
+        "peak_memory_bytes": 7,
+        "tokens_per_second": 10.0,
+    }
+
+
+def test_an_evaluation_is_logged_joined_and_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two replicas have measured their shares of the mean after step 2; infinity counts as no loss."""
+    caplog.set_level(logging.INFO, logger="lopt_pp.metrics.collector")
+    store = dist.HashStore()
+    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", LOSS_NAMES, 3, 100, num_replicas=2)
+    for step in (1, 2, 3):
+        for replica, share in enumerate((0.5, 0.25)):
+            post(store, replica, record_of(0, step))
+            measured = {2: {"eval_loss": share}, 3: {"eval_loss": float("inf")}}.get(step, {})
+            post(store, replica, record_of(1, step) | measured)
+    assert [collector.eval_loss(step) for step in (1, 2, 3)] == [None, 0.75, None]
+    collector.join()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records[3]["eval_loss"] == 0.75 and records[3]["eval_perplexity"] == pytest.approx(math.exp(0.75))
+    assert "eval_perplexity" not in records[1] and "eval_perplexity" not in records[2]
+    assert "step 2/3: eval loss 0.75, perplexity 2.117" in caplog.messages
+
+
+def test_the_loss_of_a_step_is_waited_for(tmp_path: Path) -> None:
+    store = dist.HashStore()
+    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", LOSS_NAMES, 1, 1)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(collector.eval_loss, 1)
+        post(store, 0, record_of(0, 1))
+        assert not asked.done()
+        post(store, 0, record_of(1, 1) | {"eval_loss": 2.5})
+        assert asked.result(30) == 2.5
+    collector.join()
+
+
+def test_summary_tells_the_share_of_evaluations(tmp_path: Path) -> None:
+    store = dist.HashStore()
+    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", LOSS_NAMES, 1, 1)
+    for stage in (0, 1):
+        post(store, 0, record_of(stage, 1) | {"eval_seconds": 2.5 * stage})
+    collector.join()
+    first, second = collector.summary()
+    assert "evaluating" not in first and second["evaluating"] == 0.25

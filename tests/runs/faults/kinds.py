@@ -1,0 +1,205 @@
+"""What happens to runs on clusters, each done to a run of its own."""
+
+import random
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from faults.ground import SAVE_STEPS, STAGES, STEPS, Ended, Ground, LostError
+from ranks import Rank
+
+from lopt_pp.checkpoint.output_dir import STOPPED, complete_checkpoints, holds_whole_model
+
+Fault = Callable[[Ground, random.Random], tuple[str, Ended]]
+"""Starts a run and does something to it; what, in words, and how the run ended."""
+
+
+def signal_stage(ground: Ground, number: signal.Signals, victim: int, moment: Callable[[], object]) -> Ended:
+    """Sends a signal to one stage of a run without a launcher; one that hangs is killed when the others have left."""
+    with ground.by_hand() as started:
+        if ground.reach(moment, lambda: has_ended(started)) and started[victim].process.is_alive():
+            started[victim].kill(number)
+        if number == signal.SIGSTOP:
+            ground.end_of([rank for rank in started if rank is not started[victim]])
+            started[victim].kill()
+        return ground.end_of(started)
+
+
+def has_ended(started: list[Rank]) -> bool:
+    return not any(rank.process.is_alive() for rank in started)
+
+
+def at_step(ground: Ground, step: int) -> Callable[[], bool]:
+    return lambda: ground.steps_done() >= step
+
+
+def kill_a_stage(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    victim, step = draw.randrange(STAGES), draw.randrange(1, STEPS - 1)
+    return f"stage {victim} killed at step {step}", signal_stage(ground, signal.SIGKILL, victim, at_step(ground, step))
+
+
+def kill_in_the_first_step(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    victim = draw.randrange(STAGES)
+    ended = signal_stage(ground, signal.SIGKILL, victim, at_step(ground, 0))
+    return f"stage {victim} killed in the first step", ended
+
+
+def kill_in_the_last_step(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    victim = draw.randrange(STAGES)
+    ended = signal_stage(ground, signal.SIGKILL, victim, at_step(ground, STEPS - 1))
+    return f"stage {victim} killed in the last step", ended
+
+
+def kill_during_a_save(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    victim, step = draw.randrange(STAGES), SAVE_STEPS * draw.randrange(1, STEPS // SAVE_STEPS)
+    unfinished = ground.out / f"checkpoint-{step}.unfinished"
+    ended = signal_stage(ground, signal.SIGKILL, victim, unfinished.exists)
+    return f"stage {victim} killed while checkpoint {step} is written", ended
+
+
+def kill_while_the_model_is_saved(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    victim = draw.randrange(STAGES)
+    ended = signal_stage(ground, signal.SIGKILL, victim, (ground.out / ".unfinished").exists)
+    return f"stage {victim} killed while the model is saved", ended
+
+
+def stop_a_stage(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    victim, step = draw.randrange(STAGES), draw.randrange(1, STEPS - 5)
+    return f"stage {victim} hangs at step {step}", signal_stage(ground, signal.SIGSTOP, victim, at_step(ground, step))
+
+
+def ask_to_stop(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    number = draw.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+    victim, step = draw.randrange(STAGES), draw.randrange(1, STEPS)
+    ended = signal_stage(ground, number, victim, at_step(ground, step))
+    return f"{number.name} for stage {victim} at step {step}", ended
+
+
+def restart_by_torchrun(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    victim, step = draw.randrange(STAGES), draw.randrange(0, STEPS - 1)
+    with ground.by_torchrun(restarts=1) as launcher:
+        if ground.reach(at_step(ground, step), lambda: launcher.poll() is not None):
+            ground.worker(launcher, victim).kill()
+        ended = ground.end_of(launcher)
+        if ended.statuses != [0]:
+            raise LostError(f"torchrun --max-restarts 1 did not bring the run to its end: {ended.text}")
+        return f"stage {victim} killed at step {step} under torchrun --max-restarts 1", ended
+
+
+def kill_the_launcher(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    step = draw.randrange(0, STEPS - 1)
+    with ground.by_torchrun() as launcher:
+        if ground.reach(at_step(ground, step), lambda: launcher.poll() is not None):
+            launcher.kill()
+        return f"torchrun killed at step {step}", ground.end_of(launcher)
+
+
+def stop_the_launcher(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    number, step = draw.choice([signal.SIGTERM, signal.SIGINT]), draw.randrange(1, STEPS - 1)
+    with ground.by_torchrun(restarts=1) as launcher:
+        if ground.reach(at_step(ground, step), lambda: launcher.poll() is not None):
+            launcher.send_signal(number)
+        ended = ground.end_of(launcher)
+        if not (ground.out / STOPPED).exists() and not holds_whole_model(ground.out):
+            raise LostError(f"torchrun's {number.name} did not stop the run in good order: {ended.text}")
+        return f"{number.name} for torchrun at step {step}", ended
+
+
+def fill_the_disk(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    size = int(ground.checkpoint_bytes * draw.uniform(0.3, 4.5))
+    ground.out.mkdir()
+    mount(ground.out, size)
+    with ground.by_hand() as started:
+        ended = ground.end_of(started)
+    ground.checkpoints()
+    mount(ground.out, 100 * ground.checkpoint_bytes, again=True)
+    return f"a disk of {size / ground.checkpoint_bytes:.1f} checkpoints", ended
+
+
+def lock_the_disk(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    """Makes the output directory read-only in mid-run."""
+    step = draw.randrange(1, STEPS - 1)
+    ground.out.mkdir()
+    mount(ground.out, 100 * ground.checkpoint_bytes)
+    with ground.by_hand() as started:
+        ground.reach(at_step(ground, step), lambda: has_ended(started))
+        # Which is refused while a file is open for writing.
+        ground.reach(lambda: set_writable(ground.out, False), lambda: has_ended(started))
+        ended = ground.end_of(started)
+    ground.checkpoints()
+    set_writable(ground.out, True)
+    return f"the output directory is read-only from step {step} on", ended
+
+
+def flip_a_byte(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    return _damage(ground, draw, cut=False)
+
+
+def cut_a_file(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+    return _damage(ground, draw, cut=True)
+
+
+def _damage(ground: Ground, draw: random.Random, cut: bool) -> tuple[str, Ended]:
+    """Kills a stage, then damages a file of the newest checkpoint; what is left must be found to be good."""
+    step = draw.randrange(2 * SAVE_STEPS + 1, STEPS - 1)
+    ended = signal_stage(ground, signal.SIGKILL, draw.randrange(STAGES), at_step(ground, step))
+    newest = complete_checkpoints(ground.out)[0]
+    file = draw.choice(sorted([*newest.glob("stage-*"), newest / "manifest.json"]))
+    content = bytearray(file.read_bytes())
+    place = draw.randrange(len(content) - 1)
+    if cut:
+        file.write_bytes(content[:place])
+    else:
+        content[place] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+    what = f"{'cut at' if cut else 'flipped a bit of'} byte {place} of {newest.name}/{file.name}"
+    return f"stage killed at step {step}; {what}", ended
+
+
+FAULTS: dict[str, Fault] = {
+    fault.__name__: fault
+    for fault in (
+        kill_a_stage,
+        kill_in_the_first_step,
+        kill_in_the_last_step,
+        kill_during_a_save,
+        kill_while_the_model_is_saved,
+        stop_a_stage,
+        ask_to_stop,
+        restart_by_torchrun,
+        kill_the_launcher,
+        stop_the_launcher,
+        fill_the_disk,
+        lock_the_disk,
+        flip_a_byte,
+        cut_a_file,
+    )
+}
+DAMAGES = ("flip_a_byte", "cut_a_file")
+
+
+def mount(path: Path, size: int, again: bool = False) -> None:
+    """A file system of its own in memory, of `size` bytes at most."""
+    options = f"remount,size={size}" if again else f"size={size}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], check=True, capture_output=True)
+
+
+def set_writable(path: Path, writable: bool) -> bool:
+    """Lets a mounted file system be written, or not; whether that is so now."""
+    options = f"remount,{'rw' if writable else 'ro'}"
+    return subprocess.run(["mount", "-o", options, path], capture_output=True).returncode == 0
+
+
+def reason_not_possible(kind: str, folder: Path) -> str:
+    """Why a kind of fault cannot be tried here; empty where it can."""
+    if kind not in ("fill_the_disk", "lock_the_disk"):
+        return ""
+    place = folder / "mount"
+    place.mkdir(exist_ok=True)
+    try:
+        mount(place, 1 << 20)
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"no file system can be mounted here: {error}"
+    subprocess.run(["umount", place], check=True)
+    return ""

@@ -1,0 +1,308 @@
+"""Held-out rows during a run: what is measured is the model, and training does not notice."""
+
+import math
+import re
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluated import (
+    LAYOUTS,
+    MEASURED,
+    eval_losses,
+    flags,
+    plain_loss,
+    plain_rows,
+    records,
+    run_of,
+    same,
+    train,
+    train_layouts,
+    write_files,
+)
+from ranks import ranks, until
+from results import weights
+from tiny import write_model
+from transformers import AutoTokenizer
+
+from lopt_pp.checkpoint.manifest import read_manifest
+from lopt_pp.checkpoint.output_dir import complete_checkpoints
+from lopt_pp.config.evaluation import EvaluationConfig
+from lopt_pp.config.parser import parse_config
+from lopt_pp.data import DataConfig, Rows, TokenizedRows
+from lopt_pp.data.splits import load_split
+from lopt_pp.errors import LoptError
+from lopt_pp.train import STOPPED_STATUS
+
+BEST = "--load_best_model_at_end true --save_steps 2 --save_total_limit 1 --learning_rate 1e-2"
+BEST_LAYOUTS = ("one process", "three stages on two", "sharded", "end to end")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with dropout, rows to train on, rows to measure, and every layout's run with and without them."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_files(folder)
+
+    def kinds(layout: str) -> dict[str, str]:
+        found = {"without": "", "with": f"{MEASURED} --eval_file {folder / 'held.jsonl'}"}
+        best = {"best": f"{MEASURED} --eval_file {folder / 'odd.jsonl'} {BEST}"} if layout in BEST_LAYOUTS else {}
+        return found | best
+
+    train_layouts(folder, LAYOUTS, kinds)
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_training_does_not_notice(files: Path, layout: str) -> None:
+    assert same(weights(run_of(files, "with", layout)), weights(run_of(files, "without", layout)))
+    first, second = (
+        [(r["step"], r["stage"], r.get("loss"), r.get("reconstruction_loss"), r.get("grad_norm")) for r in records(out)]
+        for out in (run_of(files, "with", layout), run_of(files, "without", layout))
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_loss_is_the_whole_models(files: Path, layout: str) -> None:
+    out = run_of(files, "with", layout)
+    losses = eval_losses(out)
+    assert list(losses) == [2, 4, 6]
+    tolerance = 2e-2 if "bfloat16" in layout else 1e-5
+    assert losses[6] == pytest.approx(plain_loss(out, files / "held.jsonl"), rel=tolerance)
+    for record in records(out):
+        is_last = record["stage"] == max(r["stage"] for r in records(out))
+        assert ("eval_perplexity" in record) == ("eval_loss" in record) == (is_last and record["step"] % 2 == 0)
+        assert (record["eval_seconds"] > 0) == (record["step"] % 2 == 0)
+        for name in ("reconstruction_loss", "auxiliary_loss"):
+            assert (f"eval_{name}" in record) == (name in record and record["step"] % 2 == 0)
+        if "eval_loss" in record:
+            assert record["eval_perplexity"] == pytest.approx(math.exp(record["eval_loss"]))
+
+
+def test_all_layouts_measure_the_same(files: Path) -> None:
+    def measured(layout: str) -> list[float]:
+        names = ("eval_reconstruction_loss", "eval_loss")
+        return [record[name] for record in records(run_of(files, "with", layout)) for name in names if name in record]
+
+    one = measured("one process")
+    assert len(one) == 6 and measured("two processes") == one
+
+
+def test_unlearned_rows_measure_what_the_step_measures(files: Path, tmp_path: Path) -> None:
+    """With a rate of 0 and the training rows themselves, without dropout, both losses are those of the step."""
+    write_model(tmp_path / "model")
+    more = f"--model_name_or_path {tmp_path / 'model'} --eval_file {files / 'rows.jsonl'} --learning_rate 0"
+    more += " --per_device_train_batch_size 37 --gradient_accumulation_steps 1 --max_steps 1 --eval_steps 0"
+    train(flags(files, tmp_path / "out", more))
+    first, last = records(tmp_path / "out")
+    assert first["eval_reconstruction_loss"] == pytest.approx(first["reconstruction_loss"], rel=1e-5)
+    assert last["eval_loss"] == pytest.approx(last["loss"], rel=1e-5)
+
+
+def test_the_log_has_a_line_for_each_evaluation(files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="lopt_pp")
+    train(flags(files, tmp_path / "out", "--eval_split_size 5 --eval_steps 4 --logging_steps 100"))
+    assert (
+        f"37 rows of {files / 'rows.jsonl'}: 32 used, 5 left out (5 held out by --eval_split_size)" in caplog.messages
+    )
+    lines = [re.fullmatch(r"step (\d+)/6: eval loss [\d.]+, perplexity [\d.]+", line) for line in caplog.messages]
+    assert [int(match[1]) for match in lines if match] == [4, 6]
+    assert any(re.match("stage 1: .*% evaluating$", line) for line in caplog.messages)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert re.search(r"\nLoss on 5 held-out rows of .*rows.jsonl: [\d.]+ \(perplexity [\d.]+\)\n", card)
+
+
+def test_a_run_that_goes_on_measures_the_same(files: Path, tmp_path: Path) -> None:
+    more = f"{MEASURED} --eval_split_size 0.2 --save_steps 3"
+    train(flags(files, tmp_path / "whole", more))
+    shutil.copytree(tmp_path / "whole" / "checkpoint-3", tmp_path / "out" / "checkpoint-3")
+    train(flags(files, tmp_path / "out", f"{more} --resume_from_checkpoint latest"))
+    assert eval_losses(tmp_path / "out") == {
+        step: loss for step, loss in eval_losses(tmp_path / "whole").items() if step > 3
+    }
+    with pytest.raises(LoptError, match="is of another run: --eval_split_size is 0.1, and was 0.2"):
+        checkpoint = tmp_path / "whole" / "checkpoint-3"
+        train(
+            flags(files, tmp_path / "new", f"{more} --eval_split_size 0.1 --resume_from_checkpoint {checkpoint}"),
+        )
+
+
+def test_a_run_that_is_stopped(files: Path, tmp_path: Path) -> None:
+    """Three stages in three processes, stopped while they run ahead of each other, end after the same step."""
+    more = f"--num_stages 3 --queue_depth 5 --eval_steps 3 --eval_file {files / 'held.jsonl'} --max_steps 200"
+    arguments = flags(files, tmp_path / "out", more)
+    with ranks(tmp_path / "first", *[arguments] * 3) as started:
+        until(lambda: "step 3/200: eval loss" in started[0].text)
+        started[0].kill(signal.SIGTERM)
+        assert [rank.status(60) for rank in started] == [STOPPED_STATUS] * 3, "".join(rank.text for rank in started)
+    (checkpoint,) = complete_checkpoints(tmp_path / "out")
+    step = int(checkpoint.name.removeprefix("checkpoint-"))
+    assert 3 <= step < 200 and max(record["step"] for record in records(tmp_path / "out")) == step
+    assert read_manifest(checkpoint).eval_loss == eval_losses(tmp_path / "out").get(step)
+    train([*arguments, "--resume_from_checkpoint", "latest", "--max_steps", str(step + 2), "--eval_steps", "0"])
+    assert [*eval_losses(tmp_path / "out")][-1] == step + 2
+
+
+@pytest.mark.parametrize("layout", BEST_LAYOUTS)
+def test_the_best_model_is_saved(files: Path, layout: str) -> None:
+    """Here the first that was measured; the limit of one checkpoint has left it, and the newest."""
+    out = run_of(files, "best", layout)
+    losses = eval_losses(out)
+    assert losses[2] < losses[4] < losses[6]
+    assert [path.name for path in complete_checkpoints(out)] == ["checkpoint-4", "checkpoint-2"]
+    manifest = read_manifest(out / "checkpoint-2")
+    assert manifest.eval_loss == losses[2]
+    assert same(weights(out), saved_weights(out / "checkpoint-2"))
+    assert plain_loss(out, files / "odd.jsonl") == pytest.approx(losses[2], rel=1e-5)
+    card = (out / "README.md").read_text()
+    assert "Optimizer steps: 6; these are the weights after 2, whose loss on held-out rows was the lowest\n" in card
+    assert f"Loss on 10 held-out rows of {files / 'odd.jsonl'}: {losses[2]:.4g}" in card
+
+
+def saved_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    manifest = read_manifest(checkpoint)
+    parts = [manifest.read_part(spec.stage, "block.") for spec in manifest.specs]
+    return {name.removeprefix("block."): tensor for part in parts for name, tensor in part.items()}
+
+
+def test_a_run_that_goes_on_knows_the_best_from_before(files: Path, tmp_path: Path) -> None:
+    """In another layout than the checkpoints are of."""
+    out = tmp_path / "out"
+    for step in (2, 4):
+        shutil.copytree(run_of(files, "best", "three stages on two") / f"checkpoint-{step}", out / f"checkpoint-{step}")
+    before = saved_weights(out / "checkpoint-2")
+    train(
+        flags(files, out, f"{MEASURED} --eval_file {files / 'odd.jsonl'} {BEST} --resume_from_checkpoint latest"),
+    )
+    assert same(weights(out), before)
+
+
+def test_a_best_checkpoint_that_is_damaged_costs_only_itself(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="lopt_pp")
+    out = tmp_path / "out"
+    for step in (2, 4):
+        shutil.copytree(run_of(files, "best", "one process") / f"checkpoint-{step}", out / f"checkpoint-{step}")
+    part = out / "checkpoint-2" / "stage-00001-of-00002.safetensors"
+    part.write_bytes(part.read_bytes()[:-1])
+    before = saved_weights(out / "checkpoint-4")
+    train(flags(files, out, f"{MEASURED} --eval_file {files / 'odd.jsonl'} {BEST} --resume_from_checkpoint latest"))
+    assert any("it was cut short; the next best model is taken" in line for line in caplog.messages)
+    assert same(weights(out), before)
+
+
+def test_the_last_model_may_be_the_best(files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="lopt_pp")
+    train(flags(files, tmp_path / "out", f"{MEASURED} --eval_file {files / 'held.jsonl'} {BEST}"))
+    losses = eval_losses(tmp_path / "out")
+    assert losses[6] == min(losses.values())
+    assert any("the model after the last step is the best" in line for line in caplog.messages)
+    assert plain_loss(tmp_path / "out", files / "held.jsonl") == pytest.approx(losses[6], rel=1e-5)
+    assert "Optimizer steps: 6\n" in (tmp_path / "out" / "README.md").read_text()
+
+
+def split(files: Path, size: float, seed: int = 0, **more: Any) -> tuple[Rows, TokenizedRows]:
+    data = DataConfig(train_file=str(files / "rows.jsonl"), **more)
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    kept, held = load_split(EvaluationConfig(eval_split_size=size), data, tokenizer, seed)
+    assert held is not None
+    return kept, held
+
+
+def tokens(rows: Rows) -> list[list[int]]:
+    """The token ids of all rows, whatever they are packed into."""
+    return [row.input_ids for pack in rows.fetch(np.arange(len(rows))) for row in pack.read()]
+
+
+@pytest.mark.parametrize(("size", "number"), [(1, 1), (10, 10), (0.5, 18), (0.04, 1)])
+def test_a_split_parts_the_rows(files: Path, size: float, number: int) -> None:
+    everything = tokens(plain_rows(files / "model", files / "rows.jsonl"))
+    kept, held = map(tokens, split(files, size))
+    assert len(held) == number and sorted(kept + held) == sorted(everything)
+    assert [row for row in everything if row in held] == held, "the order of the file is kept"
+    assert tuple(map(tokens, split(files, size))) == (kept, held)
+
+
+def test_the_seed_draws_the_split(files: Path) -> None:
+    assert tokens(split(files, 10, seed=1)[1]) != tokens(split(files, 10, seed=0)[1])
+
+
+def test_rows_are_held_out_before_they_are_packed(files: Path) -> None:
+    kept, held = split(files, 10, packing=True, max_length=120)
+    assert len(kept) < 20 and sorted(tokens(kept)) == sorted(tokens(split(files, 10)[0]))
+    assert tokens(held) == tokens(split(files, 10)[1])
+
+
+def test_a_file_is_read_whole_while_others_are_streamed(files: Path) -> None:
+    data = DataConfig(train_file=str(files / "rows.jsonl"), streaming=True, packing=True, max_length=120)
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    _, held = load_split(EvaluationConfig(eval_file=str(files / "held.jsonl")), data, tokenizer, seed=0)
+    assert held is not None and tokens(held) == tokens(plain_rows(files / "model", files / "held.jsonl"))
+    with pytest.raises(LoptError, match="^--eval_split_size must know .* --streaming does not; give --eval_file$"):
+        load_split(EvaluationConfig(eval_split_size=3), data, tokenizer, seed=0)
+
+
+def test_a_split_of_a_dataset(files: Path, tmp_path: Path) -> None:
+    shutil.copy(files / "rows.jsonl", tmp_path / "train.jsonl")
+    shutil.copy(files / "held.jsonl", tmp_path / "test.jsonl")
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    data = DataConfig(dataset_name=str(tmp_path))
+    kept, held = load_split(EvaluationConfig(dataset_test_split="test"), data, tokenizer, seed=0)
+    assert held is not None and (len(kept), len(held)) == (37, 13)
+    with pytest.raises(LoptError, match=f"^--dataset_name {tmp_path} --dataset_test_split dev cannot be loaded"):
+        load_split(EvaluationConfig(dataset_test_split="dev"), data, tokenizer, seed=0)
+    with pytest.raises(LoptError, match="^--dataset_test_split test is a split of --dataset_name; give that$"):
+        data = DataConfig(train_file=str(tmp_path / "train.jsonl"))
+        load_split(EvaluationConfig(dataset_test_split="test"), data, tokenizer, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (None, "^--eval_file .*eval.jsonl does not exist"),
+        ("", "^--eval_file .*eval.jsonl is empty"),
+        ('{"question": "what?"}\n', "^row 1 of .*eval.jsonl: no usable columns"),
+        ('{"input_ids": [1, 5], "labels": [1, -100]}\n' * 2, "^none of the 2 rows of .*eval.jsonl can be used"),
+    ],
+)
+def test_a_file_that_is_of_no_use(files: Path, tmp_path: Path, content: str | None, error: str) -> None:
+    path = tmp_path / "eval.jsonl"
+    if content is not None:
+        path.write_text(content)
+    data = DataConfig(train_file=str(files / "rows.jsonl"))
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    with pytest.raises(LoptError, match=error):
+        load_split(EvaluationConfig(eval_file=str(path)), data, tokenizer, seed=0)
+
+
+@pytest.mark.parametrize("size", [0.01, 37, 100])
+def test_a_split_that_leaves_nothing(files: Path, size: float) -> None:
+    with pytest.raises(LoptError, match=f"^--eval_split_size {size:g} holds .* of the 37 usable rows of .*rows.jsonl"):
+        split(files, size)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("--eval_steps -1", "^--eval_steps -1: at least 0$"),
+        ("--per_device_eval_batch_size 0", "^--per_device_eval_batch_size 0: at least 1$"),
+        ("--eval_split_size 0", "^--eval_split_size 0: a number of rows such as 100, or a share"),
+        ("--eval_split_size -3", "^--eval_split_size -3: a number of rows"),
+        ("--eval_split_size 1.5", "^--eval_split_size 1.5: a number of rows"),
+        ("--eval_file a --eval_split_size 3", "^give one of --eval_file and --eval_split_size:"),
+        ("--load_best_model_at_end", "^--load_best_model_at_end needs rows to compare models on: give --eval_file$"),
+        ("--eval_file a --load_best_model_at_end --save_steps 0", "^--load_best_model_at_end.*are 0 and 500$"),
+        ("--eval_file a --load_best_model_at_end --eval_steps 0", "^--load_best_model_at_end.*are 500 and 0$"),
+        ("--eval_file a --load_best_model_at_end --eval_steps 300", "^--load_best.*multiple.*are 500 and 300$"),
+    ],
+)
+def test_unusable_flags(given: str, error: str) -> None:
+    required = "--model_name_or_path a-model --train_file rows.jsonl --output_dir out"
+    with pytest.raises(LoptError, match=error):
+        parse_config([*required.split(), *given.split()])

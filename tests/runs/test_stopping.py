@@ -1,0 +1,114 @@
+"""A run that a signal asks to stop: ends a step, saves, leaves with a status of its own, and goes on as if nothing had
+happened."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import Rank, ranks, until
+from results import weights
+from tiny import write_model, write_rows
+
+from lopt_pp.checkpoint.output_dir import STOPPED, complete_checkpoints
+from lopt_pp.train import STOPPED_STATUS
+
+STEPS = 200
+LAYOUTS = {
+    "one process": (1, "--num_stages 2"),
+    "two processes": (2, ""),
+    "three stages": (3, "--num_stages 3 --queue_depth 5"),
+    "replicas": (4, "--data_parallel 2"),
+    "end to end": (2, "--method e2e"),
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_model(folder / "model", attention_dropout=0.1)
+    write_rows(folder / "rows.jsonl")
+    return folder
+
+
+def flags(inputs: Path, out: Path, more: str = "", steps: int = STEPS) -> list[str]:
+    given = f"--model_name_or_path {inputs / 'model'} --train_file {inputs / 'rows.jsonl'} --output_dir {out}"
+    given += f" --max_steps {steps} --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --save_steps 1000"
+    return [*given.split(), "--learning_rate", "1e-3", *more.split()]
+
+
+def steps_of(out: Path) -> int:
+    """The steps that the metrics have of stage 0."""
+    path = out / "metrics.jsonl"
+    return path.read_text().count('"stage": 0') if path.exists() else 0
+
+
+def go(folder: Path, processes: int, arguments: list[str]) -> list[Rank]:
+    """Runs to the end, well."""
+    with ranks(folder, *[arguments] * processes) as started:
+        assert [rank.status(120) for rank in started] == [0] * processes, "".join(rank.text for rank in started)
+    return started
+
+
+@pytest.mark.parametrize(
+    ("layout", "number", "who"),
+    [
+        ("one process", signal.SIGINT, [0]),
+        ("two processes", signal.SIGTERM, [0, 1]),
+        ("two processes", signal.SIGUSR1, [1]),
+        ("three stages", signal.SIGTERM, [1]),
+        ("replicas", signal.SIGUSR1, [3]),
+        ("end to end", signal.SIGTERM, [1]),
+    ],
+)
+def test_it_stops_and_goes_on(
+    layout: str, number: signal.Signals, who: list[int], inputs: Path, tmp_path: Path
+) -> None:
+    processes, more = LAYOUTS[layout]
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    arguments = flags(inputs, out, more)
+    with ranks(tmp_path / "first", *[arguments] * processes) as started:
+        until(lambda: steps_of(out) > 2)
+        for rank in who:
+            started[rank].kill(number)
+        assert [rank.status(60) for rank in started] == [STOPPED_STATUS] * processes, started[0].text
+    stopped = json.loads((out / STOPPED).read_text())
+    step = stopped["step"]
+    assert 2 < step < STEPS and stopped == {"step": step, "num_steps": STEPS, "signal": number.name}
+    assert f"stopped by {number.name}: {step} of {STEPS} steps are done" in started[0].text
+    assert [path.name for path in complete_checkpoints(out)] == [f"checkpoint-{step}"]
+    assert steps_of(out) == step and not list(out.glob("*.safetensors")) and not list(out.glob("*unfinished*"))
+    log = go(tmp_path / "second", processes, [*arguments, "--resume_from_checkpoint", "latest"])[0].text
+    assert f"after step {step}" in log and not (out / STOPPED).exists() and steps_of(out) == STEPS
+    go(tmp_path / "third", processes, flags(inputs, whole, more))
+    expected, got = weights(whole), weights(out)
+    assert expected.keys() == got.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensor, got[name]), name
+    log = go(tmp_path / "fourth", processes, [*arguments, "--resume_from_checkpoint", "latest"])[0].text
+    assert "has the trained model already" in log
+
+
+def test_without_checkpoints_it_says_what_is_lost(inputs: Path, tmp_path: Path) -> None:
+    arguments = flags(inputs, tmp_path / "out", "--save_steps 0", steps=100_000)
+    with ranks(tmp_path, arguments, arguments) as started:
+        until(lambda: steps_of(tmp_path / "out") > 2)
+        started[0].kill(signal.SIGTERM)
+        assert [rank.status(60) for rank in started] == [STOPPED_STATUS] * 2
+    assert "they are lost, since --save_steps 0 turns checkpoints off" in started[0].text
+    assert not complete_checkpoints(tmp_path / "out")
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_interrupt_ends_it_at_once(second: signal.Signals, inputs: Path, tmp_path: Path) -> None:
+    """Here while the first stage waits for the second one, which is stopped."""
+    arguments = flags(inputs, tmp_path / "out", steps=100_000)
+    with ranks(tmp_path, arguments, arguments) as started:
+        until(lambda: steps_of(tmp_path / "out") > 2)
+        started[1].kill(signal.SIGSTOP)
+        started[0].kill(signal.SIGINT)
+        until(lambda: "SIGINT: the run stops when the step at hand is done" in started[0].text)
+        started[0].kill(second)
+        assert started[0].status(15) == 128 + second
+        assert f"stage 0 (rank 0) was ended by {second.name}" in started[0].text

@@ -1,0 +1,137 @@
+"""Training from a script."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from launching import environment, run, torchrun
+from ranks import until
+from tiny import write_model, write_rows
+from transformers import AutoModelForCausalLM
+
+import lopt_pp
+from lopt_pp import LoptError, RunError, Trainer, load_config
+from lopt_pp.config.parser import parse_config
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    write_model(folder / "model")
+    write_rows(folder / "rows.jsonl")
+    return folder
+
+
+def flags(inputs: Path, out: Path, **more: object) -> dict[str, object]:
+    given = {"model_name_or_path": inputs / "model", "train_file": inputs / "rows.jsonl", "output_dir": out}
+    return given | {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-3} | more
+
+
+def test_the_package_is_light() -> None:
+    """`lopt-pp --help` does not wait for torch; nor does `import lopt_pp`."""
+    code = "import sys, lopt_pp.cli; sys.exit('torch' in sys.modules or not lopt_pp.LoptError)"
+    assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0
+    assert all(getattr(lopt_pp, name) is not None for name in lopt_pp.__all__)
+    with pytest.raises(AttributeError, match="module 'lopt_pp' has no attribute 'Trayner'"):
+        lopt_pp.Trayner  # noqa: B018
+
+
+def test_a_config_from_flags_by_name_a_list_and_a_file(tmp_path: Path) -> None:
+    words = "--model_name_or_path m --train_file rows.jsonl --output_dir out --max_steps -1 --shuffle_dataset false "
+    expected = parse_config([*words.split(), "--learning_rate", "1e-5", "--lr_scheduler_type", "cosine"])
+    file = tmp_path / "run.yaml"
+    file.write_text("model_name_or_path: m\ntrain_file: rows.jsonl\nlearning_rate: 3.0\nmax_steps: 7\n")
+    named = {"output_dir": Path("out"), "max_steps": -1, "shuffle_dataset": False, "learning_rate": 1e-5}
+    named["lr_scheduler_type"] = expected.optim.lr_scheduler_type
+    assert load_config(file, **named) == load_config(str(file), **named) == expected
+    assert load_config(words.split(), learning_rate=1e-5, lr_scheduler_type="cosine") == expected
+
+
+def test_mistakes_in_a_config() -> None:
+    with pytest.raises(LoptError, match=r"unknown flag --lerning_rate=1; did you mean --learning_rate\?"):
+        load_config(model_name_or_path="m", train_file="r", output_dir="o", lerning_rate=1)
+    with pytest.raises(LoptError, match="--save_total_limit: None is no value of a flag; leave it out"):
+        load_config(save_total_limit=None)
+
+
+@pytest.fixture(scope="module")
+def alone(inputs: Path) -> Trainer:
+    """A run of one process."""
+    trainer = Trainer(load_config(**flags(inputs, inputs / "alone")))
+    with pytest.raises(LoptError, match=f"--output_dir {inputs / 'alone'} has no trained model"):
+        trainer.model()
+    assert trainer.train() is True
+    return trainer
+
+
+def test_alone(inputs: Path, alone: Trainer) -> None:
+    assert (alone.rank, alone.name) == (0, "stages 0, 1 (rank 0)")
+    before = AutoModelForCausalLM.from_pretrained(inputs / "model").state_dict()
+    after = alone.model().state_dict()
+    assert after.keys() == before.keys()
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in after.items() if "proj" in name)
+
+
+def test_a_failure(inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    trainer = Trainer(load_config(**flags(inputs, tmp_path / "out", train_file="nothing.jsonl")))
+    with pytest.raises(RunError, match="--train_file nothing.jsonl does not exist") as failure:
+        trainer.train()
+    assert isinstance(failure.value.__cause__, LoptError)
+    assert capfd.readouterr().err.count("lopt-pp: error: --train_file nothing.jsonl does not exist") == 1
+
+
+def test_processes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(LoptError, match="3 processes do not fit --num_stages 2"):
+        Trainer(load_config(model_name_or_path="m", train_file="r", output_dir="o"))
+
+
+def test_a_signal(inputs: Path, tmp_path: Path) -> None:
+    """Stops the run, and leaves the script with its own handlers."""
+    out, before = tmp_path / "out", signal.getsignal(signal.SIGUSR1)
+    trainer = Trainer(load_config(**flags(inputs, out, max_steps=100_000)))
+
+    def interrupt() -> None:
+        until(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").read_text().count("\n") > 4)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert trainer.train() is False
+    thread.join()
+    assert (out / "stopped.json").exists()
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+SCRIPT = """
+import sys
+from lopt_pp import LoptError, Trainer, load_config
+
+trainer = Trainer(load_config(sys.argv[1:], logging_steps=1))
+assert trainer.train()
+try:
+    trainer.train()
+except LoptError as error:
+    assert "processes that torchrun has started can train once" in str(error)
+else:
+    raise AssertionError("it trains twice")
+if trainer.rank == 0:
+    print("parameters:", trainer.model().num_parameters())
+"""
+
+
+def test_two_processes(inputs: Path, alone: Trainer, tmp_path: Path) -> None:
+    """Give the same weights."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    words = [f"--{name}={value}" for name, value in flags(inputs, tmp_path / "out").items()]
+    result = run(torchrun(2, str(script), *words))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == f"parameters: {alone.model().num_parameters()}\n"
+    got = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(tensor, got[name]) for name, tensor in alone.model().state_dict().items())
