@@ -8,17 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from blocks import load
 from families import tiny_config
-from launching import run
+from launching import HELPERS, run
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError
-from lopt_pp.model.block import BlockModel
 from lopt_pp.model.partition import split_evenly
-from lopt_pp.model.pretrained import model_class_of
-from lopt_pp.model.verify import check_split
-from lopt_pp.model.weights import PretrainedWeights, load_block, shard_name, write_index, write_shard
+from lopt_pp.model.weights import PretrainedWeights, shard_name, write_index, write_shard
 
 INDEX = "model.safetensors.index.json"
 
@@ -34,14 +32,6 @@ def write_model(path: Path, family: str = "llama", shard_size: str = "1GB", **ch
             parameter.add_(torch.randn_like(parameter) * 0.05)
     model.save_pretrained(path, max_shard_size=shard_size)
     return model
-
-
-def load(path: Path, stage: int, num_stages: int = 2) -> BlockModel:
-    """The block of a stage, as the trainer loads it."""
-    config = AutoConfig.from_pretrained(path)
-    model_class, specs = model_class_of(config), split_evenly(config.num_hidden_layers, num_stages)
-    structure = check_split(model_class, config, specs)
-    return load_block(PretrainedWeights(str(path)), model_class, config, structure, specs[stage])
 
 
 def change(path: Path, edit: Callable[[Tensors], object]) -> None:
@@ -290,30 +280,6 @@ def test_experts_that_are_incomplete(tmp_path: Path, lost: str) -> None:
 
 # Prints by how many MiB the peak resident memory of a process rises when it loads the whole model, stage 0 and stage 1.
 # Each is a fork of one that has imported everything: what is imported on the way is not the model's memory.
-MEASURE = """
-import os, sys
-from test_weights import AutoModelForCausalLM, Path, load, torch
-
-def memory(of):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(of))
-
-large, small = map(Path, sys.argv[1:])
-load(small, 0)
-AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
-for stage in (None, 0, 1):
-    if (child := os.fork()) == 0:
-        before = memory("VmRSS")
-        whole = AutoModelForCausalLM.from_pretrained
-        model = whole(large, dtype=torch.float32) if stage is None else load(large, stage)
-        for parameter in model.parameters():
-            parameter.detach().add_(0)  # Every weight is there, as it is in training.
-        print(memory("VmHWM") - before, flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's high-water mark")
 def test_a_stage_never_holds_the_other_half(tmp_path: Path) -> None:
     """By the kernel's high-water mark of a process that loads the whole model, and of one that loads a half."""
@@ -332,7 +298,7 @@ def test_a_stage_never_holds_the_other_half(tmp_path: Path) -> None:
     del model
     write_model(tmp_path / "small")
 
-    result = run([sys.executable, "-c", MEASURE, str(tmp_path / "large"), str(tmp_path / "small")])
+    result = run([sys.executable, str(HELPERS / "load_memory.py"), str(tmp_path / "large"), str(tmp_path / "small")])
     assert result.returncode == 0, result.stderr
     whole, first, second = map(float, result.stdout.split())
     assert 0.9 * size < whole

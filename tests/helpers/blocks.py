@@ -1,0 +1,19 @@
+"""Blocks of a model on disk, as the trainer loads them."""
+
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from lopt_pp.model.block import BlockModel
+from lopt_pp.model.partition import split_evenly
+from lopt_pp.model.pretrained import model_class_of
+from lopt_pp.model.verify import check_split
+from lopt_pp.model.weights import PretrainedWeights, load_block
+
+
+def load(path: Path, stage: int, num_stages: int = 2) -> BlockModel:
+    """The block of a stage, as the trainer loads it."""
+    config = AutoConfig.from_pretrained(path)
+    model_class, specs = model_class_of(config), split_evenly(config.num_hidden_layers, num_stages)
+    structure = check_split(model_class, config, specs)
+    return load_block(PretrainedWeights(str(path)), model_class, config, structure, specs[stage])
