@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from lopt_pp.errors import LoptError
     from lopt_pp.training.trainer import RunError, Trainer
 
+    __version__: str
+
 __all__ = ["Config", "LoptError", "RunError", "Trainer", "load_config"]
 
 _HOMES = {
@@ -28,6 +30,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Imports what is asked for only then: `lopt-pp --help` need not wait for torch."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("lopt-pp")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
