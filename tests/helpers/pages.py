@@ -1,4 +1,4 @@
-"""The pages of the documentation, README.md and docs/, and the code in them."""
+"""The pages of the documentation, those beside README.md and docs/, and the code in them."""
 
 import re
 import textwrap
@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 RUNS = {"bash", "python"}
 """The languages of what a reader is to run."""
 
