@@ -16,6 +16,7 @@ from forms import Form
 from methods import UNTOUCHED, Trial
 
 from lopt_pp.report.run_data import RunData, read_run
+from lopt_pp.util.files import write_text
 
 MEASURE = Path(__file__).with_name("measure.py")
 
@@ -187,9 +188,7 @@ def _measure(ground: Ground, model: Path, name: str, known: dict[str, Any], devi
 
 def keep(path: Path, result: dict[str, Any]) -> None:
     """Writes a result. A file that is there is whole."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(result, indent=1) + "\n")
-    unfinished.replace(path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 def kept(path: Path) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """The ordinary model of a checkpoint."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from lopt_pp.model.block import block_class
 from lopt_pp.model.pretrained import load_model_config, model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import save_shard, shard_name, write_index
+from lopt_pp.util.files import new_directory
 
 _PARTS = ("stage-*.safetensors", "manifest.json")
 
@@ -40,9 +40,8 @@ def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> N
     model_class = model_class_of(config, trust_remote_code)
     structure = check_split(model_class, config, manifest.specs)
     try:
-        with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=f".{output.name}.") as scratch:
-            whole = Path(scratch) / "model"
-            shutil.copytree(checkpoint, whole, ignore=shutil.ignore_patterns(*_PARTS))
+        with new_directory(output) as unfinished:
+            shutil.copytree(checkpoint, unfinished, ignore=shutil.ignore_patterns(*_PARTS), dirs_exist_ok=True)
             sizes = {}
             for spec in manifest.specs:
                 manifest.check_part(spec.stage)
@@ -50,10 +49,8 @@ def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> N
                 state = {name.removeprefix("block."): t for name, t in part.items() if name.startswith("block.")}
                 with torch.device("meta"):
                     block = block_class(model_class, structure, spec)(config)
-                sizes[shard_name(spec)] = save_shard(block, spec, state, whole)
-            write_index(sizes, whole)
-            output.rmdir()  # Empty, as was checked.
-            os.replace(whole, output)
+                sizes[shard_name(spec)] = save_shard(block, spec, state, unfinished)
+            write_index(sizes, unfinished)
     except OSError as error:
         raise LoptError(f"{output} cannot be written: {error}") from error
 

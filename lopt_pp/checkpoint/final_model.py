@@ -6,19 +6,18 @@ output directory finds the whole new model, or what was there before.
 
 import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 from torch.distributed import Store
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
-from lopt_pp.checkpoint.output_dir import UNFINISHED
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.weights import shard_name, write_index, write_shard
 from lopt_pp.stage.end_to_end_stage import EndToEndStage
 from lopt_pp.stage.stage import Stage
+from lopt_pp.util.files import UNFINISHED, move_files
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,7 @@ def finish_model(
     for old in (*path.glob("*.safetensors.index.json"), *path.glob("*.safetensors")):
         old.unlink()
     files = [file.name for file in unfinished.iterdir() if file.name != SAFE_WEIGHTS_INDEX_NAME]
-    _move(unfinished, path, [*files, SAFE_WEIGHTS_INDEX_NAME])
+    move_files(unfinished, path, [*files, SAFE_WEIGHTS_INDEX_NAME])
     store.set(f"finished/{path.name}", json.dumps(missing))
     if missing:
         logger.warning(
@@ -94,12 +93,4 @@ def keep_shards(stages: Sequence[Stage | EndToEndStage], path: Path, store: Stor
     """Waits until rank 0 has joined the model; shards that its machine cannot see are put in place on this one."""
     missing = json.loads(store.get(f"finished/{path.name}"))
     own = [name for stage in stages if (name := shard_name(stage.block.spec)) in missing]
-    _move(path / UNFINISHED, path, own)
-
-
-def _move(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Moves files up to the model's directory, and removes the emptied one."""
-    for name in names:
-        os.replace(source / name, target / name)
-    if source.exists() and not any(source.iterdir()):
-        source.rmdir()
+    move_files(path / UNFINISHED, path, own)

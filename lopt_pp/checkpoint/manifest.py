@@ -6,7 +6,6 @@ All that is read is checked before it is used: a manifest against its own checks
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from lopt_pp.errors import LoptError, first_line, shown
 from lopt_pp.model.partition import BlockSpec
+from lopt_pp.util.files import write_text
 
 _FORMAT = 1
 MANIFEST_FILE = "manifest.json"
@@ -96,10 +96,8 @@ def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
         content: `step`, `edges` (the layer that each stage ends before), `run`, `parts` and `eval_loss`, as in
             `Manifest`; plain data.
     """
-    with (directory / MANIFEST_FILE).open("w", encoding="utf-8") as file:
-        file.write(json.dumps(seal({"format": _FORMAT, **content}), indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    text = json.dumps(seal({"format": _FORMAT, **content}), indent=2) + "\n"
+    write_text(directory / MANIFEST_FILE, text, sync=True)
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,9 +9,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from lopt_pp.checkpoint.manifest import MANIFEST_FILE
 from lopt_pp.errors import LoptError
-
-UNFINISHED = ".unfinished"
-"""Ends the name of what is still being written: it is moved to its place when all of it is whole."""
+from lopt_pp.util.files import UNFINISHED
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 

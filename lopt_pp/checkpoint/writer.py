@@ -13,9 +13,9 @@ the manifest and renames the directory. So a directory of the right name is a co
 Nothing is pickled. Random state needs no saving: dropout and data order are functions of seed, stage and step.
 """
 
+import functools
 import json
 import logging
-import os
 import queue
 import shutil
 import threading
@@ -28,9 +28,10 @@ from safetensors.torch import save_file
 from torch.distributed import Store
 
 from lopt_pp.checkpoint.manifest import file_sha256, part_name, write_manifest
-from lopt_pp.checkpoint.output_dir import UNFINISHED, complete_checkpoints
+from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.errors import first_line
 from lopt_pp.model.partition import BlockSpec
+from lopt_pp.util.files import UNFINISHED, replace_directory, write_file
 from lopt_pp.util.threads import in_background
 
 logger = logging.getLogger(__name__)
@@ -84,9 +85,7 @@ class PartWriter:
             path = directory / part_name(stage, self._num_stages)
             try:
                 directory.mkdir(parents=True, exist_ok=True)
-                save_file(dict(state), path)
-                with path.open("rb+") as file:
-                    os.fsync(file.fileno())
+                write_file(path, functools.partial(save_file, dict(state)), sync=True)
                 result = {"size": path.stat().st_size, "sha256": file_sha256(path)}
             except Exception as error:  # Whatever it is: the committer waits for word of this part.
                 result = {"error": f"stage {stage}: {first_line(error)}"}
@@ -171,9 +170,7 @@ class Committer:
         }
         write_manifest(unfinished, content)
         complete = self._output_dir / f"checkpoint-{step}"
-        if complete.exists():  # Of a run that was resumed from before it.
-            shutil.rmtree(complete)
-        os.replace(unfinished, complete)
+        replace_directory(unfinished, complete)  # There is one of a run that was resumed from before it.
         logger.info("checkpoint at step %d: %s", step, complete)
         for old in self._superfluous() if self._limit is not None else ():
             shutil.rmtree(old, ignore_errors=True)

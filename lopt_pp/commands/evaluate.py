@@ -24,6 +24,7 @@ from lopt_pp.evaluation.scores import Measure, Score, Scores, as_data, perplexit
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.pretrained import load_tokenizer
 from lopt_pp.util.console import print_error
+from lopt_pp.util.files import write_text
 
 Kind = Literal["task", "general"]
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.output_path is not None:
             content = {"limit": given.limit, "measures": as_data(measured, before)}
             try:
-                given.output_path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+                write_text(given.output_path, json.dumps(content, indent=2) + "\n")
             except OSError as error:
                 raise LoptError(f"--output_path {given.output_path} cannot be written: {error.strerror}") from error
     except LoptError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lopt_pp.metrics.records import Record
+from lopt_pp.util.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +29,10 @@ class MetricsFile:
     def __init__(self, path: Path, steps_done: int) -> None:
         self._path = path
         self._fails = False
-        unfinished = path.with_name(path.name + ".unfinished")
         earlier = records_until(path, steps_done) if steps_done else []
         records = (json.loads(line) for line in earlier if '"eval_loss"' in line)
         self.eval_losses = {record["step"]: record["eval_loss"] for record in records if is_evaluated(record)}
-        self._guarded(lambda: unfinished.write_text("".join(earlier), encoding="utf-8"))
-        self._guarded(lambda: os.replace(unfinished, path))
+        self._guarded(lambda: write_text(path, "".join(earlier)))
 
     def write(self, records: Sequence[dict[str, Any]]) -> None:
         lines = "".join(json.dumps(record) + "\n" for record in records)

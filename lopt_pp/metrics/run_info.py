@@ -16,6 +16,7 @@ from lopt_pp.distributed.world import World
 from lopt_pp.metrics.clock_sync import Offset
 from lopt_pp.metrics.mfu import Work
 from lopt_pp.model.block import BlockModel
+from lopt_pp.util.files import write_text
 
 
 def about_stage(block: BlockModel, objective: nn.Module | None, work: Work, loss: str | None) -> dict[str, Any]:
@@ -83,4 +84,4 @@ def write_about(
         "flags": flags,
         "processes": processes,
     }
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")

@@ -2,13 +2,13 @@
 
 import json
 import logging
-import os
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lopt_pp.metrics.records import Interval, Record
+from lopt_pp.util.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -114,10 +114,8 @@ class TraceFile:
             return
         events = list(trace_events(self._parts, self._row_names))
         self._parts = []
-        unfinished = self._path.with_name(self._path.name + ".unfinished")
         content = {"traceEvents": events, "displayTimeUnit": "ms", "otherData": self._about}
-        unfinished.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(unfinished, self._path)
+        write_text(self._path, json.dumps(content))
         logger.info("the trace is in %s", self._path)
 
 

@@ -27,6 +27,7 @@ from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.block import BlockModel, block_class
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.model.structure import ModelStructure
+from lopt_pp.util.files import write_file
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -243,7 +244,8 @@ def save_shard(
     """
     reverted = revert_weight_conversion(model, dict(state))
     tensors = {name: tensor.contiguous() for name, tensor in reverted.items()}
-    save_file(tensors, directory / shard_name(spec), metadata={"format": "pt"})
+    path = directory / shard_name(spec)
+    write_file(path, lambda unfinished: save_file(tensors, unfinished, metadata={"format": "pt"}))
     return {name: tensor.nbytes for name, tensor in tensors.items()}
 
 

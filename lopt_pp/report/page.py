@@ -9,6 +9,7 @@ import jinja2
 
 from lopt_pp.errors import LoptError
 from lopt_pp.report.charts import Chart
+from lopt_pp.util.files import write_text
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,6 @@ def write_page(path: Path, html: str) -> None:
         LoptError: the file cannot be written.
     """
     try:
-        path.write_text(html, encoding="utf-8")
+        write_text(path, html)
     except OSError as error:
         raise LoptError(f"--output {path} cannot be written: {error.strerror}") from error

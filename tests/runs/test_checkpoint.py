@@ -79,6 +79,8 @@ def test_a_checkpoint_holds_all_that_a_stage_needs(files: Path) -> None:
     }
     assert "block.lm_head.weight" in last and last["step.block.lm_head.weight"].item() == 6
     assert not list(out.glob("*unfinished*")) and not list(out.rglob("*.bin")) and not list(out.rglob("*.pt"))
+    modes = {path.stat().st_mode for path in (out / "checkpoint-6").iterdir()}
+    assert modes == {(out / "run.json").stat().st_mode}, "some files are for fewer readers than others"
 
 
 @pytest.mark.parametrize(

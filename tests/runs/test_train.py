@@ -84,6 +84,9 @@ def test_one_index_joins_a_shard_of_each_stage(inputs: Path, trained: tuple[Path
     sizes = [tensor.nbytes for tensors in shards.values() for tensor in tensors.values()]
     assert index["metadata"]["total_size"] == sum(sizes)
     assert not list(out.glob(".*")), "something unfinished is left"
+    plain = out.parent / "plain"
+    plain.touch()
+    assert {path.stat().st_mode for path in out.iterdir() if path.is_file()} == {plain.stat().st_mode}
 
 
 def test_tied_embeddings_are_untied(trained: tuple[Path, str]) -> None:
