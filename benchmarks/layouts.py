@@ -23,7 +23,7 @@ from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.structure import ModelStructure
 from lopt_pp.model.verify import check_split
 from lopt_pp.objectives import ObjectiveConfig, local_objective
-from lopt_pp.pipeline.connect import boundaries
+from lopt_pp.pipeline.boundary import boundaries
 from lopt_pp.pipeline.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.planning.synthetic import random_block
 from lopt_pp.stage.compute import prepare_block
@@ -31,7 +31,9 @@ from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.stage.stage import Stage
 from lopt_pp.training.loop import train
-from lopt_pp.training.step_messages import stream_headers
+from lopt_pp.training.phases import LocalTraining
+from lopt_pp.training.segment import Segment
+from lopt_pp.training.step_plan import StepPlan
 
 _TIMEOUT = 600.0
 
@@ -174,24 +176,24 @@ class _LocalLearning:
 
     def run(self, sampler: MicrobatchSampler, after_step: Callable[[], None]) -> None:
         num_steps, depth = sampler.steps_per_epoch, self._case.queue_depth
+        plan = StepPlan(sampler, [LocalTraining(sampler)])
         receivers: dict[int, Receiver] = {}
         senders: dict[int, Sender] = {}
         for before, after in pairwise(self._stages):
             senders[before.index] = receivers[after.index] = LocalStream()
         first, last = self._stages[0], self._stages[-1]
         if first.index - 1 in self._ends:
-            headers = stream_headers(sampler, range(num_steps), first)
+            headers = plan.headers(range(num_steps), first, first.index - 1)
             receivers[first.index] = StreamReceiver(self._ends[first.index - 1], headers, depth)
         if last.index in self._ends:
-            senders[last.index] = StreamSender(
-                self._ends[last.index], stream_headers(sampler, range(num_steps), last), depth
-            )
+            headers = plan.headers(range(num_steps), last, last.index)
+            senders[last.index] = StreamSender(self._ends[last.index], headers, depth)
 
         def report(record: Record) -> None:
             if record["stage"] == last.index:
                 after_step()
 
-        train(self._stages, receivers, senders, sampler, range(num_steps), report)
+        train(Segment(self._stages, receivers, senders), plan, range(num_steps), report)
 
 
 class _Schedule:

@@ -7,11 +7,13 @@ import torch.distributed as dist
 from bench import PROCESSES, Bench, Cut, Trial
 
 from lopt_pp.config.topology import Topology
-from lopt_pp.metrics.records import COMPUTE_PHASES
-from lopt_pp.pipeline.connect import boundaries
+from lopt_pp.metrics.records import COMPUTE_PHASES, Record
+from lopt_pp.pipeline.boundary import boundaries
 from lopt_pp.pipeline.stream import Receiver, Sender, StreamReceiver, StreamSender
-from lopt_pp.training.loop import Record, train
-from lopt_pp.training.step_messages import stream_headers
+from lopt_pp.training.loop import train
+from lopt_pp.training.phases import LocalTraining
+from lopt_pp.training.segment import Segment
+from lopt_pp.training.step_plan import StepPlan
 
 QUEUE_DEPTH = 2
 TIMEOUT = 600.0
@@ -38,7 +40,8 @@ class LocalLearning:
         receivers: dict[int, Receiver] = {}
         senders: dict[int, Sender] = {}
         ends = boundaries(self._bench.world, Topology(PROCESSES, PROCESSES), TIMEOUT)
-        headers = stream_headers(sampler, range(num_steps), stage)
+        plan = StepPlan(sampler, [LocalTraining(sampler)])
+        headers = plan.headers(range(num_steps), stage, boundary=0)
         dist.barrier()
         begin = self._bench.now()
         if self._bench.rank == 0:
@@ -46,7 +49,7 @@ class LocalLearning:
         else:
             receiver = StreamReceiver(ends[0], headers, QUEUE_DEPTH)
             receivers[1] = noting = _Noting(receiver, self._bench, (0, microbatches * steps))
-        train([stage], receivers, senders, sampler, range(num_steps), lambda record: None)
+        train(Segment([stage], receivers, senders), plan, range(num_steps), lambda record: None)
         dist.barrier()
         for group in {ends[0].headers, ends[0].payload}:
             dist.destroy_process_group(group)
@@ -108,7 +111,8 @@ class Computing:
         receivers: dict[int, Receiver] = {1: _Endless(hidden_states)} if bench.rank == 1 else {}
         senders: dict[int, Sender] = {0: _Dropping()} if bench.rank == 0 else {}
         begin = bench.now()
-        train([stage], receivers, senders, sampler, range(sampler.steps_per_epoch), records.append)
+        plan = StepPlan(sampler, [LocalTraining(sampler)])
+        train(Segment([stage], receivers, senders), plan, range(sampler.steps_per_epoch), records.append)
         records = records[:steps]
         optimizer = sum(record["optimizer_seconds"] for record in records)
         computing = sum(record[f"{phase}_seconds"] for record in records for phase in COMPUTE_PHASES)

@@ -16,10 +16,14 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from lopt_pp.config.topology import Topology
 from lopt_pp.distributed.world import World
-from lopt_pp.pipeline.connect import boundaries
+from lopt_pp.pipeline.boundary import boundaries
 from lopt_pp.pipeline.messages import Header
 from lopt_pp.pipeline.stream import StreamReceiver, StreamSender
+from lopt_pp.stage.stage import Stage
 from lopt_pp.training.loop import train
+from lopt_pp.training.phases import LocalTraining
+from lopt_pp.training.segment import Segment
+from lopt_pp.training.step_plan import StepPlan
 
 Times = dict[str, Any]
 """What a stage says of its run; see `run_ours` and `run_peer`."""
@@ -78,7 +82,7 @@ class _Order:
     def microbatches(self, step: int) -> list[_Batch]:
         return self._batches
 
-    def counts(self, step: int, turns: Sequence[int]) -> None:
+    def counts(self, step: int, indices: Sequence[int]) -> None:
         return None
 
     def epoch(self, step: int) -> float:
@@ -90,7 +94,9 @@ class _Stage:
 
     device = torch.device("cpu")
     dtype = torch.float32
-    learns = True
+    objective = None
+    _measures = False
+    run_microbatch = Stage.run_microbatch
 
     def __init__(self, index: int, load: Load) -> None:
         self.index = index
@@ -104,7 +110,7 @@ class _Stage:
     def count(self, counts: None) -> int:
         return 1
 
-    def accumulating(self, is_last: bool) -> AbstractContextManager:
+    def _accumulating(self, is_last: bool) -> AbstractContextManager:
         return nullcontext()
 
     def forward(self, batch: _Batch, hidden_states: torch.Tensor | None, learns: bool) -> torch.Tensor:
@@ -158,7 +164,8 @@ def run_ours(world: World, num_stages: int, load: Load, steps: int, queue_depth:
         ended = time.perf_counter()
         records.append(record)
 
-    train([stage], receivers, senders, _Order(load.microbatches), range(steps), report)  # type: ignore[arg-type, list-item]
+    sampler: Any = _Order(load.microbatches)
+    train(Segment([stage], receivers, senders), StepPlan(sampler, [LocalTraining(sampler)]), range(steps), report)
     seconds = {name: sum(r[name] for r in records) for name in records[0] if name.endswith("_seconds")}
     return {"received": stage.received, "ended": ended, "seconds": seconds}
 

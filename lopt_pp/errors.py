@@ -13,7 +13,15 @@ class LoptError(Exception):
 
 
 class NotFiniteError(LoptError):
-    """A loss or a gradient that is not finite. The stage's weights are those of the last good step."""
+    """A loss or a gradient that is not finite. The stage's weights are those of the last good step.
+
+    Attributes:
+        keeps_weights: whether all stages are to save these weights before the run ends.
+    """
+
+    def __init__(self, message: str, keeps_weights: bool = False) -> None:
+        super().__init__(message)
+        self.keeps_weights = keeps_weights
 
 
 def first_line(error: BaseException) -> str:

@@ -23,7 +23,7 @@ _MAY_DIFFER = (
 """Between processes: paths of machines, of which what they hold is compared, and what changes no result."""
 
 
-def facts(
+def shared_by_ranks(
     config: Config, model_config: PreTrainedConfig, rows: Rows, held_out: TokenizedRows | None
 ) -> dict[str, object]:
     """What all processes must have in common for the result to mean anything, by name."""
@@ -37,7 +37,7 @@ def facts(
     }
 
 
-def essentials(config: Config, model_config: PreTrainedConfig, rows: Rows, num_replicas: int) -> dict[str, object]:
+def must_match(config: Config, model_config: PreTrainedConfig, rows: Rows, num_replicas: int) -> dict[str, object]:
     """What a run must have in common with the one whose checkpoint it goes on from, by name."""
     run, objective = config.run, config.objective
     groups = config.data.train_sampling_strategy == "group_by_length"
@@ -60,7 +60,7 @@ def essentials(config: Config, model_config: PreTrainedConfig, rows: Rows, num_r
     }
 
 
-def settings(config: Config, num_steps: int, held_out: TokenizedRows | None) -> dict[str, object]:
+def may_change(config: Config, num_steps: int, held_out: TokenizedRows | None) -> dict[str, object]:
     """What changes the result of a run, and may change on the way, by name."""
     return {"the number of steps": num_steps, **config.settings(), **_held_out(held_out)}
 

@@ -15,8 +15,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.weights import shard_name, write_index, write_shard
-from lopt_pp.stage.end_to_end_stage import EndToEndStage
-from lopt_pp.stage.stage import Stage
+from lopt_pp.stage.base import BaseStage
 from lopt_pp.util.files import UNFINISHED, move_files
 
 logger = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ logger = logging.getLogger(__name__)
 _HOW_ON = "checkpoints are as they were: free the disk, and --resume_from_checkpoint latest goes on from the newest"
 
 
-def save_stage(stage: Stage | EndToEndStage, path: Path, store: Store, is_writer: bool) -> None:
+def save_stage(stage: BaseStage, path: Path, store: Store, is_writer: bool) -> None:
     """Writes the stage's shard beside its place and tells rank 0 what is in it.
 
     Args:
@@ -89,7 +88,7 @@ def finish_model(
         )
 
 
-def keep_shards(stages: Sequence[Stage | EndToEndStage], path: Path, store: Store) -> None:
+def keep_shards(stages: Sequence[BaseStage], path: Path, store: Store) -> None:
     """Waits until rank 0 has joined the model; shards that its machine cannot see are put in place on this one."""
     missing = json.loads(store.get(f"finished/{path.name}"))
     own = [name for stage in stages if (name := shard_name(stage.block.spec)) in missing]

@@ -61,13 +61,30 @@ def holds_whole_model(path: Path) -> bool:
     return (path / SAFE_WEIGHTS_INDEX_NAME).exists()
 
 
+def open_output_dir(path: Path, overwrites: bool, resumes: bool, resumes_from: str | None) -> None:
+    """Sees that a run can leave its model and its checkpoints in the output directory, which is made if missing.
+
+    Args:
+        path: of the directory.
+        overwrites: whether the run may replace what an earlier one left there.
+        resumes: whether it goes on from the newest checkpoint there, if there is one.
+        resumes_from: the checkpoint that it is told to go on from, if any.
+
+    Raises:
+        LoptError: it holds what the run may not replace, is no directory, or cannot be written.
+    """
+    check_output_dir(path, overwrites, resumes)
+    if not (overwrites or resumes):
+        check_no_checkpoints(path, but=resumes_from)
+
+
 def check_output_dir(path: Path, overwrite: bool, resumes: bool = False) -> None:
     """Sees that the output directory can take a model.
 
     Args:
         path: of the directory; made where it is missing.
         overwrite: whether it may hold a model.
-        goes_on: whether it may hold what a run has left that was killed while it moved its model there.
+        resumes: whether it may hold what a run has left that was killed while it moved its model there.
 
     Raises:
         LoptError: it holds a model already, is no directory, or cannot be written.
@@ -94,7 +111,7 @@ STOPPED = "stopped.json"
 """Is in the output directory of a run that was asked to stop, until it is started again."""
 
 
-def forget_earlier(output_dir: Path) -> None:
+def remove_leftovers(output_dir: Path) -> None:
     """Removes what an earlier run left half-written, and its word of where it was stopped."""
     remove_unfinished(output_dir)
     (output_dir / STOPPED).unlink(missing_ok=True)

@@ -35,9 +35,10 @@ def resume(
     output_dir: Path,
     stages: Sequence[Resumable],
     specs: Sequence[BlockSpec],
+    *,
     num_steps: int,
-    essentials: Mapping[str, Any],
-    settings: Mapping[str, Any],
+    must_match: Mapping[str, Any],
+    may_change: Mapping[str, Any],
     checks_parts: bool,
 ) -> int:
     """Goes on from a checkpoint, on all processes from the same. All must call this.
@@ -50,8 +51,8 @@ def resume(
         stages: of this process.
         specs: of all stages.
         num_steps: of the run.
-        essentials: what the run must have in common with the checkpoint's, by name.
-        settings: what should be the same, by name; differences are warned of.
+        must_match: what the run must have in common with the checkpoint's, by name.
+        may_change: what should be the same, by name; differences are warned of.
         checks_parts: whether this process compares its parts with their checksums (one replica does).
 
     Returns:
@@ -72,13 +73,13 @@ def resume(
         manifest, problem = None, ""
         try:
             manifest = read_manifest(path)
-            own = _check(manifest, stages, specs, num_steps, essentials, checks_parts)
+            own = _check(manifest, stages, specs, num_steps, must_match, checks_parts)
         except LoptError as error:
             problem = str(error)
         problem = world.first_error(f"resume/{number}", problem)
         if not problem and manifest is not None:
             if world.rank == 0:
-                _tell(manifest, specs, settings)
+                _tell(manifest, specs, may_change)
             _go_on(manifest, own, stages, is_same_cut=manifest.specs == tuple(specs))
             return manifest.step
         if is_named:
@@ -95,7 +96,7 @@ def _check(
     stages: Sequence[Resumable],
     specs: Sequence[BlockSpec],
     num_steps: int,
-    essentials: Mapping[str, Any],
+    must_match: Mapping[str, Any],
     checks_parts: bool,
 ) -> list[int]:
     """Returns the parts of a checkpoint that have layers of this process's stages.
@@ -103,7 +104,7 @@ def _check(
     Raises:
         LoptError: the run cannot go on from it, or one of these parts is not whole.
     """
-    for difference in _differences(manifest, essentials):
+    for difference in _differences(manifest, must_match):
         raise LoptError(f"{manifest.directory} is of another run: {difference}")
     if manifest.step >= num_steps:
         raise LoptError(f"{manifest.directory} has done {manifest.step} steps, and the run has {num_steps}")
@@ -121,9 +122,9 @@ def parts_held(manifest: Manifest, stages: Sequence[Resumable], specs: Sequence[
     return [part.stage for part in manifest.specs if any(s.start < part.stop and part.start < s.stop for s in held)]
 
 
-def _tell(manifest: Manifest, specs: Sequence[BlockSpec], settings: Mapping[str, Any]) -> None:
+def _tell(manifest: Manifest, specs: Sequence[BlockSpec], may_change: Mapping[str, Any]) -> None:
     logger.info("going on from %s, after step %d", manifest.directory, manifest.step)
-    for difference in _differences(manifest, settings):
+    for difference in _differences(manifest, may_change):
         logger.warning("going on with another setting than before: %s", difference)
     if manifest.specs != tuple(specs):
         logger.warning("the model is cut otherwise than before: optimizer state and local heads start anew")

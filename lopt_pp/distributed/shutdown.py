@@ -6,11 +6,13 @@ place of that message. Replicas of the first stage agree, but only once a stop i
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from torch.distributed import Store
 
+from lopt_pp.distributed.world import World
 from lopt_pp.util.threads import in_background
 
 _KEY = "stop"
@@ -18,7 +20,7 @@ _NEVER = "never"
 
 
 class StopSignal(Protocol):
-    """Tells a process which steps are made."""
+    """Tells a process which steps are made, before somebody has asked the run to stop."""
 
     def is_decided(self, step: int) -> bool:
         """Whether `goes_on(step)` answers without waiting for another process."""
@@ -56,7 +58,7 @@ def stop_reason(store: Store) -> str:
 
 
 class StopCoordinator:
-    """The course for the processes that decide: those with the first stage, or all of an end-to-end pipeline.
+    """The stop signal of the processes that decide: those with the first stage, or all of an end-to-end pipeline.
 
     Until a stop is asked for they decide every step at once, each for itself. Then each tells the first step that it
     has not decided yet, and the run ends before the last of these. What the others need in order to come so far has
@@ -109,3 +111,28 @@ class StopCoordinator:
         with self._changed:
             self._end, self._agreeing = end, False
             self._changed.notify_all()
+
+
+@contextmanager
+def stop_coordinator(world: World, deciders: Sequence[int], first_step: int) -> Iterator[StopCoordinator | None]:
+    """The stop signal of this process where it is one of those that decide, for as long as the run trains.
+
+    Args:
+        world: this process.
+        deciders: ranks of all processes that decide.
+        first_step: the first that a stop may come before.
+
+    Returns:
+        A context; its value is None in the processes that the stream tells.
+    """
+    if world.rank not in deciders:
+        yield None
+        return
+    coordinator = StopCoordinator(world.connection(), world.rank, deciders, first_step)
+    try:
+        yield coordinator
+    except BaseException:
+        if world.size == 1:  # Where there are more, this process ends without waiting for its threads.
+            coordinator.close(world.store)
+        raise
+    coordinator.close(world.store)

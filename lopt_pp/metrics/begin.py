@@ -16,9 +16,7 @@ from lopt_pp.metrics.records import FILE, Record
 from lopt_pp.metrics.run_info import about_stage, gather_about, write_about
 from lopt_pp.metrics.trace import TraceFile
 from lopt_pp.metrics.trackers import Listener, open_tracker
-from lopt_pp.objectives import NextToken
-from lopt_pp.stage.end_to_end_stage import EndToEndStage
-from lopt_pp.stage.stage import Stage
+from lopt_pp.stage.base import BaseStage
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +25,9 @@ def begin(
     world: World,
     config: Config,
     topology: Topology,
-    stages: Sequence[Stage | EndToEndStage],
+    stages: Sequence[BaseStage],
     loss_names: Sequence[str | None],
-    facts: Mapping[str, Any],
+    run_info: Mapping[str, Any],
 ) -> tuple[Callable[[Record], None], list[Listener]]:
     """Joins the processes' clocks, writes `run.json`, and opens the trace and the tracker. All must call this.
 
@@ -39,7 +37,7 @@ def begin(
         topology: of the run.
         stages: of this process.
         loss_names: of all stages.
-        facts: what `run.json` is to say besides.
+        run_info: what `run.json` is to say besides.
 
     Returns:
         What reports a record of this process's to rank 0; and, on rank 0, what is to be told of every step.
@@ -51,31 +49,19 @@ def begin(
     accumulation = config.run.gradient_accumulation_steps
     peak = device_peak(world.device, config.stage.compute_dtype)
     works = {
-        stage.index: work_of(stage.block, stage.objective, stage.learned_share(accumulation), peak)
-        if isinstance(stage, Stage)
-        else work_of(stage.block, None, 1.0, peak)
-        for stage in stages
+        stage.index: work_of(stage.block, stage.objective, stage.learned_share(accumulation), peak) for stage in stages
     }
 
     def report(record: Record) -> None:
         post(world.store, replica, record | works[record["stage"]].utilization(record), offset.seconds)
 
-    own = [
-        about_stage(
-            stage.block,
-            # End to end every block learns from the task, whose loss has no parameters of its own.
-            stage.objective if isinstance(stage, Stage) else NextToken(),
-            works[stage.index],
-            loss_names[stage.index],
-        )
-        for stage in stages
-    ]
+    own = [about_stage(stage, works[stage.index], loss_names[stage.index]) for stage in stages]
     processes = gather_about(world, own, offset)
     if world.rank != 0:
         return report, []
     output_dir = Path(config.run.output_dir)
     name = config.report.run_name or output_dir.resolve().name
-    about = {"name": name, **facts, "layout": asdict(topology)}
+    about = {"name": name, **run_info, "layout": asdict(topology)}
     try:
         write_about(output_dir / FILE, about, config.flags(), processes)
     except OSError as error:
@@ -86,5 +72,5 @@ def begin(
         names = [f"stage {index}: layers {start}-{stop - 1}" for index, (start, stop) in sorted(rows.items())]
         clocks = {f"rank {process['rank']}": process["clock"] for process in processes}
         listeners.append(TraceFile(output_dir / "trace.json", window, names, about | {"clocks": clocks}))
-    tracker = open_tracker(config.report, output_dir, config.flags(), facts["steps_done_before"])
+    tracker = open_tracker(config.report, output_dir, config.flags(), run_info["steps_done_before"])
     return report, listeners if tracker is None else [*listeners, tracker]

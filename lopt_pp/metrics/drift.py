@@ -8,8 +8,7 @@ The last stage has no boundary after it, and gets no such message: with two stag
 """
 
 import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,9 +16,7 @@ import torch.nn.functional as F
 
 from lopt_pp.config.topology import Topology
 from lopt_pp.data import MicrobatchSampler
-from lopt_pp.metrics.clock import StageClock
 from lopt_pp.metrics.records import Record
-from lopt_pp.pipeline.stream import Receiver, Sender
 from lopt_pp.stage.stage import Stage
 
 _ROWS, _TOKENS = 4, 128
@@ -35,14 +32,9 @@ class Probe:
         sampler: of the data, the same in all processes: the probe is the beginning of its first microbatch.
         every: steps between measurements.
         num_stages: of the run.
-        limit: of the drift, above which a stage stops learning.
-
-    Attributes:
-        limit: likewise.
     """
 
-    def __init__(self, sampler: MicrobatchSampler, every: int, num_stages: int, limit: float = math.inf) -> None:
-        self.limit = limit
+    def __init__(self, sampler: MicrobatchSampler, every: int, num_stages: int) -> None:
         # The rows of a streamed step may all be unusable.
         batch = next(b for step in itertools.count() for b in sampler.microbatches(step) if b.num_tokens > 0)
         tokens = min(int(batch.token_mask[:_ROWS].sum(dim=1).max()), _TOKENS)
@@ -56,13 +48,18 @@ class Probe:
         """Whether the stages measure after the step, counted from 0."""
         return (step + 1) % self._every == 0
 
-    def crossing(self, boundary: int, step: int) -> Iterator[tuple[int, int]]:
-        """The (rows, tokens) of what the probe adds to a step's messages across the boundary after a stage."""
-        if self._is_sent_by(boundary) and self.is_due(step):
-            yield self._input_ids.shape[0], self._input_ids.shape[1]
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The (sequences, tokens) of its message across a boundary."""
+        return self._input_ids.shape[0], self._input_ids.shape[1]
 
-    def _is_sent_by(self, stage: int) -> bool:
+    def is_sent_by(self, stage: int) -> bool:
+        """Whether the hidden states of the probe go on from a stage to the next. The last stage needs none."""
         return stage < self._num_stages - 2
+
+    def measures(self, stage: Stage) -> bool:
+        """Whether there is a boundary after the stage whose drift is measured."""
+        return stage.index in self._pretrained
 
     def remember(self, stages: Sequence[Stage], topology: Topology, rank: int) -> None:
         """Runs the probe through the blocks with their pretrained weights. All processes must call this, before they
@@ -84,34 +81,23 @@ class Probe:
                 dist.recv(inputs, topology.rank_of(stage.index - 1, replica), tag=_TAG)
             self._pretrained[stage.index] = stage.probe(inputs.to(stage.device)).cpu()
             target = topology.rank_of(stage.index + 1, replica)
-            if self._is_sent_by(stage.index) and target != rank:
+            if self.is_sent_by(stage.index) and target != rank:
                 dist.send(self._pretrained[stage.index], target, tag=_TAG)
 
-    def measure(self, stage: Stage, receiver: Receiver | None, sender: Sender | None, clock: StageClock) -> Record:
+    def measure(self, stage: Stage, received: torch.Tensor | None) -> tuple[torch.Tensor, Record]:
         """Runs the probe through a stage as it is now.
 
         Args:
-            stage: of this process.
-            receiver: its end of the boundary before it; None on the first.
-            sender: its end of the boundary after it; None on the last.
-            clock: of the stage.
+            stage: of this process, that `measures` names.
+            received: what the stage before has made of it, `[sequences, tokens, hidden]`; None on the first stage.
 
         Returns:
-            `drift_norm` and `drift_cosine` of the boundary after the stage; nothing of the last stage.
+            What the next stage would get, `[sequences, tokens, hidden]`; and `drift_norm` and `drift_cosine` of the
+            boundary after the stage.
         """
-        if stage.index not in self._pretrained:
-            return {}
-        inputs = self._input_ids.to(stage.device)
-        if receiver is not None:
-            with clock("wait_receive"):
-                inputs = receiver.receive()
-        with clock("probe"):
-            outputs = stage.probe(inputs)
-            record = drift(outputs, self._pretrained[stage.index].to(stage.device), self._mask.to(stage.device))
-        if sender is not None and self._is_sent_by(stage.index):
-            with clock("wait_send"):
-                sender.send(outputs)
-        return record
+        outputs = stage.probe(self._input_ids.to(stage.device) if received is None else received)
+        pretrained = self._pretrained[stage.index].to(stage.device)
+        return outputs, drift(outputs, pretrained, self._mask.to(stage.device))
 
 
 def drift(now: torch.Tensor, then: torch.Tensor, mask: torch.Tensor) -> Record:

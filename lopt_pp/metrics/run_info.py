@@ -15,25 +15,26 @@ from torch import nn
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.clock_sync import Offset
 from lopt_pp.metrics.mfu import Work
-from lopt_pp.model.block import BlockModel
+from lopt_pp.stage.base import BaseStage
 from lopt_pp.util.files import write_text
 
 
-def about_stage(block: BlockModel, objective: nn.Module | None, work: Work, loss: str | None) -> dict[str, Any]:
+def about_stage(stage: BaseStage, work: Work, loss: str | None) -> dict[str, Any]:
     """What one process has to say of a stage of its.
 
     Args:
-        block: of the stage.
-        objective: that it learns from; None where it only runs forward.
+        stage: likewise.
         work: its arithmetic.
         loss: the name of its loss; None where it has none.
     """
+    block, objective = stage.block, stage.objective
+    trained = _trained(block) + (0 if objective is None else _trained(objective))
     return {
-        "stage": block.spec.stage,
+        "stage": stage.index,
         "layers": [block.spec.start, block.spec.stop],
         "loss": loss,
         "parameters": sum(parameter.numel() for parameter in block.parameters()),
-        "trained_parameters": 0 if objective is None else _trained(block) + _trained(objective),
+        "trained_parameters": trained if stage.learns else 0,
         **asdict(work),
     }
 
@@ -66,13 +67,13 @@ def _name(device: torch.device) -> str:
 
 
 def write_about(
-    path: Path, facts: Mapping[str, Any], flags: Mapping[str, Any], processes: Sequence[Mapping[str, Any]]
+    path: Path, run_info: Mapping[str, Any], flags: Mapping[str, Any], processes: Sequence[Mapping[str, Any]]
 ) -> None:
     """Writes `run.json`.
 
     Args:
         path: of the file.
-        facts: what there is to know of the run as a whole.
+        run_info: what there is to know of the run as a whole.
         flags: of the run.
         processes: what `gather_about` gave.
     """
@@ -80,7 +81,7 @@ def write_about(
         "format": 1,
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "versions": {name: version(name) for name in ("lopt-pp", "torch", "transformers")},
-        **facts,
+        **run_info,
         "flags": flags,
         "processes": processes,
     }

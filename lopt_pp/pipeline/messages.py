@@ -57,10 +57,45 @@ def dtype_code(dtype: torch.dtype) -> int:
     return _DTYPES.index(dtype)
 
 
-def with_end(headers: Iterable[Header]) -> Iterator[Header]:
-    """The headers of a run, and what stands after the last."""
+def with_end(headers: Iterable[Header | None]) -> Iterator[Header | None]:
+    """The headers of a run, and what stands after the last.
+
+    A None among them says that the shape of the next message is not known yet; see `HeaderQueue`.
+    """
     step = 0
     for header in headers:
         yield header
-        step = header.step + 1
+        if header is not None:
+            step = header.step + 1
     yield Header.end(step)
+
+
+class HeaderQueue:
+    """The headers of a run, one after another, of which the next one may have to be waited for.
+
+    Mostly every header follows from the data order. But a step may have messages whose shapes depend on what the model
+    has done before: completions that it generates are as long as they turn out. Then the iterator gives None until
+    their shapes are known, and is asked again later.
+
+    Args:
+        headers: of every message in order; None as often as it is asked for one whose shape is not known yet.
+    """
+
+    def __init__(self, headers: Iterable[Header | None]) -> None:
+        self._headers = with_end(headers)
+        self._next: Header | None = None
+        self.is_over = False
+        """Whether the end has been taken."""
+
+    def peek(self) -> Header | None:
+        """The next header; None where it is not known yet, or the end has been taken."""
+        if self._next is None and not self.is_over:
+            self._next = next(self._headers)
+        return self._next
+
+    def take(self) -> Header:
+        """Takes the header that `peek` has just shown."""
+        header, self._next = self._next, None
+        assert header is not None, "a header was taken that is not known yet"
+        self.is_over = header.is_end
+        return header

@@ -9,10 +9,7 @@ of a hang. Where the run is asked to stop, the end stands in place of the first 
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -20,7 +17,8 @@ import torch.distributed as dist
 
 from lopt_pp.distributed.shutdown import NEVER_STOPS, StopSignal
 from lopt_pp.errors import StreamError
-from lopt_pp.pipeline.messages import Header, dtype_code, with_end
+from lopt_pp.pipeline.boundary import Boundary
+from lopt_pp.pipeline.messages import Header, HeaderQueue, dtype_code
 
 _TAG_PAYLOAD, _TAG_HEADER = 0, 1
 
@@ -64,65 +62,13 @@ class LocalStream:
         assert not self._queue, "a microbatch was sent that no stage received"
 
 
-@dataclass(frozen=True)
-class Boundary:
-    """Two neighbouring processes and the groups that they talk in.
-
-    Attributes:
-        source: rank of the process that sends.
-        target: rank of the process that receives.
-        stage: the stage that sends; `stage + 1` receives.
-        headers: gloo group that has the two.
-        payload: group that has the two, on the payload's backend; may be the same.
-        device: where the payload lives.
-        timeout: seconds to wait for the neighbour.
-    """
-
-    source: int
-    target: int
-    stage: int
-    headers: dist.ProcessGroup
-    payload: dist.ProcessGroup
-    device: torch.device
-    timeout: float
-
-    def send(self, tensor: torch.Tensor, group: dist.ProcessGroup, tag: int) -> dist.Work:
-        """Begins to send a tensor to the target."""
-        with self._naming(self.target, "sending"):
-            work = dist.isend(tensor, self.target, group, tag=tag)
-        assert work is not None
-        return work
-
-    def receive(self, tensor: torch.Tensor, group: dist.ProcessGroup, tag: int) -> dist.Work:
-        """Begins to receive a tensor from the source."""
-        with self._naming(self.source, "receiving"):
-            work = dist.irecv(tensor, self.source, group, tag=tag)
-        assert work is not None
-        return work
-
-    def wait(self, work: dist.Work, on: str, peer: int, header: Header) -> None:
-        """Waits for `work`, and says which neighbour let it fail."""
-        with self._naming(peer, f"{on} at {header}"):
-            work.wait(timedelta(seconds=self.timeout))
-
-    @contextmanager
-    def _naming(self, peer: int, on: str) -> Iterator[None]:
-        """Says which neighbour lets something fail. A connection that has broken fails at once, not when waited for."""
-        try:
-            yield
-        except RuntimeError as error:
-            stage = self.stage if peer == self.source else self.stage + 1
-            hangs = "timed out" in str(error).lower()
-            fault = f"does not answer for {self.timeout:g} s (--stream_timeout)" if hangs else "has died or left"
-            raise StreamError(f"stage {stage} (rank {peer}) {fault}: {on} failed") from error
-
-
 class StreamSender:
     """The sending end of a boundary between two processes.
 
     Args:
         boundary: the two processes.
-        headers: of every message of the whole run, in order.
+        headers: of every message of the whole run, in order; None while the next one's shape is not known (see
+            `HeaderQueue`).
         queue_depth: messages that may be on their way at once.
         stop_signal: says which steps are made.
     """
@@ -130,14 +76,13 @@ class StreamSender:
     def __init__(
         self,
         boundary: Boundary,
-        headers: Iterable[Header],
+        headers: Iterable[Header | None],
         queue_depth: int,
         stop_signal: StopSignal = NEVER_STOPS,
     ) -> None:
         self._boundary = boundary
         self._announced: deque[Header] = deque()
-        self._headers = with_end(headers)
-        self._next: Header | None = next(self._headers)
+        self._headers = HeaderQueue(headers)
         self._depth = queue_depth
         self._stop_signal = stop_signal
         self._payloads: deque[tuple[dist.Work, torch.Tensor, Header]] = deque()
@@ -145,15 +90,16 @@ class StreamSender:
         self._announce()
 
     def _announce(self) -> None:
-        """Sends headers as far ahead as the queue is deep and as it is known that their steps are made."""
-        while self._next is not None and len(self._announced) < self._depth:
-            header = self._next
-            if header.microbatch == 0:
-                if not self._stop_signal.is_decided(header.step):
-                    return
-                if not self._stop_signal.runs(header.step):
-                    header = Header.end(header.step)
-            self._next = None if header.is_end else next(self._headers)
+        """Sends headers as far ahead as the queue is deep, their shapes are known, and it is decided that their steps
+        are made."""
+        while len(self._announced) < self._depth and (header := self._headers.peek()) is not None:
+            begins_step = header.microbatch == 0
+            if begins_step and not self._stop_signal.is_decided(header.step):
+                return
+            self._headers.take()
+            if begins_step and not self._stop_signal.runs(header.step):
+                header = Header.end(header.step)
+                self._headers.is_over = True
             self._send_header(header)
 
     def _send_header(self, header: Header) -> None:
@@ -167,6 +113,7 @@ class StreamSender:
 
     def send(self, hidden_states: torch.Tensor) -> None:
         self._announce()
+        assert self._announced, "a message is sent whose shape is not known"
         header = self._announced.popleft()
         given = (*hidden_states.shape, dtype_code(hidden_states.dtype))
         if given != (*header.shape, header.dtype):
@@ -183,7 +130,7 @@ class StreamSender:
 
     def close(self) -> None:
         self._announce()
-        assert self._next is None, "the stream is closed before its end is known"
+        assert self._headers.is_over, "the stream is closed before its end is known"
         end = self._announced[-1]
         while self._payloads:
             self._wait_oldest()
@@ -196,13 +143,14 @@ class StreamReceiver:
 
     Args:
         boundary: the two processes.
-        headers: of every message of the whole run that this process expects, in order, from its own data order.
+        headers: of every message of the whole run that this process expects, in order, from its own data order; None
+            while it does not know the next one's shape (see `HeaderQueue`).
         queue_depth: the same as the sender's, which is how far headers run ahead.
     """
 
-    def __init__(self, boundary: Boundary, headers: Iterable[Header], queue_depth: int) -> None:
+    def __init__(self, boundary: Boundary, headers: Iterable[Header | None], queue_depth: int) -> None:
         self._boundary = boundary
-        self._expected = with_end(headers)
+        self._expected = HeaderQueue(headers)
         self._depth = queue_depth
         self._header_works: deque[tuple[dist.Work, torch.Tensor]] = deque()
         self._payloads: deque[tuple[dist.Work, torch.Tensor, Header]] = deque()
@@ -213,6 +161,8 @@ class StreamReceiver:
         self._known = 0
         """The steps before this one are made, as far as headers have told."""
         self._end: Header | None = None
+        self._unchecked: deque[Header] = deque()
+        """Came before this end knew what to expect."""
 
     def is_decided(self, step: int) -> bool:
         return self._end is not None or step < self._known
@@ -229,18 +179,11 @@ class StreamReceiver:
 
     def _post_next(self) -> None:
         """Checks the next header against what is expected, and posts the receive of its payload."""
-        expected = next(self._expected)
         arrival, packed = self._header_works.popleft()
-        self._boundary.wait(arrival, "receiving a header", self._boundary.source, expected)
+        self._boundary.wait(arrival, "receiving a header", self._boundary.source, self._expected.peek())
         header = Header.unpack(packed)
-        stops_early = expected.microbatch == 0 and header == Header.end(expected.step)
-        if header != expected and not stops_early:
-            b = self._boundary
-            raise StreamError(
-                f"stages {b.stage} and {b.stage + 1} disagree: stage {b.stage} (rank {b.source}) sends {header}, "
-                f"stage {b.stage + 1} (rank {b.target}) expects {expected}; both must be given the same data, model, "
-                f"flags and versions"
-            )
+        self._unchecked.append(header)
+        self._check_known()
         if header.is_end:
             self._end = header
             return
@@ -250,10 +193,30 @@ class StreamReceiver:
         work = self._boundary.receive(buffer, self._boundary.payload, _TAG_PAYLOAD)
         self._payloads.append((work, buffer, header))
 
+    def _check_known(self) -> None:
+        """Compares headers that have come with those that are expected, as far as this end knows what to expect."""
+        while self._unchecked and self._expected.peek() is not None:
+            expected, header = self._expected.take(), self._unchecked.popleft()
+            stops_early = expected.microbatch == 0 and header == Header.end(expected.step)
+            if header != expected and not stops_early:
+                b = self._boundary
+                raise StreamError(
+                    f"stages {b.stage} and {b.stage + 1} disagree: stage {b.stage} (rank {b.source}) sends {header}, "
+                    f"stage {b.stage + 1} (rank {b.target}) expects {expected}; both must be given the same data, "
+                    f"model, flags and versions"
+                )
+
     def receive(self) -> torch.Tensor:
-        while len(self._payloads) < self._depth and self._end is None:
+        # Never waits for headers further ahead than this end knows what comes: the other end may not know it either.
+        while (
+            len(self._payloads) < self._depth
+            and self._end is None
+            and (not self._payloads or self._expected.peek() is not None)
+        ):
             self._post_next()
         work, hidden_states, header = self._payloads.popleft()
+        self._check_known()
+        assert len(self._unchecked) <= len(self._payloads), "a message is received whose shape is not known"
         self._boundary.wait(work, "receiving", self._boundary.source, header)
         return hidden_states
 

@@ -8,6 +8,7 @@ what FSDP2 gathers.
 import contextlib
 import copy
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -138,26 +139,32 @@ class Model:
                 workload.accumulation if specs[-1].is_last else workload.objective.num_learned(workload.accumulation)
             )
             _prepare(optimizers, workload, tracker, workload.finds_gradients(learned))
+
+            @contextlib.contextmanager
+            def watch(phase: str) -> Iterator[None]:
+                nonlocal kept
+                if phase == "backward":
+                    kept = max(kept, tracker.live["activations"])
+                yield
+
             with tracker:
                 batch = random_microbatch((workload.rows, workload.tokens), self.config.vocab_size, _CPU)
                 received, operations = None if specs[0].is_first else self._message(workload), 0.0
-                # As in lopt_pp/training/loop.py, where the names live as long.
                 for stage in stages:
-                    before = tracker.operations
-                    output = stage.forward(batch, received)
-                    outgoing = None if stage.block.spec.is_last else stage.outgoing(output)
-                    if stage.learns:
-                        loss = stage.loss(output, batch, batch.num_tokens)
-                        kept = max(kept, tracker.live["activations"])
-                        loss.backward()
-                        del loss
-                    del output
-                    own, share = tracker.operations - before, stage.learned_share(workload.accumulation) or 1.0
+                    before, sent = tracker.operations, deque[torch.Tensor]()
+                    stage.run_microbatch(
+                        batch,
+                        received,
+                        None if stage.block.spec.is_last else sent.append,
+                        step_count=batch.num_tokens if stage.learns else None,
+                        clock=watch,
+                    )
+                    own = tracker.operations - before
+                    share = stage.learned_share(workload.accumulation) if stage.learns else 1.0
                     if share < 1:  # Other microbatches only go forward.
-                        stage.forward(batch, received, learns=False)
+                        stage.run_microbatch(batch, received)
                     operations += share * own + (1 - share) * (tracker.operations - before - own)
-                    received = outgoing
-                    del outgoing
+                    received = sent.popleft() if sent else None
                 del received
                 for optimizer in optimizers:
                     optimizer.clip()

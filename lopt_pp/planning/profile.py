@@ -106,10 +106,12 @@ class _Timer:
         timed = Stage(block, own, self._optim, num_steps=10**6, config=self._stage, device=self._device)
 
         def microbatch() -> None:
-            output = timed.forward(self._batch, None if spec.is_first else self._received)
-            timed.outgoing(output)
-            if timed.learns:
-                timed.loss(output, self._batch, self._batch.num_tokens).backward()
+            timed.run_microbatch(
+                self._batch,
+                None if spec.is_first else self._received,
+                lambda hidden_states: None,
+                step_count=self._batch.num_tokens if timed.learns else None,
+            )
 
         return self._seconds(microbatch, lambda: timed.step(0), accumulation)
 

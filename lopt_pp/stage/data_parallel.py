@@ -35,6 +35,18 @@ class Replicas:
     def size(self) -> int:
         return self.mesh.size()
 
+    def join(self, module: nn.Module) -> nn.Module:
+        """Has the replicas train a module together.
+
+        Returns:
+            What is to be called in its place: itself where it is sharded, else a wrapper that averages the gradients.
+        """
+        if self.sharded:
+            self.shard(module)
+            return module
+        learns = any(parameter.requires_grad for parameter in module.parameters())
+        return self.replicate(module) if learns else module
+
     def shard(self, module: nn.Module) -> None:
         """Leaves each process its share of the parameters of a block or an objective: layer by layer, then the rest."""
         for part in list(module.modules()):

@@ -1,8 +1,6 @@
 """One stage: a block with its local objective and its optimizer. Knows no other stage and no communication."""
 
 import contextlib
-import math
-import threading
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -11,20 +9,19 @@ from torch.nn.parallel import DistributedDataParallel
 from lopt_pp.config.compute import PLAIN, StageConfig
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.data import Microbatch, TokenCounts
-from lopt_pp.errors import NotFiniteError
 from lopt_pp.model.block import BlockModel, BlockOutput
 from lopt_pp.objectives import Objective
+from lopt_pp.stage.base import BaseStage, Clock, check_finite, untimed
 from lopt_pp.stage.compute import prepare_block, prepare_objective
 from lopt_pp.stage.data_parallel import Replicas, reshard
 from lopt_pp.stage.optimizer import Optimizer
-from lopt_pp.stage.state import read_state, write_state
 from lopt_pp.util.seeds import derive_seed
 
 _FROZEN = "stands"
-"""In the saved state of a stage whose learning has ended."""
+"""In the saved state of a stage whose learning has ended. (A key of checkpoints: its name stays.)"""
 
 
-class Stage:
+class Stage(BaseStage):
     """Trains one block by its own loss, or only runs it forward.
 
     Args:
@@ -54,10 +51,8 @@ class Stage:
         device: torch.device | str = "cpu",
         replicas: Replicas | None = None,
     ) -> None:
-        self.device = torch.device(device)
-        self.block = prepare_block(block, config, self.device)
+        super().__init__(prepare_block(block, config, torch.device(device)), device)
         self.objective = objective
-        self.index = block.spec.stage
         self.dtype = config.compute_dtype
         self.num_replicas = replicas.size if replicas else 1
         self.is_sharded = replicas is not None and replicas.sharded
@@ -71,39 +66,22 @@ class Stage:
         self._warmup_steps = 0
         self._accumulation_steps = None if block.spec.is_last else local_accumulation_steps
         self._losses: dict[int, torch.Tensor] = {}
-        self.steps_done = 0
         self._is_frozen = False
         self._measures = False
-        self.updating = threading.Lock()
-        """Held while weights change, so that another thread can save them between two steps."""
-        self._modules: dict[str, torch.nn.Module] = {"block": block.model}
-        self.optimizer: Optimizer | None = None
         if objective is None:
             block.eval().requires_grad_(False)
             return
         self._modules["objective"] = objective
         prepare_objective(objective, config, self.device)
-        has_head = any(parameter.requires_grad for parameter in objective.parameters())
-        if has_head:
+        if any(parameter.requires_grad for parameter in objective.parameters()):
             self._warmup_steps = local_head_warmup_steps
-        if replicas and replicas.sharded:
-            replicas.shard(block)
-            replicas.shard(objective)
-        elif replicas:
-            self._run = replicas.replicate(block)
-            self._ddp.append(self._run)
-            if has_head:
-                self._loss = replicas.replicate(objective)
-                self._ddp.append(self._loss)
+        if replicas:
+            self._run, self._loss = joined = replicas.join(block), replicas.join(objective)
+            self._ddp = [module for module in joined if isinstance(module, DistributedDataParallel)]
         rate = head_rate = optim.learning_rate
         if not block.spec.is_last:
             rate, head_rate = optim.rates_of_earlier_stage(objective.rate_share)
         self.optimizer = Optimizer(block.parameters(), optim, rate, num_steps, objective.parameters(), head_rate)
-
-    @property
-    def learns(self) -> bool:
-        """Whether the stage has a loss; otherwise it only runs forward."""
-        return self.objective is not None
 
     @property
     def block_learns(self) -> bool:
@@ -117,7 +95,7 @@ class Stage:
 
         Args:
             step: of the run.
-            num_turns: microbatches in the replica's part of it.
+            num_indices: microbatches in the replica's part of it.
         """
         if not self.learns:
             return []
@@ -148,7 +126,51 @@ class Stage:
         assert self.objective is not None
         return self.objective.count(counts)
 
-    def accumulating(self, is_last: bool) -> contextlib.AbstractContextManager:
+    def run_microbatch(
+        self,
+        batch: Microbatch,
+        hidden_states: torch.Tensor | None,
+        send: Callable[[torch.Tensor], None] | None = None,
+        *,
+        step_count: int | None = None,
+        is_last: bool = True,
+        clock: Clock = untimed,
+    ) -> torch.Tensor | None:
+        """One microbatch: forward, on to the next stage, then the stage's own loss and its backward.
+
+        Within `evaluating` the loss is measured, and nothing goes backward.
+
+        Args:
+            batch: the microbatch, on the stage's device.
+            hidden_states: `[sequences, tokens, hidden]` from the stage before; None on the first.
+            send: hands on what the next stage gets, `outgoing`; None on the last stage.
+            step_count: the number of tokens that the loss counts in the whole optimizer step, over all replicas; None
+                where the stage is not to learn from this microbatch.
+            is_last: whether it is the last of its step that the stage learns from.
+            clock: times the phases `forward` and `backward`.
+
+        Returns:
+            The loss that was measured, summed over the tokens that count, a float32 scalar; None in training, and of a
+            stage that has no loss.
+        """
+        learns, measured = step_count is not None or self._measures, None
+        with self._accumulating(is_last=learns and is_last):
+            with clock("forward"):
+                output = self.forward(batch, hidden_states, learns)
+            # The next stage can begin while this one goes backward.
+            if send is not None:
+                send(self.outgoing(output))
+            if self._measures and self.objective is not None:
+                with clock("forward"):
+                    measured = self.summed_loss(output, batch)
+            elif step_count is not None:
+                with clock("forward"):
+                    loss = self.loss(output, batch, step_count)
+                with clock("backward"):
+                    loss.backward()
+        return measured
+
+    def _accumulating(self, is_last: bool) -> contextlib.AbstractContextManager:
         """For forward and backward of one microbatch: before the last of a step, replicas need not hear of each other.
 
         Sharded replicas add up their gradients in each microbatch, since none has room for all of them.
@@ -247,31 +269,13 @@ class Stage:
             reshard(parts)
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""
-        state = read_state(self._modules, self.optimizer)
+        state = super().state()
         return state | {_FROZEN: torch.tensor(True)} if self._is_frozen else state
 
     def resume(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
-        """Goes on from what `state` gave after `steps_done` steps, in this layout of replicas or another.
-
-        Raises:
-            LoptError: it is another stage's.
-        """
         if _FROZEN in state:
             self.freeze()
-        write_state(state, self._modules, self.optimizer, steps_done)
-        self.steps_done = steps_done
-
-    def resume_weights(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
-        """Goes on from the weights among other stages' `state`, with an optimizer and a local head that start anew.
-
-        Raises:
-            LoptError: a tensor of this stage is missing or of another shape.
-        """
-        write_state(state, {"block": self.block.model}, None, steps_done)
-        if self.optimizer is not None:
-            self.optimizer.resume({}, steps_done)
-        self.steps_done = steps_done
+        super().resume(state, steps_done)
 
     def step(self, step: int) -> dict[str, float]:
         """Makes the optimizer step, once the losses and the gradient are known to be finite.
@@ -291,13 +295,11 @@ class Stage:
         losses, self._losses = self._losses, {}
         like = next(iter(losses.values()))
         *values, norm = torch.stack([*losses.values(), grad_norm.to(like)]).tolist()
-        for index, value in zip(losses, values, strict=True):
-            if not math.isfinite(value):
-                raise NotFiniteError(
-                    f"stage {self.index}: the {self.objective.name} of step {step + 1}, microbatch {index + 1} is "
-                    f"{value}; a lower learning rate, --max_grad_norm or --dtype float32 may help, or look at its rows"
-                )
-        check_norm(norm, self.index, step)
+        named = {
+            f"{self.objective.name} of step {step + 1}, microbatch {index + 1}": value
+            for index, value in zip(losses, values, strict=True)
+        }
+        check_finite(self.index, step, named, norm)
         rate = self.optimizer.learning_rate if self.block_learns else 0.0
         record = {self.objective.name: sum(values), "grad_norm": norm, "learning_rate": rate}
         with self.updating:
@@ -307,9 +309,3 @@ class Stage:
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, self.dtype, enabled=self._autocasts)
-
-
-def check_norm(norm: float, stage: int, step: int) -> None:
-    """Raises NotFiniteError unless the gradient norm of the step is finite."""
-    if not math.isfinite(norm):
-        raise NotFiniteError(f"stage {stage}: the gradient norm of step {step + 1} is {norm}; lower the learning rate")

@@ -13,14 +13,12 @@ from lopt_pp.checkpoint.best import Measured, compare_with_start, load_best, ran
 from lopt_pp.checkpoint.final_model import finish_model, keep_shards, save_stage
 from lopt_pp.checkpoint.model_card import model_card
 from lopt_pp.checkpoint.output_dir import STOPPED, remove_unfinished
-from lopt_pp.checkpoint.writer import Committer
-from lopt_pp.config.train_config import Config
 from lopt_pp.distributed.shutdown import stop_reason
 from lopt_pp.distributed.world import Failure, World
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.metrics.collector import Collector, post_end
-from lopt_pp.stage.end_to_end_stage import EndToEndStage
-from lopt_pp.stage.stage import Stage
+from lopt_pp.stage.base import BaseStage
+from lopt_pp.training.checkpointing import Checkpointer
 from lopt_pp.training.setup import Setup
 from lopt_pp.util.console import print_error
 
@@ -31,55 +29,54 @@ class RunFinalizer:
     """One process's part of what a run leaves.
 
     Args:
-        config: the flags.
-        world: this process.
         setup: of the run.
-        trained: what this process trains.
+        world: this process.
+        stages: of this process.
     """
 
-    def __init__(self, config: Config, world: World, setup: Setup, trained: Sequence[Stage | EndToEndStage]) -> None:
-        self._config, self._world, self._setup, self._trained = config, world, setup, trained
-        self._output_dir = Path(config.run.output_dir)
+    def __init__(self, setup: Setup, world: World, stages: Sequence[BaseStage]) -> None:
+        self._config, self._world, self._setup, self._stages = setup.config, world, setup, stages
+        self._output_dir = Path(setup.config.run.output_dir)
         self._replica = setup.topology.replica_of(world.rank)
         self._measured: Measured | None = None
 
-    def finish(self, collector: Collector | None, committer: Committer | None) -> None:
+    def finish(self, collector: Collector | None, checkpointer: Checkpointer) -> None:
         """Leaves the model, and all of the log and the checkpoints. All must call this after the last step.
 
         Args:
-            collector, committer: on rank 0.
+            collector: of the run's records, on rank 0.
+            checkpointer: of this process.
 
         Raises:
             LoptError: it cannot be written.
         """
-        self._choose(collector, committer)
+        self._choose(collector, checkpointer)
         self._save(self._output_dir, self._world.store)
-        if committer is not None:
-            committer.join()
+        checkpointer.join()
         if collector is not None:
             collector.join()
             if self._config.data.streaming:  # Only now it is known.
                 logger.info("%s", self._setup.rows.summary())
             self._say_how_it_went(collector)
 
-    def stop(self, steps_before: int, steps_done: int, collector: Collector, committer: Committer) -> None:
+    def stop(self, steps_before: int, steps_done: int, collector: Collector, checkpointer: Checkpointer) -> None:
         """For rank 0: brings log and checkpoint to their end, and leaves word for whoever starts the run again.
 
         Args:
             steps_before: that were done when the process began.
             steps_done: now.
-            collector: of the log.
-            committer: of the checkpoints.
+            collector: of the run's records.
+            checkpointer: of this process.
 
         Raises:
             LoptError: steps were done, and no checkpoint has them.
         """
         post_end(self._world.store, steps_done)
         collector.join()
-        committer.join()
+        checkpointer.join()
         num_steps = self._setup.num_steps
         reason, done = stop_reason(self._world.store), f"{steps_done} of {num_steps} steps are done"
-        has_saved = committer.committed == steps_done
+        has_saved = checkpointer.committed == steps_done
         if steps_done > steps_before and self._config.checkpoint.save_steps > 0 and not has_saved:
             raise LoptError(f"stopped by {reason}: {done}, but no checkpoint of them could be saved in time")
         stopped = {"step": steps_done, "num_steps": num_steps, "signal": reason}
@@ -90,17 +87,16 @@ class RunFinalizer:
             how = "they are lost, since --save_steps 0 turns checkpoints off"
         logger.warning("stopped by %s: %s; %s", reason, done, how)
 
-    @property
-    def keeps_last_good(self) -> bool:
-        """Whether the weights are saved where a loss is not finite.
+    def explain(self, error: NotFiniteError) -> NotFiniteError:
+        """The error with where the weights from before that step are kept, if they are: see `abandon`."""
+        # Replicas that hold a share each would have to stop at the same step to give what they have.
+        if any(stage.is_sharded for stage in self._stages):
+            return error
+        kept = f"{error}. The weights from before that step are kept in {self._last_good}"
+        return NotFiniteError(kept, keeps_weights=True)
 
-        Replicas that hold a share each would have to stop at the same step to give what they have.
-        """
-        return not any(stage.is_sharded for stage in self._trained)
-
     @property
-    def last_good(self) -> Path:
-        """Where they are saved."""
+    def _last_good(self) -> Path:
         return self._output_dir / "last_good"
 
     def abandon(self, failure: Failure) -> None:
@@ -110,19 +106,19 @@ class RunFinalizer:
         """
         if failure.keep:
             try:
-                self._save(self.last_good, self._world.connection(timedelta(minutes=2)))
+                self._save(self._last_good, self._world.connection(timedelta(minutes=2)))
             except (RuntimeError, OSError, LoptError) as error:
                 name = self._setup.topology.name_of(self._world.rank)
                 print_error(f"{name}: the last good weights could not be saved: {error}")
         remove_unfinished(self._output_dir)
 
-    def _choose(self, collector: Collector | None, committer: Committer | None) -> None:
+    def _choose(self, collector: Collector | None, checkpointer: Checkpointer) -> None:
         """Leaves the stages with the model that is to be saved: the last one, or the best. All must call this."""
         if self._setup.held_out is None:
             return
         models: list[Measured] = []
-        if collector is not None and committer is not None:
-            committer.join()
+        if collector is not None:
+            checkpointer.join()
             loss = collector.eval_loss(self._setup.num_steps)
             self._measured = Measured(math.inf if loss is None else loss, self._setup.num_steps)
             models = rank_models(self._output_dir, self._setup.held_out.digest, self._measured)
@@ -131,7 +127,7 @@ class RunFinalizer:
                 self._world,
                 models,
                 self._output_dir,
-                self._trained,
+                self._stages,
                 self._setup.specs,
                 checks_parts=self._replica == 0,
             )
@@ -139,17 +135,17 @@ class RunFinalizer:
             compare_with_start(collector.eval_loss(0), self._measured)
 
     def _save(self, path: Path, store: Store) -> None:
-        for stage in self._trained:
+        for stage in self._stages:
             save_stage(stage, path, store, is_writer=self._replica == 0)
         if self._world.rank != 0:
-            keep_shards(self._trained if self._replica == 0 else [], path, store)
+            keep_shards(self._stages if self._replica == 0 else [], path, store)
             return
         setup = self._setup
         finish_model(
             path,
             store,
             setup.topology.num_stages,
-            setup.describe,
+            setup.write_description,
             lambda steps: model_card(self._config, setup.rows, steps, setup.num_steps, setup.held_out, self._measured),
         )
 

@@ -5,22 +5,14 @@ Their hidden states are further messages of that step on the same stream. So eac
 algorithm has after that step, waits for nobody longer than the forward passes take, and trains on with the same bits.
 
 The evaluation before the first step is that of a step before it, `START`, which trains nothing: its messages are the
-held-out rows' alone.
+held-out rows' alone. `lopt_pp.training.phases` runs them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts, TokenizedRows
-from lopt_pp.metrics.clock import StageClock
-from lopt_pp.metrics.records import Record
-from lopt_pp.pipeline.stream import Receiver, Sender
-from lopt_pp.stage.stage import Stage
-
-START = -1
-"""The step before the first, where a run is evaluated at its start. It has no microbatches, and changes nothing."""
 
 
 class Evaluation:
@@ -83,51 +75,6 @@ class Evaluation:
         """This replica's microbatches, one after another, on the CPU."""
         for part in range(self._sampler.steps_per_epoch):
             yield from self._sampler.microbatches(part)
-
-
-def evaluate(
-    stages: Sequence[Stage],
-    receivers: Mapping[int, Receiver],
-    senders: Mapping[int, Sender],
-    clocks: Mapping[int, StageClock],
-    evaluation: Evaluation,
-) -> dict[int, Record]:
-    """Runs the held-out rows through the stages of this process, forward only.
-
-    Args:
-        stages: in order; they are as they were afterwards.
-        receivers: by stage, the end of the boundary before it.
-        senders: by stage, the end of the boundary after it.
-        clocks: by stage.
-        evaluation: the rows.
-
-    Returns:
-        By stage, this replica's share of the mean loss over the rows, under the loss's name with `eval_` before it;
-        nothing of a stage that has no loss.
-    """
-    losses: dict[int, list[torch.Tensor]] = {stage.index: [] for stage in stages}
-    with ExitStack() as stack:
-        for stage in stages:
-            stack.enter_context(stage.evaluating())
-        for host_batch in evaluation.microbatches():
-            for stage in stages:
-                clock, batch = clocks[stage.index], host_batch.to(stage.device)
-                with clock("wait_receive"):
-                    hidden_states = receivers[stage.index].receive() if stage.index in receivers else None
-                with clock("eval"):
-                    output = stage.forward(batch, hidden_states)
-                if stage.index in senders:
-                    with clock("wait_send"):
-                        senders[stage.index].send(stage.outgoing(output))
-                if stage.objective is not None:
-                    with clock("eval"):
-                        losses[stage.index].append(stage.summed_loss(output, batch))
-                del output, hidden_states
-    return {
-        stage.index: {f"eval_{stage.objective.name}": mean_loss(losses[stage.index], stage.count(evaluation.counts))}
-        for stage in stages
-        if stage.objective is not None
-    }
 
 
 def mean_loss(sums: Sequence[torch.Tensor], count: int) -> float:

@@ -1,18 +1,19 @@
-"""What a run is made of, from its flags to stages with weights: all of it is looked at before anything is trained."""
+"""What a run is made of: the model, its cuts and its rows, all of it read and proved before anything is written."""
 
 import json
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lopt_pp.checkpoint.compatibility import facts
+from lopt_pp.checkpoint.compatibility import may_change, must_match, shared_by_ranks
 from lopt_pp.config.topology import Topology
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import MicrobatchSampler, Rows, TokenizedRows, with_chat_template
 from lopt_pp.data.splits import load_split
-from lopt_pp.distributed.world import World, mesh_of_processes
+from lopt_pp.distributed.world import World
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
 from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_class_of, write_description
@@ -20,12 +21,11 @@ from lopt_pp.model.structure import ModelStructure
 from lopt_pp.model.verify import check_sample, check_split
 from lopt_pp.model.verify_packing import check_packing
 from lopt_pp.model.weights import PretrainedWeights, load_block
-from lopt_pp.objectives import local_objective
+from lopt_pp.objectives import NextToken, local_objective_class
 from lopt_pp.planning.auto_split import find_cuts
-from lopt_pp.stage.data_parallel import Replicas
-from lopt_pp.stage.end_to_end_stage import EndToEndStage
-from lopt_pp.stage.stage import Stage
 from lopt_pp.training.held_out import Evaluation
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Setup:
         )
 
     def load(self, spec: BlockSpec) -> BlockModel:
-        """The block at a span, with its pretrained weights."""
+        """The block at a place of the model, with its pretrained weights."""
         return load_block(self.weights, self.model_class, self.model_config, self.structure, spec)
 
     def load_copy(self, spec: BlockSpec) -> BlockModel:
@@ -90,7 +90,35 @@ class Setup:
         check_sample(self.model_class, self.model_config, self.structure, spec)
         return self.load(spec)
 
-    def describe(self, directory: Path) -> None:
+    @property
+    def is_end_to_end(self) -> bool:
+        """Whether several processes train the model end to end. (One process does so as a single stage.)"""
+        return self.config.objective.method == "e2e" and self.topology.num_processes > 1
+
+    @property
+    def loss_names(self) -> list[str | None]:
+        """Of each stage; None where it has no loss."""
+        local = local_objective_class(self.config.objective)
+        earlier = None if local is None else local.name
+        return [earlier] * (self.topology.num_stages - 1) + [NextToken.name]
+
+    def must_match(self) -> dict[str, object]:
+        """What the run must have in common with one whose checkpoint it goes on from, by name."""
+        return must_match(self.config, self.model_config, self.rows, self.topology.num_replicas)
+
+    def may_change(self) -> dict[str, object]:
+        """What changes the result of the run, and may differ from the one whose checkpoint it goes on from, by name."""
+        return may_change(self.config, self.num_steps, self.held_out)
+
+    def log(self) -> None:
+        """Says what is trained, on which rows."""
+        logger.info("%s", self.rows.summary())
+        if self.held_out is not None:
+            logger.info("evaluated on %s", self.held_out.summary())
+        cut = "; ".join(map(str, self.specs))
+        logger.info("%s, cut into %s; %d steps", self.model_class.__name__, cut, self.num_steps)
+
+    def write_description(self, directory: Path) -> None:
         """Writes all of the trained model but its weights: config, generation settings, tokenizer."""
         dtype = self.config.stage.parameter_dtype
         write_description(directory, self.config.model, self.model_config, self.tokenizer, dtype)
@@ -118,7 +146,7 @@ def prepare(config: Config, world: World) -> Setup:
     sampler = _sampler(config, rows, tokenizer, topology.replica_of(world.rank), topology.num_replicas)
     run = config.run
     num_steps = run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * sampler.steps_per_epoch)
-    world.check_consistent(facts(config, model_config, rows, held_out))
+    world.check_consistent(shared_by_ranks(config, model_config, rows, held_out))
     if config.pipeline.split == "auto" and topology.num_stages > 1:
         if world.rank == 0:  # It tells the others: timings differ.
             found = find_cuts(config, topology, model_class, model_config, structure, sampler, world.device)
@@ -128,47 +156,6 @@ def prepare(config: Config, world: World) -> Setup:
     return Setup(
         config, topology, model_class, model_config, structure, weights, specs, tokenizer, rows, held_out, num_steps
     )
-
-
-def build_stages(setup: Setup, world: World) -> tuple[list[Stage], EndToEndStage | None]:
-    """Makes what this process trains: its stages, or its part of an end-to-end pipeline. All must call this."""
-    config, topology = setup.config, setup.topology
-    is_end_to_end = config.objective.method == "e2e" and topology.num_processes > 1
-    replicas = None
-    if is_end_to_end or topology.num_replicas > 1:
-        mesh = mesh_of_processes(world, topology)
-    if topology.num_replicas > 1:
-        replicas = Replicas(mesh["replica"], sharded=config.pipeline.sharding == "full")
-    stages = []
-    for index in topology.stages_of(world.rank):
-        block = setup.load(setup.specs[index])
-        if not config.objective.train_embeddings:
-            block.freeze_embeddings()
-        if is_end_to_end:  # One block in each process.
-            return [], EndToEndStage(
-                block,
-                config.optim,
-                setup.num_steps,
-                mesh["pipeline"].get_group(),
-                config=config.stage,
-                seed=config.run.seed,
-                device=world.device,
-                replicas=replicas,
-            )
-        stage = Stage(
-            block,
-            local_objective(block, config.objective, config.run.seed, setup.load_copy),
-            config.optim,
-            setup.num_steps,
-            config=config.stage,
-            local_head_warmup_steps=config.objective.local_head_warmup_steps,
-            local_accumulation_steps=config.objective.local_accumulation_steps,
-            seed=config.run.seed,
-            device=world.device,
-            replicas=replicas,
-        )
-        stages.append(stage)
-    return stages, None
 
 
 def _sampler(

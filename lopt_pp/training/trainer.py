@@ -19,7 +19,8 @@ from lopt_pp.distributed.watchdog import Watchdog
 from lopt_pp.distributed.world import World, connect, rank_and_size
 from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.objectives import local_objective_class
-from lopt_pp.training.run import Run
+from lopt_pp.training.finish import RunFinalizer
+from lopt_pp.training.run import run
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +78,14 @@ class Trainer:
             try:
                 if _is_done(self.config, world):
                     return True
-                run = Run(self.config, world)
-                watchdog.abandon = run.finalizer.abandon
-                is_prepared.set()
-                return run.train()
+
+                def on_prepared(finalizer: RunFinalizer) -> None:
+                    watchdog.abandon = finalizer.abandon
+                    is_prepared.set()
+
+                return run(self.config, world, on_prepared)
             except LoptError as error:
-                watchdog.fail(str(error), keep=isinstance(error, NotFiniteError) and run.finalizer.keeps_last_good)
+                watchdog.fail(str(error), keep=isinstance(error, NotFiniteError) and error.keeps_weights)
                 raise RunError(str(error)) from error
 
     def model(self) -> PreTrainedModel:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lopt_pp.cli
 from lopt_pp.config.parser import parse_config
 from lopt_pp.distributed.world import connect
-from lopt_pp.training.run import Run
+from lopt_pp.training.run import run
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     config = parse_config([*given.split(), *["--max_steps", "30", "--save_steps", "20", "--learning_rate", "1e-2"]])
     with connect(config.pipeline) as world:
-        assert Run(config, world).train()
+        assert run(config, world)
     return folder / "out"
 
 

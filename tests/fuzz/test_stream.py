@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from lopt_pp import stream
 from lopt_pp.errors import StreamError
+from lopt_pp.pipeline.boundary import Boundary
 from lopt_pp.pipeline.messages import Header
-from lopt_pp.pipeline.stream import Boundary, StreamReceiver
+from lopt_pp.pipeline.stream import StreamReceiver
 
 EXPECTED = [Header(0, 0, 2, 3, 4), Header(0, 1, 2, 5, 4, 1), Header(1, 0, 1, 1, 4, 2)]
 RIGHT = [header.pack().tolist() for header in (*EXPECTED, Header.end(2))]

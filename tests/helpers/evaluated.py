@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lopt_pp.config.parser import parse_config
 from lopt_pp.data import DataConfig, TokenizedRows, load_rows
 from lopt_pp.distributed.world import connect
-from lopt_pp.training.run import Run
+from lopt_pp.training.run import run as run_training
 
 STEPS = 6
 COMMON = f"--max_steps {STEPS} --per_device_train_batch_size 3 --gradient_accumulation_steps 2 --learning_rate 1e-3"
@@ -61,7 +61,7 @@ def train(arguments: list[str]) -> None:
     """A run in this process."""
     config = parse_config(arguments)
     with connect(config.pipeline) as world:
-        assert Run(config, world).train()
+        assert run_training(config, world)
 
 
 def train_layouts(

@@ -13,9 +13,9 @@ from lopt_pp.config.pipeline import PipelineConfig
 from lopt_pp.config.topology import Topology
 from lopt_pp.distributed.world import World, connect
 from lopt_pp.errors import StreamError
-from lopt_pp.pipeline.connect import boundaries
+from lopt_pp.pipeline.boundary import Boundary, boundaries
 from lopt_pp.pipeline.messages import Header, dtype_code
-from lopt_pp.pipeline.stream import Boundary, StreamReceiver, StreamSender
+from lopt_pp.pipeline.stream import StreamReceiver, StreamSender
 
 HIDDEN = 6
 

@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lopt_pp.run
 import torch
 import torch.distributed as dist
 
+import lopt_pp.training.run
 from lopt_pp.config.parser import parse_config
 from lopt_pp.distributed.world import connect
 from lopt_pp.stage.stage import Stage
@@ -53,7 +53,7 @@ def tcp_traffic() -> dict[str, int]:
 def main() -> None:
     torch.set_num_threads(1)
     cases: list[dict[str, Any]] = json.loads(Path(sys.argv[1]).read_text())
-    forward, train = Stage.forward, lopt_pp.run.train
+    forward, train = Stage.forward, lopt_pp.training.run.train
     with connect(parse_config(cases[0]["flags"]).pipeline) as world:
         for number, case in enumerate(cases):
 
@@ -71,9 +71,9 @@ def main() -> None:
                 (directory / f"bytes-{world.rank}.json").write_text(json.dumps(traffic))
 
             Stage.forward = slow_forward  # type: ignore[method-assign]
-            lopt_pp.run.train = counted_train if case.get("count_bytes") else train
+            lopt_pp.training.run.train = counted_train if case.get("count_bytes") else train
             own = dataclasses.replace(world, store=dist.PrefixStore(str(number), world.store))
-            lopt_pp.run.Run(parse_config(case["flags"]), own).train()
+            lopt_pp.training.run.run(parse_config(case["flags"]), own)
 
 
 if __name__ == "__main__":

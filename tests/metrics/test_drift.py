@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lopt_pp.data import DataConfig, MicrobatchSampler, load_rows
 from lopt_pp.metrics.drift import Probe, drift
+from lopt_pp.training.phases import DriftProbe
+from lopt_pp.training.step_plan import StepPlan
 
 STEPS = 4
 COMMON = f"--max_steps {STEPS} --per_device_train_batch_size 3 --learning_rate 1e-3 --save_steps 2"
@@ -162,5 +164,7 @@ def test_a_probe_is_small(tmp_path: Path) -> None:
         pad_token_id=0,
     )
     probe = Probe(sampler, every=10, num_stages=4)
-    assert [list(probe.crossing(boundary, 9)) for boundary in range(3)] == [[(4, 128)], [(4, 128)], []]
-    assert not list(probe.crossing(0, 8)) and not list(probe.crossing(0, 10))
+    plan = StepPlan(sampler, [DriftProbe(probe, limit=1.0)])
+    crossing = [[phase.shapes(9, boundary) for phase in plan.phases(9)] for boundary in range(3)]
+    assert crossing == [[[(4, 128)]], [[(4, 128)]], [[]]]
+    assert not list(plan.phases(8)) and not list(plan.phases(10))

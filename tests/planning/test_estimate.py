@@ -26,6 +26,9 @@ from lopt_pp.planning.workload import Requirements, Workload
 from lopt_pp.stage.end_to_end import EndToEndPipeline
 from lopt_pp.stage.stage import Stage
 from lopt_pp.training.loop import train
+from lopt_pp.training.phases import LocalTraining
+from lopt_pp.training.segment import Segment
+from lopt_pp.training.step_plan import StepPlan
 
 sys.path.insert(0, str(TESTS.parent / "benchmarks"))
 from held import SavedTensors  # noqa: E402
@@ -97,7 +100,8 @@ def run(stages: Sequence[Stage], model: Model, given: Workload, steps: range, sa
         receivers[stages[0].index] = Feed(torch.zeros(shape, dtype=given.stage.compute_dtype))
     if not stages[-1].block.spec.is_last:
         senders[stages[-1].index] = Feed(torch.zeros(()))
-    train(stages, receivers, senders, sampler, steps, lambda record: None)
+    plan = StepPlan(sampler, [LocalTraining(sampler)])
+    train(Segment(stages, receivers, senders), plan, steps, lambda record: None)
 
 
 def real_peak(model: Model, stages: Sequence[Stage], given: Workload) -> MemoryTracker:

@@ -12,7 +12,7 @@ from tiny import write_model
 
 from lopt_pp.config.parser import parse_config
 from lopt_pp.distributed.world import connect
-from lopt_pp.training.run import Run
+from lopt_pp.training.run import run
 
 SUMS = [(f"what is {a} + {b}?", f"{a + b}") for a, b in ((1, 2), (30, 4), (5, 60), (77, 88), (9, 9), (100, 23))]
 TURNS = [[{"role": "user", "content": ask}, {"role": "assistant", "content": reply}] for ask, reply in SUMS]
@@ -60,7 +60,7 @@ def train(model: Path, rows: list[dict[str, Any]], folder: Path, flags: str = ""
     given += f" --gradient_accumulation_steps 2 --learning_rate 1e-3 --backend gloo {flags}"
     config = parse_config([*given.split(), "--output_dir", str(out)])
     with connect(config.pipeline) as world:
-        Run(config, world).train()
+        run(config, world)
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     first, last = ([record for record in records if record["stage"] == stage] for stage in (0, 1))
     return [(a["reconstruction_loss"], b["loss"], b["num_tokens"]) for a, b in zip(first, last, strict=True)]

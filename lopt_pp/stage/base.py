@@ -1,0 +1,111 @@
+"""What the training loop, checkpoints and reports see of a stage, whatever its block learns from."""
+
+import contextlib
+import math
+import threading
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from lopt_pp.errors import NotFiniteError
+from lopt_pp.model.block import BlockModel
+from lopt_pp.objectives import Objective
+from lopt_pp.stage.optimizer import Optimizer
+from lopt_pp.stage.state import read_state, write_state
+
+Clock = Callable[[str], contextlib.AbstractContextManager[None]]
+"""Times a phase of a step, by its name, for as long as the context lasts; `lopt_pp.metrics.records` has the names."""
+
+
+def untimed(phase: str) -> contextlib.AbstractContextManager[None]:
+    """The clock of whoever wants no times."""
+    return contextlib.nullcontext()
+
+
+class BaseStage:
+    """A block with its optimizer.
+
+    `Stage` trains it by a loss of its own, `EndToEndStage` as a part of the whole model.
+
+    Args:
+        block: the block, with its weights.
+        device: where it lives.
+
+    Attributes:
+        block: likewise.
+        device: likewise.
+        index: of the stage, from 0.
+        objective: what the block learns from by itself; None where it only runs forward, or learns end to end.
+        optimizer: of its parameters; None where nothing is trained.
+        steps_done: optimizer steps so far, those before a resume included.
+        is_sharded: whether each replica holds a share of the stage, so that all of them are needed to read its state.
+        updating: held while weights change, so that another thread can save them between two steps.
+    """
+
+    def __init__(self, block: BlockModel, device: torch.device | str) -> None:
+        self.block = block
+        self.device = torch.device(device)
+        self.index = block.spec.stage
+        self.objective: Objective | None = None
+        self.optimizer: Optimizer | None = None
+        self.steps_done = 0
+        self.is_sharded = False
+        self.updating = threading.Lock()
+        self._modules: dict[str, nn.Module] = {"block": block.model}
+        """What is saved, by the prefix of its tensors."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether the stage changes in training; otherwise it only runs forward."""
+        return self.optimizer is not None
+
+    def learned_share(self, accumulation: int) -> float:
+        """Of the microbatches of a step, `accumulation` in each replica, the share that the stage learns from."""
+        return 1.0
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""
+        return read_state(self._modules, self.optimizer)
+
+    def resume(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
+        """Goes on from what `state` gave after `steps_done` steps, in this layout of replicas or another.
+
+        Raises:
+            LoptError: it is another stage's.
+        """
+        write_state(state, self._modules, self.optimizer, steps_done)
+        self.steps_done = steps_done
+
+    def resume_weights(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
+        """Goes on from the weights among other stages' `state`, with an optimizer and a local head that start anew.
+
+        Raises:
+            LoptError: a tensor of this stage is missing or of another shape.
+        """
+        write_state(state, {"block": self.block.model}, None, steps_done)
+        if self.optimizer is not None:
+            self.optimizer.resume({}, steps_done)
+        self.steps_done = steps_done
+
+
+def check_finite(stage: int, step: int, losses: Mapping[str, float], norm: float) -> None:
+    """Sees that the losses of a step and the norm of its gradient are numbers.
+
+    Args:
+        stage: that they are of.
+        step: from 0.
+        losses: by what they are, such as `loss of step 3, microbatch 1`.
+        norm: of the gradient.
+
+    Raises:
+        NotFiniteError: one is not; says which and what to do.
+    """
+    for what, value in losses.items():
+        if not math.isfinite(value):
+            raise NotFiniteError(
+                f"stage {stage}: the {what} is {value}; a lower learning rate, --max_grad_norm or --dtype float32 may "
+                f"help, or look at its rows"
+            )
+    if not math.isfinite(norm):
+        raise NotFiniteError(f"stage {stage}: the gradient norm of step {step + 1} is {norm}; lower the learning rate")

@@ -1,0 +1,213 @@
+"""The phases of a step of training: its microbatches, the drift probe, and the held-out rows."""
+
+import contextlib
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from lopt_pp.data import Microbatch, MicrobatchSampler
+from lopt_pp.metrics.drift import Probe
+from lopt_pp.metrics.records import Record
+from lopt_pp.stage.base import Clock
+from lopt_pp.stage.end_to_end_stage import EndToEndStage
+from lopt_pp.stage.stage import Stage
+from lopt_pp.training.held_out import Evaluation, mean_loss
+from lopt_pp.training.segment import Segment
+from lopt_pp.training.step_plan import START
+
+logger = logging.getLogger(__name__)
+
+
+class LocalTraining:
+    """The microbatches of a step: each goes forward through the stages, and backward within each of them.
+
+    Args:
+        sampler: of the training rows.
+    """
+
+    def __init__(self, sampler: MicrobatchSampler) -> None:
+        self._sampler = sampler
+
+    def is_due(self, step: int) -> bool:
+        return step != START
+
+    def shapes(self, step: int, boundary: int) -> Sequence[tuple[int, int]]:
+        return self._sampler.shapes(step)
+
+    def run(self, step: int, segment: Segment[Stage]) -> dict[int, Record]:
+        batches = self._sampler.microbatches(step)
+        # Which of them a stage learns from, and how many tokens its loss counts in these.
+        learned = {stage.index: stage.learned_microbatches(step, len(batches)) for stage in segment.stages}
+        counts = {
+            stage.index: stage.count(self._sampler.counts(step, learned[stage.index]))
+            for stage in segment.stages
+            if learned[stage.index]
+        }
+        for number, host_batch in enumerate(batches):
+            for stage in segment.stages:
+                own = learned[stage.index]
+                stage.run_microbatch(
+                    host_batch.to(stage.device),
+                    segment.receive(stage),
+                    segment.sender(stage),
+                    step_count=counts[stage.index] if number in own else None,
+                    is_last=bool(own) and number == own[-1],
+                    clock=segment.clocks[stage.index],
+                )
+        records: dict[int, Record] = {}
+        for stage in segment.stages:
+            with segment.clocks[stage.index]("optimizer"):
+                records[stage.index] = stage.step(step) | token_counts(batches)
+        return records
+
+
+class DriftProbe:
+    """Measures the drift of the boundaries; a stage whose boundary has drifted too far learns no more.
+
+    Args:
+        probe: its rows, and what the pretrained blocks made of them.
+        limit: of `drift_norm`.
+    """
+
+    def __init__(self, probe: Probe, limit: float) -> None:
+        self._probe, self._limit = probe, limit
+
+    def is_due(self, step: int) -> bool:
+        return step != START and self._probe.is_due(step)
+
+    def shapes(self, step: int, boundary: int) -> Sequence[tuple[int, int]]:
+        return [self._probe.shape] if self._probe.is_sent_by(boundary) else []
+
+    def run(self, step: int, segment: Segment[Stage]) -> dict[int, Record]:
+        records: dict[int, Record] = {}
+        for stage in segment.stages:
+            if not self._probe.measures(stage):
+                continue
+            received = segment.receive(stage)
+            with segment.clocks[stage.index]("probe"):
+                outputs, record = self._probe.measure(stage, received)
+            if (send := segment.sender(stage)) is not None and self._probe.is_sent_by(stage.index):
+                send(outputs)
+            self._freeze_drifting(stage, record["drift_norm"], step)
+            records[stage.index] = record
+        return records
+
+    def _freeze_drifting(self, stage: Stage, drift: float, step: int) -> None:
+        """Ends a stage's learning where its boundary has drifted too far. All its replicas measure the same."""
+        if stage.learns and drift > self._limit:
+            stage.freeze()
+            logger.warning(
+                "stage %d has stopped learning after step %d: its boundary's drift is %.3g, above "
+                "--max_interface_drift %g. It only runs forward now",
+                stage.index,
+                step + 1,
+                drift,
+                self._limit,
+            )
+
+
+class HeldOutRows:
+    """The held-out rows: forward only, as further microbatches of the step.
+
+    Args:
+        evaluation: the rows, and after which steps they are run.
+    """
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+
+    def is_due(self, step: int) -> bool:
+        return self._evaluation.is_due(step + 1)
+
+    def shapes(self, step: int, boundary: int) -> Sequence[tuple[int, int]]:
+        return self._evaluation.shapes
+
+    def run(self, step: int, segment: Segment[Stage]) -> dict[int, Record]:
+        """Runs the rows through the stages, which are as they were afterwards.
+
+        Returns:
+            By stage, this replica's share of the mean loss over the rows, under the loss's name with `eval_` before it;
+            nothing of a stage that has no loss.
+        """
+        losses: dict[int, list[torch.Tensor]] = {stage.index: [] for stage in segment.stages}
+        with contextlib.ExitStack() as stack:
+            for stage in segment.stages:
+                stack.enter_context(stage.evaluating())
+            for host_batch in self._evaluation.microbatches():
+                for stage in segment.stages:
+                    loss = stage.run_microbatch(
+                        host_batch.to(stage.device),
+                        segment.receive(stage),
+                        segment.sender(stage),
+                        clock=_all_as_evaluation(segment.clocks[stage.index]),
+                    )
+                    if loss is not None:
+                        losses[stage.index].append(loss)
+        return {
+            stage.index: {
+                f"eval_{stage.objective.name}": mean_loss(losses[stage.index], stage.count(self._evaluation.counts))
+            }
+            for stage in segment.stages
+            if stage.objective is not None
+        }
+
+
+class EndToEndTraining:
+    """The microbatches of a step where the gradient of the task loss goes back through all blocks.
+
+    PyTorch's schedule sends and receives by itself, in an order of its own.
+
+    Args:
+        sampler: of the training rows.
+    """
+
+    def __init__(self, sampler: MicrobatchSampler) -> None:
+        self._sampler = sampler
+
+    def is_due(self, step: int) -> bool:
+        return step != START
+
+    def shapes(self, step: int, boundary: int) -> Sequence[tuple[int, int]]:
+        return []
+
+    def run(self, step: int, segment: Segment[EndToEndStage]) -> dict[int, Record]:
+        (stage,) = segment.stages
+        batches, count = self._sampler.microbatches(step), self._sampler.counts(step).num_targets
+        record = stage.train_step(step, batches, count, segment.clocks[stage.index])
+        return {stage.index: record | token_counts(batches)}
+
+
+class EndToEndHeldOutRows:
+    """The held-out rows in an end-to-end run.
+
+    Args:
+        evaluation: the rows, and after which steps they are run.
+    """
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+
+    def is_due(self, step: int) -> bool:
+        return self._evaluation.is_due(step + 1)
+
+    def shapes(self, step: int, boundary: int) -> Sequence[tuple[int, int]]:
+        return []
+
+    def run(self, step: int, segment: Segment[EndToEndStage]) -> dict[int, Record]:
+        (stage,) = segment.stages
+        with segment.clocks[stage.index]("eval"):
+            losses = stage.evaluate(self._evaluation.microbatches())
+            if not losses:
+                return {}
+            return {stage.index: {"eval_loss": mean_loss(losses, self._evaluation.counts.num_targets)}}
+
+
+def _all_as_evaluation(clock: Clock) -> Clock:
+    """A clock that takes all phases of a microbatch for `eval`."""
+    return lambda phase: clock("eval")
+
+
+def token_counts(batches: Sequence[Microbatch]) -> Record:
+    """How many tokens a replica's part of a step has: all real ones, and those with a loss."""
+    return {name: sum(getattr(batch, name) for batch in batches) for name in ("num_tokens", "num_targets")}

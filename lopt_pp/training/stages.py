@@ -1,0 +1,85 @@
+"""Builds what a process trains from a run's setup: its stages, the drift probe, and the plan of a step."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lopt_pp.distributed.world import World, mesh_of_processes
+from lopt_pp.metrics.drift import Probe
+from lopt_pp.objectives import local_objective
+from lopt_pp.stage.base import BaseStage
+from lopt_pp.stage.data_parallel import Replicas
+from lopt_pp.stage.end_to_end_stage import EndToEndStage
+from lopt_pp.stage.stage import Stage
+from lopt_pp.training.phases import DriftProbe, EndToEndHeldOutRows, EndToEndTraining, HeldOutRows, LocalTraining
+from lopt_pp.training.setup import Setup
+from lopt_pp.training.step_plan import Phase, StepPlan
+
+
+def build_stages(setup: Setup, world: World) -> Sequence[BaseStage]:
+    """Builds the stages of this process, with their pretrained weights. All processes must call this.
+
+    Returns:
+        They are `Stage`s; in an end-to-end run over several processes, one `EndToEndStage`.
+    """
+    config, topology = setup.config, setup.topology
+    replicas = None
+    if setup.is_end_to_end or topology.num_replicas > 1:
+        mesh = mesh_of_processes(world, topology)
+    if topology.num_replicas > 1:
+        replicas = Replicas(mesh["replica"], sharded=config.pipeline.sharding == "full")
+    common: dict[str, Any] = {
+        "config": config.stage,
+        "seed": config.run.seed,
+        "device": world.device,
+        "replicas": replicas,
+    }
+    stages: list[BaseStage] = []
+    for index in topology.stages_of(world.rank):
+        block = setup.load(setup.specs[index])
+        if not config.objective.train_embeddings:
+            block.freeze_embeddings()
+        if setup.is_end_to_end:
+            group = mesh["pipeline"].get_group()
+            stages.append(EndToEndStage(block, config.optim, setup.num_steps, group, **common))
+            continue
+        stage = Stage(
+            block,
+            local_objective(block, config.objective, config.run.seed, setup.load_copy),
+            config.optim,
+            setup.num_steps,
+            local_head_warmup_steps=config.objective.local_head_warmup_steps,
+            local_accumulation_steps=config.objective.local_accumulation_steps,
+            **common,
+        )
+        stages.append(stage)
+    return stages
+
+
+def remember_pretrained(setup: Setup, world: World, stages: Sequence[BaseStage]) -> Probe | None:
+    """Runs the drift probe through the stages while they have their pretrained weights. All processes must call this.
+
+    Returns:
+        What measures the boundaries' drift from then on; None where nothing can drift.
+    """
+    every = setup.config.report.probe_steps
+    if every == 0 or setup.loss_names[0] is None or setup.topology.num_stages == 1 or setup.is_end_to_end:
+        return None
+    # All replicas have the same probe.
+    probe = Probe(setup.sampler(0), every, setup.topology.num_stages)
+    world.barrier("probe")  # All have loaded their blocks: nobody waits long for another.
+    probe.remember([stage for stage in stages if isinstance(stage, Stage)], setup.topology, world.rank)
+    return probe
+
+
+def step_plan(setup: Setup, world: World, probe: Probe | None) -> StepPlan[Any]:
+    """What each step of the run consists of, in order."""
+    replica = setup.topology.replica_of(world.rank)
+    sampler, evaluation = setup.sampler(replica), setup.evaluation(replica)
+    phases: list[Phase[Any]] = [EndToEndTraining(sampler) if setup.is_end_to_end else LocalTraining(sampler)]
+    if probe is not None:
+        limit = setup.config.objective.max_interface_drift
+        phases.append(DriftProbe(probe, math.inf if limit is None else limit))
+    if evaluation is not None:
+        phases.append(EndToEndHeldOutRows(evaluation) if setup.is_end_to_end else HeldOutRows(evaluation))
+    return StepPlan(sampler, phases)
