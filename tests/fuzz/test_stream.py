@@ -7,8 +7,8 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lopt_pp import stream
 from lopt_pp.errors import StreamError
+from lopt_pp.pipeline import stream
 from lopt_pp.pipeline.boundary import Boundary
 from lopt_pp.pipeline.messages import Header
 from lopt_pp.pipeline.stream import StreamReceiver

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,12 @@ def payload(header: Header) -> torch.Tensor:
     return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).view(dtype)
 
 
+def same(arrived: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether two messages are the same bit for bit."""
+    alike = arrived.shape == right.shape and arrived.dtype == right.dtype
+    return alike and torch.equal(arrived.view(torch.uint8), right.view(torch.uint8))
+
+
 def fresh(world: World, timeout: float = 20) -> Boundary:
     """A boundary of its own for each test, since one that has failed is of no more use."""
     return boundaries(world, Topology(2, 2), timeout)[0]
@@ -55,10 +61,7 @@ def sent_and_received(world: World, folder: Path) -> list[str]:
         else:
             receiver = StreamReceiver(boundary, expected, depth)
             for header in expected:
-                arrived = receiver.receive()
-                right = payload(header)
-                same = arrived.shape == right.shape and arrived.dtype == right.dtype
-                if not same or not torch.equal(arrived.view(torch.uint8), right.view(torch.uint8)):
+                if not same(receiver.receive(), payload(header)):
                     wrong.append(f"depth {depth}: {header}")
             receiver.close()
     return wrong
@@ -106,6 +109,74 @@ def buffers(world: World, folder: Path) -> list[int]:
     addresses = [receiver.receive().data_ptr() for _ in expected]
     receiver.close()
     return [len(set(addresses)), len(set(addresses[:4]))]
+
+
+def shapes_known_late(world: World, folder: Path) -> list[str]:
+    """Two phases in each of three steps, as in reinforcement learning: the shapes of the second phase are made up by
+    the receiver once it has all of the first phase, and the sender hears of them. What arrived wrong, by depth."""
+    wrong = []
+    for depth in (1, 2, 5):
+        boundary, known = fresh(world), dict[int, list[int]]()
+
+        def expected(known: dict[int, list[int]] = known) -> Iterator[Header | None]:
+            for step in range(3):
+                yield from (Header(step, number, 2, 3, HIDDEN) for number in range(2))
+                while step not in known:
+                    yield None
+                yield from (Header(step, 2 + number, 1, tokens, HIDDEN) for number, tokens in enumerate(known[step]))
+
+        sender = StreamSender(boundary, expected(), depth) if world.rank == 0 else None
+        receiver = StreamReceiver(boundary, expected(), depth) if world.rank == 1 else None
+        for step in range(3):
+            first = [Header(step, number, 2, 3, HIDDEN) for number in range(2)]
+            for header in first:
+                if sender is not None:
+                    sender.send(payload(header))
+                elif not same(receiver.receive(), payload(header)):
+                    wrong.append(f"depth {depth}: {header}")
+            key = f"late/{depth}/{step}"
+            if receiver is not None:
+                world.store.set(key, json.dumps([3 + step, 9 - step, 1][: 1 + step]))
+            known[step] = json.loads(world.store.get(key))
+            for number, tokens in enumerate(known[step]):
+                header = Header(step, 2 + number, 1, tokens, HIDDEN)
+                if sender is not None:
+                    sender.send(payload(header))
+                elif not same(receiver.receive(), payload(header)):
+                    wrong.append(f"depth {depth}: {header}")
+        for end in (sender, receiver):
+            if end is not None:
+                end.close()
+    return wrong
+
+
+def disagree_late(world: World, folder: Path) -> str | None:
+    """What the receiver says where the two ends come to know other shapes."""
+    boundary, known = fresh(world), False
+
+    def expected() -> Iterator[Header | None]:
+        yield Header(0, 0, 2, 3, HIDDEN)
+        while not known:
+            yield None
+        yield Header(0, 1, 1, 4 + world.rank, HIDDEN)
+
+    if world.rank == 0:
+        sender = StreamSender(boundary, expected(), 2)
+        sender.send(payload(Header(0, 0, 2, 3, HIDDEN)))
+        known = True
+        sender.send(payload(Header(0, 1, 1, 4, HIDDEN)))
+        world.store.wait(["late/heard"])
+        return None
+    receiver = StreamReceiver(boundary, expected(), 2)
+    receiver.receive()
+    known = True
+    try:
+        receiver.receive()
+    except StreamError as error:
+        return str(error)
+    finally:
+        world.store.set("late/heard", "")
+    return None
 
 
 DISAGREEMENTS: dict[str, Callable[[list[Header]], Sequence[Header]]] = {
@@ -255,6 +326,8 @@ CASES: dict[str, Callable[[World, Path], object]] = {
     "peer_gone": peer_gone,
     "stopped": stopped,
     "unknown": unknown,
+    "shapes_known_late": shapes_known_late,
+    "disagree_late": disagree_late,
 }
 
 

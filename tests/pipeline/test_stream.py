@@ -34,6 +34,18 @@ def test_the_sender_runs_ahead_as_far_as_the_queue_is_deep(tmp_path: Path) -> No
     assert counts == [[1, 0, 1], [1, 2, 3], [3, 0, 3], [3, 2, 7]]
 
 
+def test_shapes_may_be_known_only_when_their_phase_begins(tmp_path: Path) -> None:
+    """Neither end waits for headers of messages whose shapes depend on what it has still to do itself."""
+    assert play("shapes_known_late", tmp_path) == ([], [])
+
+
+def test_ends_that_come_to_know_other_shapes_disagree(tmp_path: Path) -> None:
+    _, said = play("disagree_late", tmp_path)
+    sent, expected = (f"step 1, microbatch 2, [1, {tokens}, 6] float32" for tokens in (4, 5))
+    start = f"stages 0 and 1 disagree: stage 0 (rank 0) sends {sent}, stage 1 (rank 1) expects {expected}; "
+    assert said.startswith(start), said
+
+
 def test_memory_is_used_again(tmp_path: Path) -> None:
     """As many buffers as messages can be there at once: those of the queue, and the one that the stage works on."""
     assert play("buffers", tmp_path)[1] == [4, 4]
