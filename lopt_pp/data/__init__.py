@@ -1,4 +1,9 @@
-"""From raw rows to the microbatches of each optimizer step."""
+"""From the rows of a file to the microbatches of each optimizer step.
+
+Knows tokenizers and files; no model and no processes.
+Start at `loading.py`: `sources.py` reads rows, `formats.py` tells what they are, `encoding.py` makes tokens of them,
+`sampler.py` deals them out.
+"""
 
 from lopt_pp.config.data import DataConfig
 from lopt_pp.data.dataset import Rows, TokenizedRows

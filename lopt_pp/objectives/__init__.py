@@ -1,7 +1,8 @@
 """What each block learns from: the task on the last block, a local objective on the others.
 
-`base.py` says what an objective is; each stands in a file of its own beside it, and `choice.py` finds the one that the
-flags name.
+Knows blocks and microbatches; no other stage, no optimizer, no processes.
+Start at `base.py`, which says what an objective is. Each has its own file; `choice.py` finds the one that the flags
+name.
 """
 
 from lopt_pp.config.objective import ObjectiveConfig
