@@ -69,8 +69,8 @@ def picture() -> str:
                 )
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="system-ui, sans-serif" '
-            f'font-size="13" fill="#1f2933">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
+            'font-family="system-ui, sans-serif" font-size="13" fill="#1f2933">',
             _STYLE,
             f'  <rect width="{_WIDTH}" height="{height}" rx="8" fill="#ffffff"/>',
             *drawn,
