@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs" / "layout.svg"
 
-_WIDTH, _ROW, _GAP, _MARGIN = 900, 84, 12, 16
+_WIDTH, _ROW, _GAP, _MARGIN = 900, 80, 12, 16
 
 _STYLE = """\
   <style>
@@ -61,7 +61,7 @@ def picture() -> str:
                 f'  <text x="{x + 12:.1f}" y="{y + 22}" font-weight="600">{name}</text>'
             )
             for line, text in enumerate(
-                textwrap.wrap(purpose(room), int(width / 6.1), max_lines=3, placeholder=" ...")
+                textwrap.wrap(purpose(room), int(width / 6.9), max_lines=3, placeholder=" ...")
             ):
                 drawn.append(
                     f'  <text x="{x + 12:.1f}" y="{y + 40 + 15 * line}" font-size="11.5" fill="#52606d">'
