@@ -99,7 +99,8 @@ class MicrobatchSampler:
 
         Args:
             step: the optimizer step.
-            indices: the places, from 0, of the microbatches that count in each replica's part of the step; None for all.
+            indices: the microbatches that count, by their place in each replica's part of the step, from 0; None for
+                all.
         """
         packs, taken = self._packs_of(step), self._batch_size * self._num_replicas
         if indices is not None:
