@@ -6,5 +6,6 @@ from pathlib import Path
 import torch
 
 TESTS = Path(__file__).parent
-sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "runs")]
+# The root for `benchmarks`, where pytest is not run as a module from there.
+sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "runs"), str(TESTS.parent)]
 torch.set_num_threads(1)

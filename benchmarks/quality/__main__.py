@@ -1,6 +1,6 @@
 """What each way of training learns and what it forgets: one table, a JSON file and a plot.
 
-    python benchmarks/quality [--form tiny|cpu|gpu] [--model DIRECTORY] [--folder quality]
+    python -m benchmarks.quality [--form tiny|cpu|gpu] [--model DIRECTORY] [--folder quality]
 
 Methods: end to end, frozen (only the last block learns), local learning by each objective, and the untouched model.
 Each is trained at every learning rate of one grid, the same for all; the rates with the lowest loss on the validation
@@ -30,36 +30,32 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-# This folder runs as a program; what all benchmarks share is beside it.
-BENCHMARKS = Path(__file__).resolve().parents[1]
-sys.path.append(str(BENCHMARKS))
-
-# ruff: noqa: E402
 import torch
-from chat_model import write_chat_model
-from comparison import GRID_SEED, Comparison, OutOfTime
-from forms import FORMS, Form
-from machine import describe_machine, one_line
-from methods import METHODS, UNTOUCHED
-from plot import plot
-from questions import Question, as_json, as_rows
-from reasoning_tasks import draw
-from runs import Ground, TrialFailed, keep, kept
-from summary import closed, grid_table, speed_table, table
-from word_problems import TESTED_ON, TRAINED_ON, UnknownRows, load
 
-TEXTS = BENCHMARKS / "texts"
+from benchmarks.helpers.chat_model import write_chat_model
+from benchmarks.helpers.machine import describe_machine, one_line
+from benchmarks.quality.comparison import GRID_SEED, Comparison, OutOfTime
+from benchmarks.quality.forms import FORMS, Form
+from benchmarks.quality.methods import METHODS, UNTOUCHED
+from benchmarks.quality.plot import plot
+from benchmarks.quality.questions import Question, as_json, as_rows
+from benchmarks.quality.reasoning_tasks import draw
+from benchmarks.quality.runs import Setup, TrialFailed, keep, kept
+from benchmarks.quality.summary import closed, grid_table, speed_table, table
+from benchmarks.quality.word_problems import TESTED_ON, TRAINED_ON, UnknownRows, load
+
+TEXTS = Path(__file__).parent / "texts"
 
 
-class OtherGround(Exception):
+class OtherSettings(Exception):
     """The folder has results of something else; the message says of what."""
 
 
-def prepare(flags: argparse.Namespace, form: Form) -> Ground:
+def prepare(flags: argparse.Namespace, form: Form) -> Setup:
     """Writes the rows, unless there are rows of the user's.
 
     Raises:
-        OtherGround: results that are there already are of other rows, another model or other flags.
+        OtherSettings: results that are there already are of other rows, another model or other flags.
         UnknownRows: a dataset cannot be had, or is not of word problems.
     """
     folder: Path = flags.folder
@@ -72,7 +68,7 @@ def prepare(flags: argparse.Namespace, form: Form) -> Ground:
         written = {path: as_rows(drawn[split]) for split, path in files.items()}
         questions = folder / "questions.json"
         written[questions] = as_json(drawn["test"])
-    ground = Ground(
+    setup = Setup(
         folder=folder,
         model=folder / "random" if flags.form == "tiny" else flags.model,
         **files,
@@ -87,14 +83,14 @@ def prepare(flags: argparse.Namespace, form: Form) -> Ground:
         limit=flags.limit,
         method_flags=dict(flags.method_flags),
     )
-    _check_same(ground, written)
+    _check_same(setup, written)
     (folder / "models").mkdir(exist_ok=True)
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
-    if flags.form == "tiny" and not ground.model.exists():
+    if flags.form == "tiny" and not setup.model.exists():
         torch.manual_seed(0)
-        write_chat_model(ground.model, [*written.values(), ground.general.read_text(encoding="utf-8")])
-    return ground
+        write_chat_model(setup.model, [*written.values(), setup.general.read_text(encoding="utf-8")])
+    return setup
 
 
 def _questions(flags: argparse.Namespace, numbers: Mapping[str, int]) -> Mapping[str, Sequence[Question]]:
@@ -104,27 +100,27 @@ def _questions(flags: argparse.Namespace, numbers: Mapping[str, int]) -> Mapping
     return draw(numbers)
 
 
-def _check_same(ground: Ground, written: Mapping[Path, str]) -> None:
+def _check_same(setup: Setup, written: Mapping[Path, str]) -> None:
     """Sees that what is in the folder was made with the same; what may be changed under way, is not looked at."""
-    facts: dict[str, Any] = {"--model": str(ground.model.resolve()), "--flags": list(ground.flags)}
+    facts: dict[str, Any] = {"--model": str(setup.model.resolve()), "--flags": list(setup.flags)}
     for name in ("train", "validation", "test", "general", "instructions"):
-        path = getattr(ground, name)
+        path = getattr(setup, name)
         content = written[path].encode() if path in written else path.read_bytes()
         facts[f"the rows of {name}"] = hashlib.sha256(content).hexdigest()
-    size = asdict(ground.form)
+    size = asdict(setup.form)
     facts |= {
         name: size[name] for name in ("kept_rows", "max_length", "batch", "accumulation", "head_rate", "head_warmup")
     }
-    facts["the form's flags"] = list(ground.form.flags)
-    facts |= {"--tasks": list(ground.tasks), "--limit": ground.limit}
-    facts["--method_flags"] = {method: list(own) for method, own in ground.method_flags.items()}
-    path = ground.folder / "ground.json"
-    ground.folder.mkdir(parents=True, exist_ok=True)
+    facts["the form's flags"] = list(setup.form.flags)
+    facts |= {"--tasks": list(setup.tasks), "--limit": setup.limit}
+    facts["--method_flags"] = {method: list(own) for method, own in setup.method_flags.items()}
+    path = setup.folder / "settings.json"
+    setup.folder.mkdir(parents=True, exist_ok=True)
     if (before := kept(path)) is None:
         keep(path, facts)
     elif others := [name for name in facts if before.get(name) != facts[name]]:
-        raise OtherGround(
-            f"{ground.folder} has results with other values of {', '.join(others)}; give another --folder"
+        raise OtherSettings(
+            f"{setup.folder} has results with other values of {', '.join(others)}; give another --folder"
         )
 
 
@@ -160,7 +156,7 @@ def report(comparison: Comparison, flags: argparse.Namespace, form: Form, machin
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        "python benchmarks/quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "python -m benchmarks.quality", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--form", choices=FORMS, default="cpu", help="(default: %(default)s)")
     parser.add_argument("--model", type=_there, help="directory of the untouched model")
@@ -243,11 +239,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = describe_machine(torch.device(flags.device))
     devices = torch.cuda.device_count() if flags.device == "cuda" else 2
     try:
-        ground = prepare(flags, form)
-    except (OtherGround, UnknownRows) as error:
+        setup = prepare(flags, form)
+    except (OtherSettings, UnknownRows) as error:
         print(f"benchmarks/quality: {error}", file=sys.stderr)
         return 1
-    comparison = Comparison(ground, form, flags.methods, devices, min(2, devices), flags.minutes)
+    comparison = Comparison(setup, form, flags.methods, devices, min(2, devices), flags.minutes)
     status = 0
     try:
         comparison.run()

@@ -5,11 +5,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from forms import Form
-from methods import Setting, Trial, grid
-from runs import Ground, measure_untouched, train_and_measure
-from speed import measure_speed
-from summary import Line, best_settings, lines_of, untouched_line
+from benchmarks.quality.forms import Form
+from benchmarks.quality.methods import Setting, Trial, grid
+from benchmarks.quality.runs import Setup, measure_untouched, train_and_measure
+from benchmarks.quality.speed import measure_speed
+from benchmarks.quality.summary import Line, best_settings, lines_of, untouched_line
 
 GRID_SEED = 1
 """Of the trials that the learning rates are chosen from."""
@@ -23,7 +23,7 @@ class Comparison:
     """The trials of one folder.
 
     Args:
-        ground: what all trials share.
+        setup: what all trials share.
         form: their number and size.
         methods: of `METHODS`.
         side_by_side: how many trials run at a time, each on a device of its own.
@@ -40,14 +40,14 @@ class Comparison:
 
     def __init__(
         self,
-        ground: Ground,
+        setup: Setup,
         form: Form,
         methods: Sequence[str],
         side_by_side: int,
         pipeline_processes: int,
         minutes: float | None,
     ) -> None:
-        self._ground, self._form, self._methods = ground, form, methods
+        self._setup, self._form, self._methods = setup, form, methods
         self._side_by_side, self._pipeline_processes = side_by_side, pipeline_processes
         self._deadline = None if minutes is None else time.monotonic() + 60 * minutes
         self.untouched: dict[str, Any] = {}
@@ -64,13 +64,13 @@ class Comparison:
             TrialFailed: a process failed.
         """
         form = self._form
-        self.untouched = measure_untouched(self._ground)
+        self.untouched = measure_untouched(self._setup)
         self._train(grid(self._methods, form.rates, form.local_shares, GRID_SEED, form.steps))
         self.best = best_settings(self.results, form.steps)
         self._train_seeds(dict.fromkeys(self.best, form.steps))
         for method in self._methods:
             self.speeds[method] = measure_speed(
-                self._ground, method, form.rates[0], form.timed_steps, self._pipeline_processes, self._check_time
+                self._setup, method, form.rates[0], form.timed_steps, self._pipeline_processes, self._check_time
             )
             _say(f"{method}: {self.speeds[method]['step_seconds']:.2f} s per step")
         if "e2e" in self.speeds:
@@ -86,7 +86,7 @@ class Comparison:
         self._train([Trial(*own, seed, steps[method]) for seed in seeds for method, own in self.best.items()])
 
     def _train(self, trials: Sequence[Trial]) -> None:
-        train_and_measure(self._ground, trials, self._side_by_side, self._check_time, self._note)
+        train_and_measure(self._setup, trials, self._side_by_side, self._check_time, self._note)
 
     def _note(self, trial: Trial, result: dict[str, Any]) -> None:
         if trial not in self.results:

@@ -1,6 +1,6 @@
 """What a trained model can do, and what it has kept: one process for one model.
 
-    python benchmarks/quality/measure.py MODEL --base BASE --test test.jsonl [--questions questions.json]
+    python -m benchmarks.quality.measure MODEL --base BASE --test test.jsonl [--questions questions.json]
         --general general.jsonl --instructions instructions.jsonl --output measured.json [--device cuda]
 
 Answer loss and exact match on the test questions; perplexity on general text and on instructions; and the mean KL
@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from questions import Question, accuracy, read
-from reasoning_tasks import ReasoningQuestion
-from summary import BENCHMARK
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
-from word_problems import WordProblem
 
+from benchmarks.quality.questions import Question, accuracy, read
+from benchmarks.quality.reasoning_tasks import ReasoningQuestion
+from benchmarks.quality.summary import BENCHMARK
+from benchmarks.quality.word_problems import WordProblem
 from lopt_pp.commands.common import be_quiet
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.data import DataConfig, TokenizedRows, load_rows

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from methods import METHODS
-from summary import Results, value_of
+
+from benchmarks.quality.methods import METHODS
+from benchmarks.quality.summary import Results, value_of
 
 matplotlib.use("Agg")  # There may be no screen.
 import matplotlib.pyplot as plt

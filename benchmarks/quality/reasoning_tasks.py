@@ -5,7 +5,8 @@ from itertools import islice
 from typing import Any
 
 import reasoning_gym
-from questions import Question
+
+from benchmarks.quality.questions import Question
 
 TASKS: dict[str, dict[str, Any]] = {
     "chain_sum": {},

@@ -12,13 +12,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from forms import Form
-from methods import UNTOUCHED, Trial
-
+from benchmarks.quality.forms import Form
+from benchmarks.quality.methods import UNTOUCHED, Trial
 from lopt_pp.report.run_data import RunData, read_run
 from lopt_pp.util.files import write_text
-
-MEASURE = Path(__file__).with_name("measure.py")
 
 
 class TrialFailed(Exception):
@@ -26,7 +23,7 @@ class TrialFailed(Exception):
 
 
 @dataclass(frozen=True)
-class Ground:
+class Setup:
     """What all trials of a comparison share.
 
     Attributes:
@@ -62,7 +59,7 @@ class Ground:
 
 
 def train_and_measure(
-    ground: Ground,
+    setup: Setup,
     trials: Sequence[Trial],
     side_by_side: int,
     before: Callable[[], None],
@@ -74,7 +71,7 @@ def train_and_measure(
     there are stages, and end-to-end training the same weights but for rounding.
 
     Args:
-        ground: what they share.
+        setup: what they share.
         trials: to run, in this order.
         side_by_side: how many at a time, each on a device of its own.
         before: called before each that is not done; what it raises starts no further one.
@@ -90,9 +87,9 @@ def train_and_measure(
     def once(trial: Trial) -> None:
         device = free.get()
         try:
-            if (result := kept(ground.folder / f"{trial.name}.json")) is None:
+            if (result := kept(setup.folder / f"{trial.name}.json")) is None:
                 before()
-                result = _train_and_measure(ground, trial, device)
+                result = _train_and_measure(setup, trial, device)
             after(trial, result)
         finally:
             free.put(device)
@@ -107,40 +104,40 @@ def train_and_measure(
             raise
 
 
-def measure_untouched(ground: Ground) -> dict[str, Any]:
+def measure_untouched(setup: Setup) -> dict[str, Any]:
     """The same of the model as it is."""
-    return kept(ground.folder / f"{UNTOUCHED}.json") or _measure(ground, ground.model, UNTOUCHED, {}, 0)
+    return kept(setup.folder / f"{UNTOUCHED}.json") or _measure(setup, setup.model, UNTOUCHED, {}, 0)
 
 
-def _train_and_measure(ground: Ground, trial: Trial, device: int) -> dict[str, Any]:
-    output = ground.folder / "models" / trial.name
+def _train_and_measure(setup: Setup, trial: Trial, device: int) -> dict[str, Any]:
+    output = setup.folder / "models" / trial.name
     command = [sys.executable, "-m", "lopt_pp.train", "--pipeline_processes", "1"]
-    command += ["--eval_file", str(ground.validation), "--eval_steps", "0"]
-    command += ["--probe_steps", str(max(1, ground.form.steps // 4))]
+    command += ["--eval_file", str(setup.validation), "--eval_steps", "0"]
+    command += ["--probe_steps", str(max(1, setup.form.steps // 4))]
     launch(
-        [*command, *run_flags(ground, trial, output, ground.form.head_warmup)],
-        ground,
+        [*command, *run_flags(setup, trial, output, setup.form.head_warmup)],
+        setup,
         trial.name,
         [device],
     )
-    result = _measure(ground, output, trial.name, {"trial": asdict(trial)} | _figures(read_run(output)), device)
+    result = _measure(setup, output, trial.name, {"trial": asdict(trial)} | _figures(read_run(output)), device)
     shutil.rmtree(output)
     return result
 
 
-def run_flags(ground: Ground, trial: Trial, output: Path, head_warmup: float) -> list[str]:
+def run_flags(setup: Setup, trial: Trial, output: Path, head_warmup: float) -> list[str]:
     """The flags of a training run; the user's come last, and win.
 
     Args:
-        ground: what all trials share.
+        setup: what all trials share.
         trial: what this one has of its own.
         output: directory.
         head_warmup: share of the steps in which local heads learn alone.
     """
-    form = ground.form
+    form = setup.form
     given: dict[str, object] = {
-        "model_name_or_path": ground.model,
-        "train_file": ground.train,
+        "model_name_or_path": setup.model,
+        "train_file": setup.train,
         "output_dir": output,
         "overwrite_output_dir": True,
         "max_length": form.max_length,
@@ -152,7 +149,7 @@ def run_flags(ground: Ground, trial: Trial, output: Path, head_warmup: float) ->
     }
     flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     flags += [*form.flags, *trial.flags(form.head_rate, head_warmup)]
-    return [*flags, *ground.flags, *ground.method_flags.get(trial.method, ())]
+    return [*flags, *setup.flags, *setup.method_flags.get(trial.method, ())]
 
 
 def _figures(run: RunData) -> dict[str, Any]:
@@ -166,23 +163,24 @@ def _figures(run: RunData) -> dict[str, Any]:
     return figures
 
 
-def _measure(ground: Ground, model: Path, name: str, known: dict[str, Any], device: int) -> dict[str, Any]:
-    output = ground.folder / f"{name}.measured"
-    command = [sys.executable, str(MEASURE), str(model), "--output", str(output), "--device", ground.device]
+def _measure(setup: Setup, model: Path, name: str, known: dict[str, Any], device: int) -> dict[str, Any]:
+    output = setup.folder / f"{name}.measured"
+    command = [sys.executable, "-m", "benchmarks.quality.measure", str(model), "--output", str(output)]
+    command += ["--device", setup.device]
     for flag in ("test", "general", "instructions"):
-        command += [f"--{flag}", str(getattr(ground, flag))]
-    command += ["--base", str(ground.model)]
-    command += ["--max_length", str(ground.form.max_length), "--kept_rows", str(ground.form.kept_rows)]
-    if ground.questions is not None:
-        command += ["--questions", str(ground.questions)]
-    if ground.tasks:
-        command += ["--tasks", *ground.tasks]
-        command += [] if ground.include_path is None else ["--include_path", str(ground.include_path)]
-        command += [] if ground.limit is None else ["--limit", str(ground.limit)]
-    launch(command, ground, name, [device])
+        command += [f"--{flag}", str(getattr(setup, flag))]
+    command += ["--base", str(setup.model)]
+    command += ["--max_length", str(setup.form.max_length), "--kept_rows", str(setup.form.kept_rows)]
+    if setup.questions is not None:
+        command += ["--questions", str(setup.questions)]
+    if setup.tasks:
+        command += ["--tasks", *setup.tasks]
+        command += [] if setup.include_path is None else ["--include_path", str(setup.include_path)]
+        command += [] if setup.limit is None else ["--limit", str(setup.limit)]
+    launch(command, setup, name, [device])
     result = known | json.loads(output.read_text())
     output.unlink()
-    keep(ground.folder / f"{name}.json", result)
+    keep(setup.folder / f"{name}.json", result)
     return result
 
 
@@ -196,12 +194,12 @@ def kept(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def launch(command: Sequence[str], ground: Ground, name: str, devices: Sequence[int]) -> None:
+def launch(command: Sequence[str], setup: Setup, name: str, devices: Sequence[int]) -> None:
     """Runs a command to its end.
 
     Args:
         command: to run.
-        ground: of the trials.
+        setup: of the trials.
         name: for what is said where it fails.
         devices: the GPUs that it may use, by number.
 
@@ -209,8 +207,8 @@ def launch(command: Sequence[str], ground: Ground, name: str, devices: Sequence[
         TrialFailed: its status is not zero.
     """
     # Model and rows are files; benchmarks alone may have to be had from a hub.
-    environment = ({} if ground.tasks else {"HF_HUB_OFFLINE": "1"}) | dict(os.environ)
-    if ground.device == "cuda":
+    environment = ({} if setup.tasks else {"HF_HUB_OFFLINE": "1"}) | dict(os.environ)
+    if setup.device == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
     else:
         # Each process has a core.

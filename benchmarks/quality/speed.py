@@ -6,9 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from methods import METHODS, Trial
-from runs import Ground, keep, kept, launch, run_flags
-
+from benchmarks.quality.methods import METHODS, Trial
+from benchmarks.quality.runs import Setup, keep, kept, launch, run_flags
 from lopt_pp.report.run_data import RunData, read_run
 
 FILLING = 2
@@ -16,7 +15,7 @@ FILLING = 2
 
 
 def measure_speed(
-    ground: Ground, method: str, learning_rate: float, steps: int, processes: int, before: Callable[[], None]
+    setup: Setup, method: str, learning_rate: float, steps: int, processes: int, before: Callable[[], None]
 ) -> dict[str, Any]:
     """A pipeline of so many processes: seconds of a step, tokens per second, memory, what is trained.
 
@@ -24,24 +23,24 @@ def measure_speed(
     earlier blocks their backward in the steps that are timed.
 
     Args:
-        ground: of the trials.
+        setup: of the trials.
         method: of `METHODS`.
         learning_rate: of no consequence for the time.
         steps: to time, the median of which counts.
         processes: of the pipeline; 1 where there is only one device.
         before: called where it is not known from before.
     """
-    place = ground.folder / f"speed-{method}.json"
+    place = setup.folder / f"speed-{method}.json"
     if (found := kept(place)) is not None:
         return found
     before()
-    output = ground.folder / "models" / f"speed-{method}"
-    share = ground.form.local_shares[0] if METHODS[method].is_local else None
+    output = setup.folder / "models" / f"speed-{method}"
+    share = setup.form.local_shares[0] if METHODS[method].is_local else None
     trial = Trial(method, learning_rate, share, 0, steps + FILLING)
     command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "lopt-pp"]
     command += ["--nproc-per-node", str(processes), "-m", "lopt_pp.train"]
-    command += ["--probe_steps", "0", *run_flags(ground, trial, output, head_warmup=0)]
-    launch(command, ground, f"speed of {method}", devices=range(processes))
+    command += ["--probe_steps", "0", *run_flags(setup, trial, output, head_warmup=0)]
+    launch(command, setup, f"speed of {method}", devices=range(processes))
     result = _figures(read_run(output))
     shutil.rmtree(output)
     keep(place, result)

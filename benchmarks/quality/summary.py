@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from methods import METHODS, UNTOUCHED, Setting, Trial
+from benchmarks.quality.methods import METHODS, UNTOUCHED, Setting, Trial
 
 Results = Mapping[Trial, Mapping[str, Any]]
 

@@ -10,7 +10,8 @@ from fractions import Fraction
 from typing import Any
 
 import datasets
-from questions import Question
+
+from benchmarks.quality.questions import Question
 
 TRAINED_ON = "meta-math/MetaMathQA"
 TESTED_ON = "openai/gsm8k"

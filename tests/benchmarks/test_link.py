@@ -1,4 +1,4 @@
-"""That benchmarks/link.py runs, or says why it cannot, and writes what it promises."""
+"""benchmarks/network/slow_link.py runs, or says why it cannot, and writes what it promises."""
 
 import json
 import subprocess
@@ -8,22 +8,19 @@ from pathlib import Path
 import pytest
 from launching import environment, run
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 PING = """
 import os, socket, sys, time
-sys.path.insert(0, sys.argv[1])
-import slow_link
-if (reason := slow_link.reason_not_possible()) is not None:
+from benchmarks.network import emulated_link
+if (reason := emulated_link.reason_not_possible()) is not None:
     sys.exit(f"skipped: {reason}")
 from multiprocessing import Pipe
 from multiprocessing.reduction import recv_handle, send_handle
 
 def end(number, pipe):
-    send_handle(pipe, slow_link.enter_namespace(number), os.getppid())
+    send_handle(pipe, emulated_link.enter_namespace(number), os.getppid())
     plug = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    plug.bind((slow_link.ADDRESSES[number], 7000))
-    other = (slow_link.ADDRESSES[1 - number], 7000)
+    plug.bind((emulated_link.ADDRESSES[number], 7000))
+    other = (emulated_link.ADDRESSES[1 - number], 7000)
     pipe.send("ready")
     if number == 1:
         for _ in range(2):
@@ -46,7 +43,7 @@ for number in range(2):
         finally:
             os._exit(0)
     pipes.append(near)
-with slow_link.SlowLink(tuple(recv_handle(pipe) for pipe in pipes)) as link:
+with emulated_link.EmulatedLink(tuple(recv_handle(pipe) for pipe in pipes)) as link:
     assert [pipe.recv() for pipe in pipes] == ["ready", "ready"]
     for delay, rate in ((0.05, float("inf")), (0.0, 10_280.0)):
         link.set(delay, rate)
@@ -59,7 +56,7 @@ with slow_link.SlowLink(tuple(recv_handle(pipe) for pipe in pipes)) as link:
 
 def test_quick_run_measures_each_link_or_says_why_not(tmp_path: Path) -> None:
     output = tmp_path / "link.json"
-    result = run([sys.executable, str(BENCHMARKS / "link.py"), "--quick", "--output", str(output)])
+    result = run([sys.executable, "-m", "benchmarks.network.slow_link", "--quick", "--output", str(output)])
     assert result.returncode == 0, result.stderr
     written = json.loads(output.read_text())
     assert {"torch", "cpu", "cores", "date"} <= written["machine"].keys()
@@ -78,7 +75,7 @@ def test_quick_run_measures_each_link_or_says_why_not(tmp_path: Path) -> None:
 
 
 def test_link_delays_and_limits_what_crosses_it() -> None:
-    command = [sys.executable, "-c", PING, str(BENCHMARKS)]
+    command = [sys.executable, "-c", PING]
     result = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
     if "skipped" in result.stderr:
         pytest.skip(result.stderr)
@@ -91,7 +88,7 @@ def test_link_delays_and_limits_what_crosses_it() -> None:
 
 def test_no_link_where_there_is_no_ip_program(tmp_path: Path) -> None:
     output = tmp_path / "link.json"
-    command = [sys.executable, str(BENCHMARKS / "link.py"), "--quick", "--output", str(output)]
+    command = [sys.executable, "-m", "benchmarks.network.slow_link", "--quick", "--output", str(output)]
     hidden = environment() | {"PATH": str(tmp_path)}
     result = subprocess.run(command, env=hidden, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr

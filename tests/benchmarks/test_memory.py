@@ -5,9 +5,7 @@ import sys
 from typing import Any
 
 import pytest
-from launching import TESTS, run
-
-BENCHMARKS = TESTS.parent / "benchmarks"
+from launching import run
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured on Linux only")
 
@@ -15,7 +13,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resident memory
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     output = tmp_path_factory.mktemp("memory") / "memory.json"
-    result = run([sys.executable, str(BENCHMARKS / "memory.py"), "--quick", "--output", str(output)])
+    result = run([sys.executable, "-m", "benchmarks.memory.training", "--quick", "--output", str(output)])
     assert result.returncode == 0, result.stderr
     assert "activations" in result.stdout
     return json.loads(output.read_text())

@@ -1,19 +1,17 @@
-"""That benchmarks/objectives.py runs and keeps what it promises; how fast, no test on a shared machine can say."""
+"""benchmarks/speed/objectives.py runs and keeps what it promises; how fast, no test on a shared machine can say."""
 
 import json
 import sys
 from pathlib import Path
 
 import pytest
-from launching import TESTS, run
-
-BENCHMARKS = TESTS.parent / "benchmarks"
+from launching import run
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured on Linux only")
 def test_quick_run_measures_every_objective_at_both_cuts(tmp_path: Path) -> None:
     output = tmp_path / "objectives.json"
-    result = run([sys.executable, str(BENCHMARKS / "objectives.py"), "--quick", "--output", str(output)])
+    result = run([sys.executable, "-m", "benchmarks.speed.objectives", "--quick", "--output", str(output)])
     assert result.returncode == 0, result.stderr
     kept = json.loads(output.read_text())
     assert kept["machine"].keys() >= {"torch", "cpu", "cores", "date"}

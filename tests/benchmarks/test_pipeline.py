@@ -4,24 +4,22 @@ import json
 import sys
 from pathlib import Path
 
-from launching import TESTS, run
-
-BENCHMARKS = TESTS.parent / "benchmarks"
+from launching import run
 
 
-def test_quick_run_keeps_every_peer_and_figure(tmp_path: Path) -> None:
+def test_quick_run_keeps_every_method_and_figure(tmp_path: Path) -> None:
     output = tmp_path / "pipeline.json"
-    result = run([sys.executable, str(BENCHMARKS / "pipeline.py"), "--quick", "--output", str(output)])
+    result = run([sys.executable, "-m", "benchmarks.speed.pipeline", "--quick", "--output", str(output)])
     assert result.returncode == 0, result.stderr
     kept = json.loads(output.read_text())
 
     assert kept["machine"].keys() >= {"torch", "cpu", "cores", "date", "threads_per_process"}
     assert kept["machine"]["threads_per_process"] == 1
     assert [(cell["model"], cell["microbatches"]) for cell in kept["cells"]] == [("tiny", 1), ("tiny", 2)]
-    peers = {"lopt", "gpipe", "1f1b", "zero_bubble", "zbv", "naive", "ddp"}
+    methods = {"lopt", "gpipe", "1f1b", "zero_bubble", "zbv", "naive", "ddp"}
     for cell in kept["cells"]:
-        assert cell["seconds"].keys() == cell["tokens_per_second"].keys() == cell["cuts"].keys() == peers
-        assert cell["over"].keys() == peers - {"lopt"}
+        assert cell["seconds"].keys() == cell["tokens_per_second"].keys() == cell["cuts"].keys() == methods
+        assert cell["over"].keys() == methods - {"lopt"}
         assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in cell["seconds"].values())
         assert len(cell["computing"]) == 2
         assert all(computed["microbatch"] > 0 and computed["optimizer"] > 0 for computed in cell["computing"])
@@ -37,10 +35,10 @@ def test_quick_run_keeps_every_peer_and_figure(tmp_path: Path) -> None:
     assert result.stdout.count("reached") == len(kept["figures"])
 
 
-def test_peers_can_be_selected(tmp_path: Path) -> None:
+def test_methods_can_be_selected(tmp_path: Path) -> None:
     output = tmp_path / "pipeline.json"
-    flags = ["--models", "tiny", "--microbatches", "3", "--peers", "1f1b", "--rounds", "1", "--output", str(output)]
-    result = run([sys.executable, str(BENCHMARKS / "pipeline.py"), *flags])
+    flags = ["--models", "tiny", "--microbatches", "3", "--methods", "1f1b", "--rounds", "1", "--output", str(output)]
+    result = run([sys.executable, "-m", "benchmarks.speed.pipeline", *flags])
     assert result.returncode == 0, result.stderr
     (cell,) = json.loads(output.read_text())["cells"]
     assert cell["microbatches"] == 3

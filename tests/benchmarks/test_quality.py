@@ -6,31 +6,27 @@ import json
 import re
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from launching import TESTS, run
+from launching import run
 from results import weights
 
-BENCHMARK = TESTS.parent / "benchmarks" / "quality"
+BENCHMARK = "benchmarks.quality"
 
 
-@pytest.fixture
-def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
-    """The benchmark's modules, by name."""
-    monkeypatch.syspath_prepend(str(BENCHMARK))
+@pytest.fixture(scope="module")
+def modules() -> dict[str, ModuleType]:
+    """The benchmark's modules, by name; some take seconds to import."""
     names = ("forms", "methods", "questions", "reasoning_tasks", "runs", "summary", "word_problems")
-    yield {name: importlib.import_module(name) for name in names}
-    for name in names:
-        del sys.modules[name]
+    return {name: importlib.import_module(f"{BENCHMARK}.{name}") for name in names}
 
 
 def test_tiny_form_measures_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARK), "--form", "tiny", "--folder", str(tmp_path)]
+    command = [sys.executable, "-m", BENCHMARK, "--form", "tiny", "--folder", str(tmp_path)]
     command += ["--methods", "next_token", "--method_flags", "next_token=--split 1 --auxiliary_layers 3"]
     result = run(command)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -84,7 +80,7 @@ def test_benchmarks_have_columns(tmp_path: Path) -> None:
     }
     (tmp_path / "assent.yaml").write_text(json.dumps(task))  # JSON is YAML.
     folder = tmp_path / "quality"
-    command = [sys.executable, str(BENCHMARK), "--form", "tiny", "--folder", str(folder), "--methods", "frozen"]
+    command = [sys.executable, "-m", BENCHMARK, "--form", "tiny", "--folder", str(folder), "--methods", "frozen"]
     result = run([*command, "--tasks", "assent", "--include_path", str(tmp_path), "--limit", "4"])
     assert result.returncode == 0, result.stdout + result.stderr
     lines = json.loads((folder / "quality.json").read_text())["equal_steps"]
@@ -100,7 +96,7 @@ def test_trials_side_by_side_have_a_device_each(
     methods, runs = modules["methods"], modules["runs"]
     both, busy, seen = threading.Barrier(2, timeout=30), set[int](), []
 
-    def train(ground: object, trial: Any, device: int) -> dict[str, Any]:
+    def train(setup: object, trial: Any, device: int) -> dict[str, Any]:
         assert device not in busy
         busy.add(device)
         if trial.seed < 2:  # The first two are at work at the same time; the third comes when one is done.
@@ -109,9 +105,9 @@ def test_trials_side_by_side_have_a_device_each(
         return {"seed": trial.seed}
 
     monkeypatch.setattr(runs, "_train_and_measure", train)
-    ground = runs.Ground(tmp_path, *[tmp_path] * 4, None, tmp_path, tmp_path, None, (), "cuda")
+    setup = runs.Setup(tmp_path, *[tmp_path] * 4, None, tmp_path, tmp_path, None, (), "cuda")
     trials = [methods.Trial("e2e", 1.0, None, seed, 1) for seed in range(3)]
-    runs.train_and_measure(ground, trials, 2, lambda: None, lambda trial, result: seen.append(result["seed"]))
+    runs.train_and_measure(setup, trials, 2, lambda: None, lambda trial, result: seen.append(result["seed"]))
     assert sorted(seen) == [0, 1, 2] and not busy
 
 
@@ -195,7 +191,7 @@ def test_the_number_that_an_answer_comes_to(modules: dict[str, ModuleType], answ
 
 def test_word_problems_are_asked(tmp_path: Path) -> None:
     train, test = rewritten_and_tests(tmp_path)
-    command = [sys.executable, str(BENCHMARK), "--form", "tiny", "--folder", str(tmp_path / "quality")]
+    command = [sys.executable, "-m", BENCHMARK, "--form", "tiny", "--folder", str(tmp_path / "quality")]
     command += ["--questions", "word_problems", "--dataset_name", train, "--eval_dataset_name", test]
     result = run([*command, "--minutes", "1e-9"])
     assert result.returncode == 0, result.stdout + result.stderr
@@ -251,5 +247,5 @@ def test_how_much_of_the_distance_a_method_closes(modules: dict[str, ModuleType]
 def test_what_is_missing_is_said(flags: str, said: str) -> None:
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    result = run([sys.executable, str(BENCHMARK), *flags.split()])
+    result = run([sys.executable, "-m", BENCHMARK, *flags.split()])
     assert result.returncode == 2 and said in result.stderr and "Traceback" not in result.stderr

@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling import arithmetic
+from benchmarks.scaling.model_sizes import MODELS, Load, Model
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.config.pipeline import PipelineConfig
@@ -29,11 +31,6 @@ from lopt_pp.model.partition import BlockSpec, split_evenly
 from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.planning.synthetic import random_block, random_microbatch
 from lopt_pp.stage.stage import Stage
-
-sys.path.insert(0, str(TESTS.parent / "benchmarks"))
-import arithmetic  # noqa: E402
-import scaling  # noqa: E402
-from sizes import MODELS, Load, Model  # noqa: E402
 
 PAGE = TESTS.parent / "docs" / "scaling.md"
 DTYPES = ("float32", "bfloat16", "pure_bfloat16")
@@ -298,7 +295,7 @@ def test_a_model_that_the_formulas_do_not_fit_is_refused(tmp_path: Path) -> None
 
 def documented_commands() -> list[str]:
     """The flags of the commands in docs/scaling.md that stand there without their output."""
-    return re.findall(r"^python benchmarks/scaling.py *(.*?) *(?:#.*)?$", PAGE.read_text(), flags=re.M)
+    return re.findall(r"^python -m benchmarks.scaling *(.*?) *(?:#.*)?$", PAGE.read_text(), flags=re.M)
 
 
 @pytest.mark.parametrize("flags", documented_commands())
@@ -315,7 +312,7 @@ def test_documented_commands_run(
 def documented_tables() -> list[tuple[str, str]]:
     """The commands in docs/scaling.md with the output that stands below each."""
     text = PAGE.read_text()
-    blocks = re.findall(r"^```text\n\$ python benchmarks/scaling.py ?(.*?)\n(.*?)```$", text, flags=re.M | re.S)
+    blocks = re.findall(r"^```text\n\$ python -m benchmarks.scaling ?(.*?)\n(.*?)```$", text, flags=re.M | re.S)
     return [(flags, output) for flags, output in blocks]
 
 

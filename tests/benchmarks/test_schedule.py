@@ -1,4 +1,4 @@
-"""That benchmarks/schedule.py runs and writes what it promises; how fast, no test on a shared machine can say."""
+"""benchmarks/speed/schedule.py runs and writes what it promises; how fast, no test on a shared machine can say."""
 
 import json
 import sys
@@ -6,12 +6,10 @@ from pathlib import Path
 
 from launching import run
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 def test_quick_run_measures_both_schedules(tmp_path: Path) -> None:
     output = tmp_path / "schedule.json"
-    result = run([sys.executable, str(BENCHMARKS / "schedule.py"), "--quick", "--output", str(output)])
+    result = run([sys.executable, "-m", "benchmarks.speed.schedule", "--quick", "--output", str(output)])
     assert result.returncode == 0, result.stderr
     written = json.loads(output.read_text())
     assert {"torch", "cpu", "cores", "date"} <= written["machine"].keys()
@@ -28,6 +26,6 @@ def test_quick_run_measures_both_schedules(tmp_path: Path) -> None:
 
 
 def test_help_says_what_is_measured() -> None:
-    shown = run([sys.executable, str(BENCHMARKS / "schedule.py"), "--help"])
+    shown = run([sys.executable, "-m", "benchmarks.speed.schedule", "--help"])
     assert shown.returncode == 0
     assert "efficiency" in shown.stdout and "--quick" in shown.stdout

@@ -9,7 +9,7 @@ from chat import CHATML, make_tokenizer
 
 from lopt_pp.data import DataConfig, TokenizedRows, load_rows
 
-TEXTS = Path(__file__).parents[2] / "benchmarks" / "texts"
+TEXTS = Path(__file__).parents[2] / "benchmarks" / "quality" / "texts"
 
 
 @pytest.fixture(autouse=True)

@@ -84,6 +84,9 @@ def test_a_command_that_does_not_run_here_has_flags_and_scripts_that_exist(block
         for script in re.findall(r"\S+\.(?:py|sh)\b", block.code):
             check = ["bash", "-n", script] if script.endswith(".sh") else [sys.executable, script, "--help"]
             assert subprocess.run(check, cwd=ROOT, capture_output=True, env=environment()).returncode == 0
+        for module in re.findall(r"-m (benchmarks\.\S+)", block.code):
+            check = [sys.executable, "-m", module, "--help"]
+            assert subprocess.run(check, cwd=ROOT, capture_output=True, env=environment()).returncode == 0
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -124,8 +127,9 @@ def check_words(words: list[str]) -> None:
     for position, word in enumerate(words):
         if re.fullmatch(r"[\w/.-]+\.(py|sh)", word) and "/" in word:
             assert (ROOT / word).is_file(), f"{word} does not exist"
-        if words[position - 1] == "-m" and word.startswith("lopt_pp."):
-            assert (ROOT / f"{word.replace('.', '/')}.py").is_file(), f"no module {word}"
+        if words[position - 1] == "-m" and word.startswith(("lopt_pp.", "benchmarks.")):
+            path = ROOT / word.replace(".", "/")
+            assert path.with_name(f"{path.name}.py").is_file() or (path / "__main__.py").is_file(), f"no module {word}"
         if words[position - 1] == "lopt-pp" and position and word.isalpha():
             assert f"\n  {word} " in commands(), f"no command {word}"
         if words[0] != "trl" and (flag := re.match("--([a-z]+(?:_[a-z]+)+)", word)):
@@ -191,7 +195,9 @@ def test_what_would_be_missed(tmp_path: Path) -> None:
     """The checks themselves see a flag, a script and a mark that are wrong."""
     page = ROOT / "docs" / "page.md"
     with pytest.raises(AssertionError, match="no flag --max_lenght"):
-        check_words(["python", "benchmarks/trainer.py", "--max_lenght", "3"])
+        check_words(["python", "-m", "benchmarks.speed.trainer", "--max_lenght", "3"])
+    with pytest.raises(AssertionError, match="no module benchmarks.no_such"):
+        check_words(["python", "-m", "benchmarks.no_such", "--quick"])
     with pytest.raises(AssertionError, match="no_such.sh does not exist"):
         check_words(["bash", "launch/no_such.sh"])
     with pytest.raises(AssertionError, match="no command fly"):

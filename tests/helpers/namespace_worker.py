@@ -5,15 +5,10 @@ The namespace has one end of a link, whose device goes to whoever listens at the
 
 import os
 import socket
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from slow_link import ADDRESSES, DEVICE, enter_namespace
 
 import lopt_pp.train
+from benchmarks.network.emulated_link import ADDRESSES, DEVICE, enter_namespace
 
 
 def main(arguments: Sequence[str]) -> int:

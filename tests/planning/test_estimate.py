@@ -1,6 +1,5 @@
 """What a plan says of a process is what the real stages, loss, optimizer and loop take."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -9,9 +8,10 @@ from typing import Any, Literal
 import pytest
 import torch
 from families import FAMILIES, tiny_config
-from launching import TESTS
 from transformers import LlamaModel
 
+from benchmarks.helpers.process_memory import SavedTensors
+from benchmarks.helpers.synthetic import random_rows
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.data import MicrobatchSampler
 from lopt_pp.errors import LoptError
@@ -29,10 +29,6 @@ from lopt_pp.training.loop import train
 from lopt_pp.training.phases import LocalTraining
 from lopt_pp.training.segment import Segment
 from lopt_pp.training.step_plan import StepPlan
-
-sys.path.insert(0, str(TESTS.parent / "benchmarks"))
-from held import SavedTensors  # noqa: E402
-from shapes import random_rows  # noqa: E402
 
 CPU = torch.device("cpu")
 ROWS, TOKENS = 2, 96

@@ -1,16 +1,13 @@
 """Two machines whose network fails: no packet arrives any more, and nobody says so."""
 
 import socket
-import sys
 from pathlib import Path
 
 import pytest
 from ranks import ranks, until
 from tiny import write_model, write_rows
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-from slow_link import SlowLink, reason_not_possible
+from benchmarks.network.emulated_link import EmulatedLink, reason_not_possible
 
 TIMEOUT = 3
 """--stream_timeout, in seconds."""
@@ -33,7 +30,7 @@ def test_both_stages_stop_and_name_the_other(tmp_path: Path) -> None:
                 with meeting.accept()[0] as worker:
                     end, (device,), *_ = socket.recv_fds(worker, 1, 1)
                     devices[int(end)] = device
-            with SlowLink((devices[0], devices[1])) as link:
+            with EmulatedLink((devices[0], devices[1])) as link:
                 link.set(delay=0.0)
                 until((out / "checkpoint-5").is_dir)
                 assert all(rank.process.is_alive() for rank in started)

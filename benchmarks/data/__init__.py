@@ -1,0 +1,1 @@
+"""How long a run waits for its data."""

@@ -1,0 +1,1 @@
+"""What a process holds in memory, measured, and against what `lopt-pp plan` says."""

@@ -1,0 +1,1 @@
+"""Which model families can be split."""

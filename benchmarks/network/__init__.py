@@ -1,0 +1,1 @@
+"""Two stages with a slow link between them."""

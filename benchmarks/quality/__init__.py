@@ -1,0 +1,1 @@
+"""What each way of training learns, and what it forgets."""

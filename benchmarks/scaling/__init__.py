@@ -1,0 +1,1 @@
+"""What runs that are too large to try here need, by arithmetic."""
