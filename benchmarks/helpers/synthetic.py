@@ -3,12 +3,20 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
+    SchedulerType,
+)
 
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.data import TokenizedRows
@@ -16,11 +24,11 @@ from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.structure import ModelStructure
 from lopt_pp.model.verify import check_split
 
-OPTIM = OptimConfig(learning_rate=1e-6, lr_scheduler_type="constant")
+OPTIM = OptimConfig(learning_rate=1e-6, lr_scheduler_type=SchedulerType.CONSTANT)
 MANY_STEPS = 10**9
 """The length of the run for schedules of learning rates; the one here is constant."""
 
-SMOLLM2_135M = {
+SMOLLM2_135M: dict[str, Any] = {
     "vocab_size": 49152,
     "hidden_size": 576,
     "intermediate_size": 1536,
@@ -30,7 +38,7 @@ SMOLLM2_135M = {
     "tie_word_embeddings": True,
 }
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "vocab_size": 4096,
     "hidden_size": 256,
     "intermediate_size": 704,
@@ -39,7 +47,7 @@ SMALL = {
     "num_key_value_heads": 2,
 }
 
-TINY = {
+TINY: dict[str, Any] = {
     "vocab_size": 256,
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -60,7 +68,7 @@ class Format:
         trial: microbatches that make a measurement long enough to be told from noise.
     """
 
-    config: dict[str, int]
+    config: dict[str, Any]
     rows: int
     tokens: int
     trial: int

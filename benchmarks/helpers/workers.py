@@ -88,10 +88,10 @@ class Workers:
         results: dict[int, Any] = {}
         while len(results) < len(self.pipes):
             open_pipes = [pipe for rank, pipe in enumerate(self.pipes) if rank not in results]
-            for pipe in wait(open_pipes):
-                rank = self.pipes.index(pipe)  # type: ignore[arg-type]
+            ready = wait(open_pipes)
+            for rank in (rank for rank, pipe in enumerate(self.pipes) if pipe in ready):
                 try:
-                    failed, results[rank] = pipe.recv()  # type: ignore[union-attr]
+                    failed, results[rank] = self.pipes[rank].recv()
                 except EOFError as error:
                     raise WorkerError(f"rank {rank} has died") from error
                 if failed:

@@ -156,7 +156,7 @@ class _LocalLearning:
         self._topology = Topology(case.stages, case.processes)
         own = self._topology.stages_of(world.rank if case.processes > 1 else 0)
         self._stages = [self._stage(structure, number) for number in own]
-        self.optimizers = [stage.optimizer for stage in self._stages]
+        self.optimizers = [stage.optimizer for stage in self._stages if stage.optimizer is not None]
         self.queued = 0
         if case.has_queues:
             receives, sends = own[0] > 0, own[-1] < case.stages - 1

@@ -33,7 +33,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 # Before PyTorch: one thread in each process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -61,7 +61,8 @@ from lopt_pp.model.structure import ModelStructure
 SIDE_BY_SIDE = 2
 """Cases of one process each that are measured at the same time."""
 
-DTYPES = ["float32", "bfloat16", "pure_bfloat16"]
+Dtype = Literal["float32", "bfloat16", "pure_bfloat16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
 def comparison(model: str, microbatches: Sequence[int]) -> Iterator[Case]:
@@ -89,7 +90,7 @@ def ends_of(numbers: Sequence[int]) -> list[int]:
     return sorted({min(numbers), max(numbers)})
 
 
-def savings(model: str, dtypes: Iterable[str]) -> Iterator[Case]:
+def savings(model: str, dtypes: Iterable[Dtype]) -> Iterator[Case]:
     """What a dtype and checkpointing change, with both stages in one process."""
     plain = Case(model, "LoPT-PP", 2, 1, 1)
     for dtype in dtypes:
@@ -160,7 +161,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--growing", choices=FORMATS, default="small", help="model for the tables of growth")
     parser.add_argument("--stages", nargs="+", type=int, default=[2, 4, 8], metavar="K", help="of these tables")
     parser.add_argument("--queue_depths", nargs="+", type=int, default=[1, 2, 8], metavar="N", help="of these tables")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES, help="for the table of what they save")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=[*DTYPES], help="of the table of savings")
     parser.add_argument("--margin", type=float, default=0.05, help="(default: %(default)s)")
     parser.add_argument("--slack", type=float, default=1, help="in MiB (default: %(default)s)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="cuda: a GPU each, or one for all")

@@ -37,6 +37,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
@@ -112,7 +113,8 @@ def cases(delays: list[float], headroom: float, extra_depth: int, load: Load) ->
 
 
 def work(world: World, task: str, *arguments: Any) -> Any:
-    return {"run": run, "tcp": set_tcp, "probe": probe}[task](world, *arguments)
+    tasks: dict[str, Callable[..., Any]] = {"run": run, "tcp": set_tcp, "probe": probe}
+    return tasks[task](world, *arguments)
 
 
 def set_tcp(world: World, settings: dict[str, str]) -> dict[str, str]:
@@ -245,8 +247,8 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     with Workers(2, (ADDRESSES[0], 29500), DEVICE, work, prepare) as workers:
         # The first thing that each worker sends is its end of the link.
-        devices = tuple(recv_handle(pipe) for pipe in workers.pipes)
-        with EmulatedLink(devices) as link:
+        first, second = (recv_handle(pipe) for pipe in workers.pipes)
+        with EmulatedLink((first, second)) as link:
             raised = {name: f"4096 131072 {flags.buffers << 20}" for name in ("tcp_rmem", "tcp_wmem")}
             kernel = workers.run("tcp", raised | {"tcp_congestion_control": flags.congestion_control})[0]
             own = {name: kernel[name] for name in raised}

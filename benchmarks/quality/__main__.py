@@ -235,7 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     form = FORMS[flags.form]
     names = ("rates", "local_shares", "head_rate", "head_warmup", "steps", "accumulation", "max_length")
     given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
-    form = replace(form, **{name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    changed: dict[str, Any] = {name: tuple(own) if isinstance(own, list) else own for name, own in given.items()}
+    form = replace(form, **changed)
     machine = describe_machine(torch.device(flags.device))
     devices = torch.cuda.device_count() if flags.device == "cuda" else 2
     try:

@@ -56,7 +56,7 @@ def answers_of(
         batch = tokenizer(
             [prompts[number] for number in numbers], return_tensors="pt", padding=True, add_special_tokens=False
         ).to(model.device)
-        made = model.generate(
+        made = model.generate(  # type: ignore[operator]
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             max_new_tokens=max(question.MAX_NEW_TOKENS for question in questions),
@@ -98,7 +98,8 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
             keep(f"{BENCHMARK}{measure.name} {measure.metric}", score)
     if flags.questions is not None:
         questions = read(flags.questions.read_text(), (ReasoningQuestion, WordProblem))
-        model = AutoModelForCausalLM.from_pretrained(flags.model, dtype=dtype).to(device).eval()
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(flags.model, dtype=dtype)
+        model.to(device).eval()  # type: ignore[arg-type]
         answers = answers_of(model, tokenizer, questions)
         right = accuracy(questions, answers)
         scores = np.array([score for of_task in right.values() for score in of_task])

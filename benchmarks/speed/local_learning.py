@@ -1,6 +1,7 @@
 """This project as a method of the pipeline benchmark, with its stream, and its stages alone without one."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.distributed as dist
@@ -27,8 +28,8 @@ class LocalLearning:
     come after, so that both stages work to the end of it.
     """
 
-    num_blocks = 2
-    label = "LoPT-PP"
+    num_blocks: ClassVar[int] = 2
+    label: ClassVar[str] = "LoPT-PP"
 
     def __init__(self, shared: SharedModel, cut: Cut) -> None:
         self._shared = shared
@@ -84,8 +85,8 @@ class Computing:
     with `in_turn` one after the other.
     """
 
-    num_blocks = 2
-    label = "computing"
+    num_blocks: ClassVar[int] = 2
+    label: ClassVar[str] = "computing"
 
     def __init__(self, shared: SharedModel, cut: Cut, in_turn: bool = False) -> None:
         self._shared = shared

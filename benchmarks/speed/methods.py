@@ -76,30 +76,30 @@ class _TorchPipeline(_EndToEnd):
 
 
 class GPipe(_TorchPipeline):
-    label = "GPipe"
-    schedule = "GPipe"
+    label: ClassVar[str] = "GPipe"
+    schedule: ClassVar[str] = "GPipe"
 
 
 class OneForwardOneBackward(_TorchPipeline):
     """With one microbatch per step, which torch's class refuses, 1F1B's order of work is GPipe's, and that one runs."""
 
-    label = "1F1B"
-    schedule = "1F1B"
+    label: ClassVar[str] = "1F1B"
+    schedule: ClassVar[str] = "1F1B"
 
 
 class ZeroBubble(_TorchPipeline):
-    label = "zero-bubble"
-    schedule = "InterleavedZeroBubble"
-    num_blocks = 2 * PROCESSES
+    label: ClassVar[str] = "zero-bubble"
+    schedule: ClassVar[str] = "InterleavedZeroBubble"
+    num_blocks: ClassVar[int] = 2 * PROCESSES
 
     def own(self, rank: int) -> list[int]:
         return [rank, rank + PROCESSES]
 
 
 class ZeroBubbleV(_TorchPipeline):
-    label = "ZB-V"
-    schedule = "ZBVZeroBubble"
-    num_blocks = 2 * PROCESSES
+    label: ClassVar[str] = "ZB-V"
+    schedule: ClassVar[str] = "ZBVZeroBubble"
+    num_blocks: ClassVar[int] = 2 * PROCESSES
 
     def own(self, rank: int) -> list[int]:
         return [rank, self.num_blocks - 1 - rank]
@@ -128,8 +128,8 @@ class _Block(nn.Module):
 class Naive(_EndToEnd):
     """Both halves in turn, as `device_map` runs them: while one computes, the other waits."""
 
-    num_blocks = 2
-    label = "naive"
+    num_blocks: ClassVar[int] = 2
+    label: ClassVar[str] = "naive"
 
     def __init__(self, shared: SharedModel, cut: Cut) -> None:
         super().__init__(shared, cut, [shared.rank], shared.group)
@@ -158,8 +158,8 @@ class Naive(_EndToEnd):
 class DataParallel(_EndToEnd):
     """The whole model in each process, half the microbatches each; of a single microbatch half the rows each."""
 
-    num_blocks = 1
-    label = "DDP"
+    num_blocks: ClassVar[int] = 1
+    label: ClassVar[str] = "DDP"
 
     def __init__(self, shared: SharedModel, cut: Cut) -> None:
         super().__init__(shared, cut, [0], None)

@@ -15,14 +15,16 @@ On CPUs memory is resident memory, less that of a process that has only imported
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 # Before PyTorch: one thread in each process.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -37,6 +39,7 @@ from benchmarks.helpers.process_memory import MemoryTracker, give_back_at_once, 
 from benchmarks.helpers.synthetic import FORMATS, MANY_STEPS, OPTIM, model_config, model_structure
 from benchmarks.helpers.workers import Workers, free_port
 from lopt_pp.config.compute import StageConfig
+from lopt_pp.data import TokenCounts
 from lopt_pp.distributed.world import World
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.partition import BlockSpec, split_at
@@ -116,7 +119,7 @@ def measure_stage(world: World, case: Case, structure: ModelStructure, cut: int,
     stage = Stage(block, objective, OPTIM, MANY_STEPS, device=world.device)
     batch = random_microbatch((shape.rows, shape.tokens), config.vocab_size, world.device)
     received = None if index == 0 else torch.randn(shape.rows, shape.tokens, config.hidden_size, device=world.device)
-    count = case.microbatches * (stage.count(batch) if stage.learns else 0)
+    count = case.microbatches * (stage.count(TokenCounts(batch.num_tokens, batch.num_targets)) if stage.learns else 0)
 
     def microbatch() -> None:
         output = stage.forward(batch, received)
@@ -130,14 +133,14 @@ def measure_stage(world: World, case: Case, structure: ModelStructure, cut: int,
             tracker.reset_peak()
         for _ in range(case.microbatches):
             computing.append(_seconds(world, microbatch))
-        stepping.append(_seconds(world, lambda step=step: stage.step(step)))
+        stepping.append(_seconds(world, functools.partial(stage.step, step)))
     seconds = statistics.median(computing[case.microbatches :]) + statistics.median(stepping[1:]) / case.microbatches
     return Cost(seconds, tracker.peak() - imports)
 
 
-def _seconds(world: World, work: object) -> float:
+def _seconds(world: World, work: Callable[[], object]) -> float:
     begun = _now(world)
-    work()  # type: ignore[operator]
+    work()
     return _now(world) - begun
 
 
@@ -147,13 +150,14 @@ def _now(world: World) -> float:
     return time.perf_counter()
 
 
-def work(world: World, job: str, *arguments: object) -> object:
+def work(world: World, job: str, *arguments: Any) -> Any:
     """One job of a worker."""
-    return {"cut": find_cut, "stage": measure_stage}[job](world, *arguments)  # type: ignore[operator]
+    jobs: dict[str, Callable[..., Any]] = {"cut": find_cut, "stage": measure_stage}
+    return jobs[job](world, *arguments)
 
 
-def in_a_fresh_process(device: str, *job: object) -> object:
-    backend = "nccl" if device == "cuda" else "gloo"
+def in_a_fresh_process(device: str, *job: object) -> Any:
+    backend: Literal["gloo", "nccl"] = "nccl" if device == "cuda" else "gloo"
     with Workers(1, ("localhost", free_port()), "lo", work, backend=backend) as workers:
         return workers.run(*job)[0]
 

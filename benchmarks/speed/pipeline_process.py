@@ -8,7 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.device == "cuda" and torch.cuda.device_count() < PROCESSES:
         # NCCL refuses two ranks on one GPU of one host; with another name each passes for a host of its own.
         os.environ["NCCL_HOSTID"] = f"rank-{os.environ['RANK']}"
-    backend = "nccl" if arguments.device == "cuda" else "gloo"
+    backend: Literal["nccl", "gloo"] = "nccl" if arguments.device == "cuda" else "gloo"
     with connect(PipelineConfig(num_stages=PROCESSES, backend=backend)) as world:
 
         def note(progress: str) -> None:

@@ -82,7 +82,8 @@ class SharedModel:
     def _block(self, spec: BlockSpec) -> BlockModel:
         own = {name: tensor for name, tensor in self._weights.items() if self.structure.owns(spec, name)}
         block = block_class(LlamaForCausalLM, self.structure, spec)
-        model = block.from_pretrained(None, config=self.config, state_dict=own, dtype=torch.float32).to(self.device)
+        model = block.from_pretrained(None, config=self.config, state_dict=own, dtype=torch.float32)
+        model.to(self.device)  # type: ignore[arg-type]
         # Parameters of its own, so that hooks and gradients stay apart, on the tensors that all share.
         model.load_state_dict(own, assign=True)
         return BlockModel(model.train(), self.structure, spec)
@@ -111,6 +112,7 @@ class SharedModel:
         (block,) = self.blocks(cut, [self.rank])
         objective = local_objective(block, ObjectiveConfig(), seed=0)
         stage = Stage(block, objective, OPTIM, MANY_STEPS, config=self.config_of_stages, device=self.device)
+        assert stage.optimizer is not None
         self.share_moments(stage.optimizer, [block])
         return stage
 

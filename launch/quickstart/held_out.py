@@ -39,6 +39,7 @@ def answer_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
     total, count = 0.0, 0
     for row in rows:  # One by one: no padding, and there are few.
         encoded = encode(row)
+        assert encoded is not None, "a row that the trainer would leave out"
         logits = model(torch.tensor([encoded.input_ids], device=model.device)).logits[0, :-1].float()
         labels = torch.tensor(encoded.labels[1:], device=model.device)
         total += functional.cross_entropy(logits, labels, reduction="sum").item()
