@@ -150,7 +150,7 @@ def run_ours(world: World, num_stages: int, load: Load, steps: int, queue_depth:
     ends = boundaries(world, Topology(num_stages, num_stages), timeout=120)
     if world.rank >= num_stages:
         return None
-    stage = _Stage(world.rank, load)
+    stage: Any = _Stage(world.rank, load)
     receivers, senders = {}, {}
     if stage.index - 1 in ends:
         receivers[stage.index] = StreamReceiver(ends[stage.index - 1], _headers(load, steps), queue_depth)

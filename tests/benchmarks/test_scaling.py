@@ -14,6 +14,7 @@ import pytest
 import torch
 from families import tiny_config
 from launching import TESTS
+from made_stages import optimizer_of
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -201,8 +202,8 @@ def test_memory_is_what_tensors_take(dtype: Any, checkpointing: bool, spec: Bloc
     stage.step(0)
     train_microbatch(stage, model, load)
     live = LiveBytes()
-    live.know([[parameter, parameter.grad] for parameter in stage.optimizer.parameters])
-    live.know(list(stage.optimizer.adamw.state.values()))
+    live.know([[parameter, parameter.grad] for parameter in optimizer_of(stage).parameters])
+    live.know(list(optimizer_of(stage).adamw.state.values()))
     state = live.now
     with live:
         train_microbatch(stage, model, load)

@@ -69,7 +69,7 @@ def numbers(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
 def row_losses(model_path: Path, rows_path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Summed losses and numbers of targets of the rows, by the whole model."""
     model = AutoModelForCausalLM.from_pretrained(model_path)
-    rows = load_rows(DataConfig(train_file=str(rows_path)), AutoTokenizer.from_pretrained(model_path))
+    rows = load_rows(DataConfig(train_file=[str(rows_path)]), AutoTokenizer.from_pretrained(model_path))
     assert isinstance(rows, TokenizedRows)
     sums, counts = [], []
     for row in (rows[number] for number in range(len(rows))):
@@ -121,7 +121,7 @@ def test_divergence_from_the_model_before(files: Path, tmp_path: Path) -> None:
     assert "before" not in row, "a model does not diverge from itself"
 
     models = [AutoModelForCausalLM.from_pretrained(files / name) for name in ("base", "tuned")]
-    rows = load_rows(DataConfig(train_file=str(path)), AutoTokenizer.from_pretrained(files / "base"))
+    rows = load_rows(DataConfig(train_file=[str(path)]), AutoTokenizer.from_pretrained(files / "base"))
     assert isinstance(rows, TokenizedRows)
     sums, counts = [], []
     for row_of_data in (rows[number] for number in range(len(rows))):

@@ -43,7 +43,7 @@ def expected(path: Path, prompt: str, system: str | None = None, raw: bool = Fal
     with torch.no_grad():
         while len(ids) < start + 8 and (len(ids) == start or ids[-1] != tokenizer.eos_token_id):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return tokenizer.decode(ids[start:], skip_special_tokens=True)
+    return str(tokenizer.decode(ids[start:], skip_special_tokens=True))
 
 
 def test_it_prints_the_likeliest_answer(out: Path, capsys: pytest.CaptureFixture[str]) -> None:

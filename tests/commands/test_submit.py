@@ -36,7 +36,7 @@ MANY_NODES = Job(**{**vars(ONE_NODE), "nodes": 4})
 
 
 def job(**changes: object) -> Job:
-    return Job(**{**vars(ONE_NODE), **changes})  # type: ignore[arg-type]
+    return Job(**{**vars(ONE_NODE), **changes})
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def run_yaml(tmp_path: Path) -> Path:
 
 
 def write(folder: Path, **changes: object) -> Path:
-    settings = {"model_name_or_path": "a-model", "train_file": str(folder / "rows.jsonl")}
+    settings: dict[str, object] = {"model_name_or_path": "a-model", "train_file": str(folder / "rows.jsonl")}
     settings |= {"output_dir": str(folder / "out")} | changes
     path = folder / "run.yaml"
     path.write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in settings.items()))

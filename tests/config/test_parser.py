@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from flags import FLAGS
 from launching import environment
 
 from lopt_pp import cli
@@ -16,8 +17,6 @@ from lopt_pp.config.train_config import Config
 from lopt_pp.errors import LoptError
 
 REQUIRED = ["--model_name_or_path", "a-model", "--train_file", "rows.jsonl", "--output_dir", "out"]
-
-FLAGS = {field.name: field for component in dataclasses.fields(Config) for field in dataclasses.fields(component.type)}
 
 
 def parse(*flags: str) -> Config:

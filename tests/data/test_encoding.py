@@ -7,13 +7,20 @@ import pytest
 from chat import ANSWER, BOS, CHAT_PROMPT, CHATML, END, MARKED, QUESTION, REWRITING, START, make_tokenizer, spell
 from transformers import PreTrainedTokenizerFast
 
-from lopt_pp.data.encoding import RowEncoder
+from lopt_pp.data.encoding import EncodedRow, RowEncoder
 from lopt_pp.errors import LoptError
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any]) -> EncodedRow:
+    """A row that is not left out."""
+    encoded = RowEncoder(tokenizer)(row)
+    assert encoded is not None
+    return encoded
 
 
 def check(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], *expected: tuple[Sequence[str], bool]) -> None:
     """The row is encoded to the expected runs of tokens, each with or without a loss."""
-    encoded = RowEncoder(tokenizer)(row)
+    encoded = encode(tokenizer, row)
     assert tokenizer.convert_ids_to_tokens(encoded.input_ids) == [t for parts, _ in expected for t in spell(parts)]
     targets = [is_target for parts, is_target in expected for _ in spell(parts)]
     assert encoded.labels == [i if is_target else -100 for i, is_target in zip(encoded.input_ids, targets, strict=True)]
@@ -57,11 +64,11 @@ def test_instruction_and_input_share_the_user_turn() -> None:
 def test_text_counts_whole_and_ends_once() -> None:
     check(make_tokenizer(CHATML), {"text": "xab"}, ((BOS, "x", "ab", END), True))
     check(make_tokenizer(), {"text": f"x{END}"}, ((BOS, "x", END), True))
-    assert RowEncoder(make_tokenizer())({"text": ""}).input_ids == []
+    assert encode(make_tokenizer(), {"text": ""}).input_ids == []
 
 
 def test_tokenized_row_is_used_as_it_is() -> None:
-    encoded = RowEncoder(make_tokenizer())({"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "text": "ignored"})
+    encoded = encode(make_tokenizer(), {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "text": "ignored"})
     assert (encoded.input_ids, encoded.labels) == ([5, 6, 7], [-100, 6, 7])
 
 
@@ -117,7 +124,7 @@ def test_rewriting_template_leaves_the_last_answer() -> None:
 
 @pytest.mark.parametrize("messages", [[], [QUESTION], [ANSWER], [ANSWER, QUESTION]])
 def test_conversation_without_answer_has_no_target(messages: list[dict[str, str]]) -> None:
-    assert RowEncoder(make_tokenizer(CHATML))({"messages": messages}).labels == []
+    assert encode(make_tokenizer(CHATML), {"messages": messages}).labels == []
 
 
 @pytest.mark.parametrize(

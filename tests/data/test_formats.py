@@ -104,12 +104,12 @@ def test_malformed_row(row: dict[str, Any], error: str) -> None:
 CHAT = (START, "user\nq", END, "\n", START, "assistant\n", "ab", END, "\n")
 
 
-def targets(row: dict[str, Any], template: str | None = CHATML, **flags: bool) -> list[str]:
+def targets(row: dict[str, Any], template: str | None = CHATML, **flags: Any) -> list[str]:
     """The tokens on which the loss counts."""
     tokenizer = make_tokenizer(template)
     encoded = RowEncoder(tokenizer, **flags)(row)
     assert encoded is not None
-    return tokenizer.convert_ids_to_tokens([label for label in encoded.labels if label != -100])
+    return [str(tokenizer.convert_ids_to_tokens(label)) for label in encoded.labels if label != -100]
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED])

@@ -80,7 +80,7 @@ def test_dataset_directory(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -
     write(tmp_path / "train.jsonl", ROWS)
     write(tmp_path / "test.jsonl", ROWS[1:])
     rows = load_rows(DataConfig(dataset_name=str(tmp_path), dataset_split="test"), tokenizer)
-    assert pairs(rows) == EXPECTED[1:]
+    assert isinstance(rows, TokenizedRows) and pairs(rows) == EXPECTED[1:]
 
 
 def test_csv_cells_are_text(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:

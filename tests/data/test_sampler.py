@@ -1,6 +1,6 @@
 """Which rows come when, and how they are padded."""
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -32,8 +32,11 @@ def rows() -> TokenizedRows:
     return TokenizedRows(dataset, "a test", {})
 
 
+Sampling = Literal["random", "batch_rebalance", "group_by_length"]
+
+
 def make_order(
-    rows: TokenizedRows | PackedRows, shuffle: bool = True, seed: int = 7, sampling: str = "random", **options: Any
+    rows: TokenizedRows | PackedRows, shuffle: bool = True, seed: int = 7, sampling: Sampling = "random", **options: Any
 ) -> MicrobatchSampler:
     return MicrobatchSampler(
         rows,
@@ -42,7 +45,7 @@ def make_order(
         shuffle=shuffle,
         seed=seed,
         pad_token_id=PAD,
-        sampling=sampling,  # type: ignore[arg-type]
+        sampling=sampling,
         **options,
     )
 
@@ -160,7 +163,7 @@ def test_replicas_share_a_step_whatever_the_sampling(rows: TokenizedRows) -> Non
             shuffle=True,
             seed=7,
             pad_token_id=PAD,
-            sampling=sampling,  # type: ignore[arg-type]
+            sampling=sampling,
         )
         both = [make_order(rows, sampling=sampling, replica=replica, num_replicas=2) for replica in (0, 1)]
         for step in range(4):
@@ -175,7 +178,7 @@ def test_grouping_by_length_keeps_every_row_and_pads_little() -> None:
     columns = {"input_ids": [[i] * size for i, size in enumerate(sizes)], "length": sizes, "num_targets": [1] * 997}
     rows = TokenizedRows(Dataset.from_dict(columns | {"labels": columns["input_ids"]}), "a test", {})
 
-    def padding(sampling: str) -> float:
+    def padding(sampling: Sampling) -> float:
         sampler = make_order(rows, sampling=sampling)
         shapes = [shape for step in range(sampler.steps_per_epoch) for shape in sampler.shapes(step)]
         return 1 - sum(sizes) / sum(count * length for count, length in shapes)
@@ -257,7 +260,8 @@ def test_a_padding_free_microbatch_has_one_row(rows: TokenizedRows) -> None:
 
 
 def test_a_replica_without_rows_has_a_token_of_padding(rows: TokenizedRows) -> None:
-    for options in ({}, {"keep_apart": True}, {"padding_free": True}):
+    forms: list[dict[str, Any]] = [{}, {"keep_apart": True}, {"padding_free": True}]
+    for options in forms:
         sampler = make_order(rows, replica=3, num_replicas=4, shuffle=False, **options)
         (batch,) = sampler.microbatches(0)[1:]
         assert sampler.shapes(0)[1] == tuple(batch.input_ids.shape) == (1, 1)

@@ -36,7 +36,7 @@ def load(path: str, streaming: bool = True, max_length: int = 32, **flags: Any) 
 
 
 def make_order(rows: Rows, **options: Any) -> MicrobatchSampler:
-    options = {"sampling": "batch_rebalance", "shuffle": True} | options
+    options = {"sampling": "batch_rebalance", "shuffle": True, **options}
     return MicrobatchSampler(
         rows, per_device_train_batch_size=3, gradient_accumulation_steps=2, seed=3, pad_token_id=0, **options
     )
@@ -79,7 +79,12 @@ def test_only_the_rows_of_a_step_and_a_sample_are_tokenized(tmp_path: Path, monk
     rows = load(write(tmp_path / "rows.jsonl", rows_of(2000)))
     encoded: list[int] = []
     encode = rows._encode  # type: ignore[attr-defined]
-    monkeypatch.setattr(rows, "_encode", lambda number: encoded.append(number) or encode(number))
+
+    def noting(number: int) -> object:
+        encoded.append(number)
+        return encode(number)
+
+    monkeypatch.setattr(rows, "_encode", noting)
     sampler = make_order(rows)
     sampler.microbatches(0)
     sampler.counts(0), sampler.shapes(0)

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from ranks import until
@@ -14,7 +15,7 @@ from lopt_pp.distributed.rendezvous import Rendezvous, create_rendezvous
 from lopt_pp.distributed.store import serve
 
 
-def parameters(endpoint: str = "", nodes: tuple[int, int] = (1, 1), **more: str) -> RendezvousParameters:
+def parameters(endpoint: str = "", nodes: tuple[int, int] = (1, 1), **more: Any) -> RendezvousParameters:
     return RendezvousParameters("lopt-pp", endpoint, "a-run", *nodes, **more)
 
 

@@ -12,11 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from flags import FLAGS
 from pages import PAGES, ROOT, without_fences
-
-from lopt_pp.config.train_config import Config
-
-FLAGS = {flag.name: flag for component in dataclasses.fields(Config) for flag in dataclasses.fields(component.type)}
 
 
 def build(site: Path, config: Path = ROOT / "docs" / "site" / "mkdocs.yml") -> subprocess.CompletedProcess[str]:

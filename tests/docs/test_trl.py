@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import trl
-
-from lopt_pp.config.train_config import Config
+from flags import FLAGS
 
 ROOT = Path(__file__).parents[2]
-OURS = {flag.name for component in dataclasses.fields(Config) for flag in dataclasses.fields(component.type)}
+OURS = set(FLAGS)
 THEIR_CONFIGS = (trl.ScriptArguments, trl.SFTConfig, trl.ModelConfig, trl.DatasetMixtureConfig)
 
 

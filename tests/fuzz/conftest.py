@@ -7,10 +7,14 @@ A failing example is shown as small as it could be made; put it into the test wi
 """
 
 import os
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 
-_EVERYWHERE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+_EVERYWHERE: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large],
+}
 
 settings.register_profile(
     "quick",

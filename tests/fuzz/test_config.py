@@ -1,7 +1,6 @@
 """Command lines and YAML files of every kind: a config that can be used, or a clear error."""
 
 import contextlib
-import dataclasses
 import io
 import json
 import math
@@ -12,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from flags import FLAGS
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DEEP, JUNK, contents
@@ -20,7 +20,7 @@ from lopt_pp.config.parser import parse_config
 from lopt_pp.config.train_config import Config
 from lopt_pp.errors import LoptError
 
-NAMES = [field.name for component in dataclasses.fields(Config) for field in dataclasses.fields(component.type)]
+NAMES = list(FLAGS)
 REQUIRED = {"model_name_or_path": "a-model", "train_file": "rows.jsonl", "output_dir": "out"}
 
 # What YAML makes of words may be a surprise, or nothing that its tags allow.

@@ -15,7 +15,7 @@ from mutations import JUNK, contents, documents, share
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from lopt_pp.data import IGNORE_INDEX, DataConfig, RowEncoder, load_rows
+from lopt_pp.data import IGNORE_INDEX, DataConfig, RowEncoder, TokenizedRows, load_rows
 from lopt_pp.errors import LoptError
 
 MESSAGES = [{"role": "user", "content": "what?"}, {"role": "assistant", "content": "that."}]
@@ -84,6 +84,7 @@ def test_rows(template: str, row: dict[str, Any]) -> None:
     except LoptError as error:
         assert 0 < len(str(error)) < 1000 + sum(map(len, row))
         return
+    assert encoded is not None, "none is left out without a mapping"
     vocabulary = len(tokenizer(None))
     assert len(encoded.input_ids) == len(encoded.labels)
     assert all(type(token) is int and 0 <= token < vocabulary for token in encoded.input_ids)
@@ -120,11 +121,11 @@ def load(folder: Path, name: str, content: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
         try:
-            rows = load_rows(DataConfig(train_file=str(path)), tokenizer(TEMPLATES["plain"]))
+            rows = load_rows(DataConfig(train_file=[str(path)]), tokenizer(TEMPLATES["plain"]))
         except LoptError as error:
             assert name in str(error) and len(str(error)) < 2000
             return
-    assert len(rows) > 0
+    assert isinstance(rows, TokenizedRows) and len(rows) > 0
     for index in range(len(rows)):
         row = rows[index]
         assert 2 <= len(row.input_ids) == len(row.labels) == rows.lengths[index] <= 1024

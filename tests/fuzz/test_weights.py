@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DEEP, JUNK, contents, documents, json_files, share
 from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedConfig
 
 from lopt_pp.errors import LoptError
 from lopt_pp.model.partition import split_evenly
@@ -128,7 +128,7 @@ def test_files(single: Path, content: bytes) -> None:
 
 
 @functools.cache
-def structure() -> tuple[LlamaConfig, ModelStructure]:
+def structure() -> tuple[PreTrainedConfig, ModelStructure]:
     config = tiny_config("llama")
     return config, check_split(LlamaForCausalLM, config, split_evenly(config.num_hidden_layers, 2))
 

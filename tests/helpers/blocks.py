@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from torch import nn
 from transformers import AutoConfig
 
 from lopt_pp.model.block import BlockModel
@@ -17,3 +18,8 @@ def load(path: Path, stage: int, num_stages: int = 2) -> BlockModel:
     model_class, specs = model_class_of(config), split_evenly(config.num_hidden_layers, num_stages)
     structure = check_split(model_class, config, specs)
     return load_block(PretrainedWeights(str(path)), model_class, config, structure, specs[stage])
+
+
+def weight_of(module: nn.Module) -> nn.Parameter:
+    """The weight of an embedding, a norm or a linear map."""
+    return module.get_parameter("weight")

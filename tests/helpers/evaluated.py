@@ -105,7 +105,7 @@ def eval_losses(directory: Path) -> dict[int, float]:
 
 
 def plain_rows(model_path: Path, rows_path: Path) -> TokenizedRows:
-    rows = load_rows(DataConfig(train_file=str(rows_path)), AutoTokenizer.from_pretrained(model_path))
+    rows = load_rows(DataConfig(train_file=[str(rows_path)]), AutoTokenizer.from_pretrained(model_path))
     assert isinstance(rows, TokenizedRows)
     return rows
 

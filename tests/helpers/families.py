@@ -49,8 +49,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
     """The smallest config of a family."""
     if family == "gpt2":
-        settings = {"vocab_size": 128, "n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": 128} | changes
-        return CONFIG_MAPPING[family](bos_token_id=1, eos_token_id=2, **settings)
+        settings: dict[str, Any] = {
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "vocab_size": 128,
+            "n_embd": 64,
+            "n_layer": 4,
+            "n_head": 4,
+            "n_positions": 128,
+        } | changes
+        return CONFIG_MAPPING[family](**settings)
     return CONFIG_MAPPING[family](**{**_COMMON, **FAMILIES[family], **changes})
 
 
@@ -62,4 +70,4 @@ def leave_out(whole: PreTrainedModel, layers: str, numbers: Sequence[int]) -> No
         return entered if isinstance(output, torch.Tensor) else (entered, *output[1:])
 
     for number in numbers:
-        whole.get_submodule(layers)[number].register_forward_hook(passing, with_kwargs=True)
+        whole.get_submodule(f"{layers}.{number}").register_forward_hook(passing, with_kwargs=True)

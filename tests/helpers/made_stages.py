@@ -10,13 +10,14 @@ from transformers import AutoConfig
 
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.optim import OptimConfig
-from lopt_pp.data import Microbatch, MicrobatchSampler, TokenizedRows
+from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts, TokenizedRows
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.partition import BlockSpec, split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import PretrainedWeights, load_block
-from lopt_pp.objectives import ObjectiveConfig, Reconstruction, local_objective
+from lopt_pp.objectives import Objective, ObjectiveConfig, Reconstruction, local_objective
+from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.stage.stage import Stage
 
 HIDDEN = 64
@@ -72,13 +73,30 @@ def received(stage: Stage, batch: Microbatch) -> torch.Tensor | None:
     return table[batch.input_ids] + places
 
 
+def objective_of(stage: Stage) -> Objective:
+    """The objective of a stage that learns."""
+    assert stage.objective is not None
+    return stage.objective
+
+
+def optimizer_of(stage: Stage) -> Optimizer:
+    """The optimizer of a stage that learns."""
+    assert stage.optimizer is not None
+    return stage.optimizer
+
+
+def counts_of(batch: Microbatch) -> TokenCounts:
+    """Of a step that has this microbatch only."""
+    return TokenCounts(batch.num_tokens, batch.num_targets)
+
+
 def accumulate(
     stage: Stage,
     batches: Sequence[Microbatch],
     receive: Callable[[Stage, Microbatch], torch.Tensor | None] = received,
 ) -> None:
     """Everything of a step but the optimizer's part, as the training loop does it."""
-    count = sum(map(stage.objective.count, batches))
+    count = sum(objective_of(stage).count(counts_of(batch)) for batch in batches)
     for batch in batches:
         output = stage.forward(batch, receive(stage, batch))
         stage.loss(output, batch, count).backward()

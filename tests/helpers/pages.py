@@ -47,7 +47,8 @@ class Block:
 def blocks_of(page: Path) -> Iterator[Block]:
     """The fenced blocks of a page, in order."""
     marks: dict[str, str] = {}
-    fence, start, code = None, 0, []
+    fence: tuple[str, str] | None = None
+    start, code = 0, list[str]()
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         if fence is not None:
             if line.strip() == fence[0]:

@@ -79,6 +79,7 @@ def train(
     def local_loss(labels: list[int]) -> torch.Tensor:
         if head_state is not None:
             return weight * (head(seen["middle"]) - seen["input"]).pow(2).mean(-1).sum() / real
+        assert isinstance(head, nn.ModuleList)
         layer, norm = head
         logits = norm(layer(seen["middle"], **seen["places"]))[0] @ standing.T
         return nn.functional.cross_entropy(logits[:-1], torch.tensor(labels[1:]), reduction="sum") / own_targets

@@ -13,8 +13,10 @@ import socket
 import struct
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -70,10 +72,12 @@ def main() -> None:
                 traffic = {name: after[name] - before[name] for name in after}
                 (directory / f"bytes-{world.rank}.json").write_text(json.dumps(traffic))
 
-            Stage.forward = slow_forward  # type: ignore[method-assign]
-            lopt_pp.training.run.train = counted_train if case.get("count_bytes") else train
             own = dataclasses.replace(world, store=dist.PrefixStore(str(number), world.store))
-            lopt_pp.training.run.run(parse_config(case["flags"]), own)
+            with ExitStack() as patched:
+                patched.enter_context(mock.patch.object(Stage, "forward", slow_forward))
+                if case.get("count_bytes"):
+                    patched.enter_context(mock.patch.object(lopt_pp.training.run, "train", counted_train))
+                lopt_pp.training.run.run(parse_config(case["flags"]), own)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
+from stores import clone
 
 from lopt_pp.metrics.collector import Collector, join_replicas, post, post_end
 from lopt_pp.metrics.records import PHASES
@@ -62,7 +63,7 @@ def record_of(stage: int, step: int) -> dict[str, Any]:
 
 def collect(store: dist.Store, path: Path, num_steps: int, logging_steps: int = 1) -> Collector:
     """Collects a run in which stage 0 is done with all steps before stage 1 reports its first."""
-    collector = Collector(store.clone(), path, LOSS_NAMES, num_steps, logging_steps)
+    collector = Collector(clone(store), path, LOSS_NAMES, num_steps, logging_steps)
     for stage in range(2):
         for step in range(1, num_steps + 1):
             post(store, 0, record_of(stage, step))
@@ -78,7 +79,7 @@ def test_metrics_come_by_step_and_stage(store: dist.Store, tmp_path: Path) -> No
 
 
 def test_a_run_that_ends_early_has_the_records_until_then(store: dist.Store, tmp_path: Path) -> None:
-    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", LOSS_NAMES, 100, 10)
+    collector = Collector(clone(store), tmp_path / "metrics.jsonl", LOSS_NAMES, 100, 10)
     for step in (1, 2):
         for stage in (0, 1):
             post(store, 0, record_of(stage, step))
@@ -178,7 +179,7 @@ def test_an_evaluation_is_logged_joined_and_kept(tmp_path: Path, caplog: pytest.
     """Two replicas have measured their shares of the mean after step 2; infinity counts as no loss."""
     caplog.set_level(logging.INFO, logger="lopt_pp.metrics.collector")
     store = dist.HashStore()
-    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", LOSS_NAMES, 3, 100, num_replicas=2)
+    collector = Collector(clone(store), tmp_path / "metrics.jsonl", LOSS_NAMES, 3, 100, num_replicas=2)
     for step in (1, 2, 3):
         for replica, share in enumerate((0.5, 0.25)):
             post(store, replica, record_of(0, step))
@@ -194,7 +195,7 @@ def test_an_evaluation_is_logged_joined_and_kept(tmp_path: Path, caplog: pytest.
 
 def test_the_loss_of_a_step_is_waited_for(tmp_path: Path) -> None:
     store = dist.HashStore()
-    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", LOSS_NAMES, 1, 1)
+    collector = Collector(clone(store), tmp_path / "metrics.jsonl", LOSS_NAMES, 1, 1)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(collector.eval_loss, 1)
         post(store, 0, record_of(0, 1))
@@ -206,7 +207,7 @@ def test_the_loss_of_a_step_is_waited_for(tmp_path: Path) -> None:
 
 def test_summary_tells_the_share_of_evaluations(tmp_path: Path) -> None:
     store = dist.HashStore()
-    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", LOSS_NAMES, 1, 1)
+    collector = Collector(clone(store), tmp_path / "metrics.jsonl", LOSS_NAMES, 1, 1)
     for stage in (0, 1):
         post(store, 0, record_of(stage, 1) | {"eval_seconds": 2.5 * stage})
     collector.join()

@@ -81,7 +81,7 @@ def test_it_is_the_drift_of_the_hidden_states(files: Path, tmp_path: Path) -> No
     records = train(files, tmp_path, 3, f"--num_stages 4 --pipeline_processes 3 --probe_steps {STEPS}")
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
     sampler = MicrobatchSampler(
-        load_rows(DataConfig(train_file=str(files / "rows.jsonl")), tokenizer),
+        load_rows(DataConfig(train_file=[str(files / "rows.jsonl")]), tokenizer),
         per_device_train_batch_size=3,
         gradient_accumulation_steps=1,
         shuffle=True,
@@ -154,7 +154,7 @@ def test_a_probe_is_small(tmp_path: Path) -> None:
     with (tmp_path / "rows.jsonl").open("w") as file:
         for number in range(9):
             file.write(json.dumps({"question": "what " * (10 + 30 * number), "answer": "1"}) + "\n")
-    rows = load_rows(DataConfig(train_file=str(tmp_path / "rows.jsonl")), AutoTokenizer.from_pretrained(model))
+    rows = load_rows(DataConfig(train_file=[str(tmp_path / "rows.jsonl")]), AutoTokenizer.from_pretrained(model))
     sampler = MicrobatchSampler(
         rows,
         per_device_train_batch_size=8,

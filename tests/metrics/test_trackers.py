@@ -3,16 +3,19 @@
 import logging
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
 from made_runs import record
+from stores import clone
 
 from lopt_pp.config.monitoring import ReportConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.metrics.collector import Collector, post
+from lopt_pp.metrics.records import Record
 from lopt_pp.metrics.trackers import check_installed, open_tracker, scalars
 
 FLAGS = {"learning_rate": 1e-4, "method": "lopt"}
@@ -117,7 +120,7 @@ def test_a_missing_package_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     for name in ("tensorboard", "wandb"):
         with pytest.raises(LoptError, match=f"--report_to {name} needs the package {name}.*pip install {name}"):
-            check_installed(ReportConfig(report_to=name))  # type: ignore[arg-type]
+            check_installed(ReportConfig(report_to=name))
     check_installed(ReportConfig())
 
 
@@ -141,7 +144,7 @@ class Good:
     def __init__(self) -> None:
         self.told: list[object] = []
 
-    def step(self, step: int, records: list[dict], replicas: list[list[dict]]) -> None:
+    def step(self, step: int, records: Sequence[Record], replicas: Sequence[Sequence[Record]]) -> None:
         self.told.append((step, [own["stage"] for own in records], [len(own) for own in replicas]))
 
     def end(self) -> None:
@@ -152,7 +155,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(tmp_path: Path, caplog: pytes
     caplog.set_level(logging.WARNING)
     store, failing, good = dist.HashStore(), Failing(), Good()
     collector = Collector(
-        store.clone(),
+        clone(store),
         tmp_path / "metrics.jsonl",
         ["reconstruction_loss", "loss"],
         num_steps=3,

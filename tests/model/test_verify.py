@@ -3,7 +3,7 @@
 import pytest
 import torch
 from families import tiny_config
-from transformers import LlamaForCausalLM, LlamaModel
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, LlamaModel
 from transformers.models.bert import BertConfig
 
 from lopt_pp.errors import LoptError
@@ -96,6 +96,6 @@ def test_the_miniature_of_a_large_model_is_small() -> None:
         vocab_size=128256,
     )
     with torch.device("meta"):
-        miniature = LlamaForCausalLM(miniature_config(config))
+        miniature = AutoModelForCausalLM.from_config(miniature_config(config))
     assert miniature.config.num_hidden_layers == 80
     assert sum(parameter.numel() for parameter in miniature.parameters()) < 100e6

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def make_rows() -> TokenizedRows:
     return TokenizedRows(Dataset.from_dict(columns), "a test", {})
 
 
-def losses(model: Path, rows: Rows, alike: bool = False, **options: bool) -> dict[str, float]:
+def losses(model: Path, rows: Rows, alike: bool = False, **options: Any) -> dict[str, float]:
     """The mean losses of both stages over a step of all rows, and their gradients' norms.
 
     Args:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import load
+from blocks import load, weight_of
 from families import tiny_config
 from launching import HELPERS, run
+from results import load_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
@@ -102,8 +103,8 @@ def test_a_stage_reads_its_own_tensors_alone(tmp_path: Path, monkeypatch: pytest
 def test_tied_embeddings_become_two_tensors(tmp_path: Path, family: str) -> None:
     whole = write_model(tmp_path, family, tie_word_embeddings=True)
     first, last = (load(tmp_path, stage).model for stage in (0, 1))
-    embedding, head = first.get_input_embeddings().weight, last.get_output_embeddings().weight
-    assert torch.equal(embedding, head) and torch.equal(embedding, whole.get_input_embeddings().weight)
+    embedding, head = weight_of(first.get_input_embeddings()), weight_of(last.get_output_embeddings())
+    assert torch.equal(embedding, head) and torch.equal(embedding, weight_of(whole.get_input_embeddings()))
     assert embedding.data_ptr() != head.data_ptr()
     assert not first.config.tie_word_embeddings and not last.config.tie_word_embeddings
 
@@ -111,7 +112,7 @@ def test_tied_embeddings_become_two_tensors(tmp_path: Path, family: str) -> None
 def test_tied_embeddings_become_two_tensors_in_one_block(tmp_path: Path) -> None:
     write_model(tmp_path, tie_word_embeddings=True)
     model = load(tmp_path, 0, num_stages=1).model
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    embedding, head = weight_of(model.get_input_embeddings()), weight_of(model.get_output_embeddings())
     assert torch.equal(embedding, head)
     assert embedding is not head and embedding.data_ptr() != head.data_ptr()
 
@@ -149,12 +150,11 @@ def test_shards_of_all_stages_are_an_ordinary_model(tmp_path: Path, family: str,
         shards[shard_name(spec)] = write_shard(load(tmp_path / "before", stage, num_stages=3), after)
     write_index(shards, after)
 
-    loaded, info = AutoModelForCausalLM.from_pretrained(after, output_loading_info=True, dtype=torch.float32)
-    assert not any(info.values()), info
+    loaded = load_model(after, dtype=torch.float32)
     expected = whole.state_dict()
     assert loaded.state_dict().keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
-    assert loaded.lm_head.weight.data_ptr() != loaded.model.embed_tokens.weight.data_ptr()
+    assert weight_of(loaded.get_output_embeddings()).data_ptr() != weight_of(loaded.get_input_embeddings()).data_ptr()
 
     # The names and layout are those of the checkpoint that training started from, plus the untied head.
     before = load_file(tmp_path / "before" / "model.safetensors")

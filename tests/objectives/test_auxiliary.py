@@ -1,12 +1,15 @@
 """The auxiliary network is the rest of the model with layers left out; and what of it learns."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from blocks import weight_of
 from families import FAMILIES, leave_out, tiny_config
+from made_stages import counts_of
 from microbatch import VOCABULARY, make_batch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -126,7 +129,7 @@ def test_of_all_layers_the_gradient_is_that_of_end_to_end_training(tmp_path: Pat
     }
     assert own.keys() == gradients.keys() - {"lm_head.weight"}
     for name, parameter in own.items():
-        torch.testing.assert_close(parameter.grad, gradients[name], msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(parameter.grad, gradients[name], msg=partial("{}: {}".format, name))
 
 
 def test_the_network_has_the_named_layers(tmp_path: Path) -> None:
@@ -160,7 +163,7 @@ def test_the_loss_is_that_of_the_task_on_what_the_network_gives(
 ) -> None:
     block, objective = trained
     batch = make_batch()
-    assert objective.count(batch) == batch.num_targets
+    assert objective.count(counts_of(batch)) == batch.num_targets
     output = block(batch.input_ids)
     loss = objective(output, batch)
     logits = objective.network(hidden_states=output.hidden_states).logits[:, batch.target_positions]
@@ -189,9 +192,9 @@ def test_a_standing_embedding_is_held_once_where_it_is_tied(tmp_path: Path, tied
     block = load(BlockSpec(0, 2, 0, 2))
     if stands:
         block.freeze_embeddings()
-    embedding = block.model.get_input_embeddings().weight
+    embedding = weight_of(block.model.get_input_embeddings())
     assert embedding.requires_grad != stands
-    head = make_objective(block, load).network.model.get_output_embeddings().weight
+    head = weight_of(make_objective(block, load).network.model.get_output_embeddings())
     assert (head is embedding) == (tied and stands)
     assert torch.equal(head, embedding) == tied and not head.requires_grad
 

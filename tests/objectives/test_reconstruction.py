@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from blocks import weight_of
+from made_stages import counts_of
 from microbatch import HIDDEN, LENGTHS, gradient, make_batch, random_output
 from torch import nn
 
@@ -48,7 +50,7 @@ def test_reconstruction_is_the_formula(output: BlockOutput) -> None:
     objective = make_reconstruction()
     perturb_heads(objective)
     loss, expected = objective(output, make_batch()), plain_reconstruction(objective, output)
-    assert objective.count(make_batch()) == 14
+    assert objective.count(counts_of(make_batch())) == 14
     assert [list(parameter.shape) for parameter in objective.head[1].parameters()] == [[8, 32], [8]]
     torch.testing.assert_close(loss, expected)
     variables = [output.hidden_states, *objective.parameters()]
@@ -74,7 +76,7 @@ def test_the_target_is_in_float32_under_autocast(output: BlockOutput) -> None:
     """1.001 is 1.0 in bfloat16."""
     objective, batch = make_reconstruction(), make_batch()
     target = BlockOutput(torch.full_like(output.inputs, 1.001), output.hidden_states, None)
-    nn.init.zeros_(objective.head[-1].weight)
+    nn.init.zeros_(weight_of(objective.head[-1]))
     with torch.autocast("cpu", torch.bfloat16):
         loss = objective(target, batch)
     assert loss.dtype == torch.float32
@@ -87,9 +89,11 @@ def test_head_starts_small() -> None:
     norm, down, _, up = make_reconstruction(size=size).head
     for linear in (down, up):
         bound = 0.1 * math.sqrt(6 / (size + size // 4))
+        assert isinstance(linear, nn.Linear)
         assert 0.98 * bound < linear.weight.abs().max() <= bound
         assert linear.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
         assert not linear.bias.any()
+    assert isinstance(norm, nn.LayerNorm)
     assert torch.equal(norm.weight, torch.ones(size)) and not norm.bias.any()
 
 

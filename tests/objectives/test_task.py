@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from made_stages import counts_of
 from microbatch import HIDDEN, TARGETS, VOCABULARY, gradient, make_batch, random_output
 from torch import nn
 
@@ -21,9 +22,9 @@ def test_next_token_is_the_formula(output: BlockOutput) -> None:
     kept = batch.target_positions.tolist()
     assert kept == [0, 2, 3, 4]
     places = [(row, kept.index(place - 1), token) for row, place, token in TARGETS]
-    expected = -sum(output.logits[row, column].log_softmax(-1)[token] for row, column, token in places)
+    expected = -torch.stack([output.logits[row, column].log_softmax(-1)[token] for row, column, token in places]).sum()
     loss = objective(output, batch)
-    assert objective.count(batch) == len(TARGETS)
+    assert objective.count(counts_of(batch)) == len(TARGETS)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(gradient(loss, output.logits), gradient(expected, output.logits))
 

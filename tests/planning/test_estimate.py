@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from families import FAMILIES, tiny_config
+from made_stages import objective_of
 from transformers import LlamaModel
 
 from benchmarks.helpers.process_memory import SavedTensors
@@ -149,7 +150,7 @@ def test_each_family_is_as_in_the_real_loop(family: str) -> None:
     specs = split_evenly(model.depth, 2)
     requirements = model.process(specs, workload())
     stages = real_stages(model, specs, workload())
-    modules = [module for stage in stages for module in (stage.block, stage.objective)]
+    modules = [module for stage in stages for module in (stage.block, objective_of(stage))]
     assert requirements.parameters == sum(parameter.numel() for module in modules for parameter in module.parameters())
     check(requirements, real_peak(model, stages, workload()))
 
@@ -211,7 +212,7 @@ def test_what_is_kept_is_what_autograd_saves(family: str) -> None:
     model, given = small_model(family, num_hidden_layers=8), workload()
     spec = split_evenly(8, 2)[0]
     (stage,) = real_stages(model, [spec], given)
-    with SavedTensors([*stage.block.parameters(), *stage.objective.parameters()]) as saved:
+    with SavedTensors([*stage.block.parameters(), *objective_of(stage).parameters()]) as saved:
         run([stage], model, given, range(1), order_of(model, given, steps=1))
     # Alive besides are what leaves the stage, and the tokens.
     requirements = model.process([spec], given)

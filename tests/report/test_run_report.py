@@ -28,19 +28,19 @@ class Page(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tags: list[tuple[str, dict[str, str]]] = []
         self.text = ""
         self.feed(html)
         self.close()
         assert not self.open, f"never closed: {self.open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
@@ -245,12 +245,15 @@ def test_means_and_numbers() -> None:
 
 def test_the_timeline_has_a_row_for_each_stage() -> None:
     picture = xml.dom.minidom.parseString(timeline(TRACE["traceEvents"]))
-    rows = {}
+    rows: dict[float, list[str]] = {}
     for bar in picture.getElementsByTagName("rect"):
         rows.setdefault(float(bar.getAttribute("y")), []).append(bar.getAttribute("class").split()[0])
     assert rows == {17: ["forward", "wait_send", "backward"], 57: ["wait_receive", "forward"]}
-    widths = {
-        bar.firstChild.firstChild.data: float(bar.getAttribute("width")) for bar in picture.getElementsByTagName("rect")
-    }
+    widths = {}
+    for title in picture.getElementsByTagName("title"):
+        assert isinstance(title.firstChild, xml.dom.minidom.Text) and isinstance(
+            title.parentNode, xml.dom.minidom.Element
+        )
+        widths[title.firstChild.data] = float(title.parentNode.getAttribute("width"))
     assert widths["backward, 299.0 ms, step 11, microbatch 0"] == pytest.approx(1120 * 0.299 / 0.4, abs=0.1)
     assert timeline([]) == ""

@@ -1,6 +1,7 @@
 """End-to-end training as a pipeline, and in one process, is the plain training loop of the whole model."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def test_the_plain_loop_gives_the_same_weights(cases: dict[str, dict[str, Any]],
         moved = (tensor - start.get(parameter, start["model.embed_tokens.weight"])).abs().max()
         assert moved > 1e-3, f"{parameter} has hardly moved: the comparison would prove nothing"
         torch.testing.assert_close(
-            weights[parameter], tensor, rtol=0, atol=2e-5, msg=lambda text, parameter=parameter: f"{parameter}: {text}"
+            weights[parameter], tensor, rtol=0, atol=2e-5, msg=partial("{}: {}".format, parameter)
         )
 
 

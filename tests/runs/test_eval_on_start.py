@@ -24,6 +24,7 @@ from evaluated import (
 from made_runs import record
 from ranks import ranks, until
 from results import weights
+from stores import clone
 
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.config.parser import parse_config
@@ -33,7 +34,7 @@ from lopt_pp.metrics.collector import Collector, post, post_end
 from lopt_pp.report.harm import harm
 from lopt_pp.report.run_data import read_run
 from lopt_pp.train import STOPPED_STATUS
-from lopt_pp.training.held_out import START
+from lopt_pp.training.step_plan import START
 
 # The kinds of loop, and of joining what is measured.
 NAMES = ("one process", "two processes", "three stages on two", "sharded", "end to end", "end to end, one process")
@@ -168,7 +169,7 @@ def test_the_collector_begins_with_the_start(tmp_path: Path) -> None:
     """Of a run that is stopped before its first step, there are the records of step 0."""
     store = dist.HashStore()
     names = ["reconstruction_loss", "loss"]
-    collector = Collector(store.clone(), tmp_path / "metrics.jsonl", names, 9, 1, from_start=True)
+    collector = Collector(clone(store), tmp_path / "metrics.jsonl", names, 9, 1, from_start=True)
     for stage in (0, 1):
         post(store, 0, record(stage, 0, {"eval": 0.5}, num_targets=0) | {"num_tokens": 0, "eval_loss": 2.0})
     post_end(store, 0)

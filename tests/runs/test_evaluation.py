@@ -208,7 +208,7 @@ def test_the_last_model_may_be_the_best(files: Path, tmp_path: Path, caplog: pyt
 
 
 def split(files: Path, size: float, seed: int = 0, **more: Any) -> tuple[Rows, TokenizedRows]:
-    data = DataConfig(train_file=str(files / "rows.jsonl"), **more)
+    data = DataConfig(train_file=[str(files / "rows.jsonl")], **more)
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
     kept, held = load_split(EvaluationConfig(eval_split_size=size), data, tokenizer, seed)
     assert held is not None
@@ -240,7 +240,7 @@ def test_rows_are_held_out_before_they_are_packed(files: Path) -> None:
 
 
 def test_a_file_is_read_whole_while_others_are_streamed(files: Path) -> None:
-    data = DataConfig(train_file=str(files / "rows.jsonl"), streaming=True, packing=True, max_length=120)
+    data = DataConfig(train_file=[str(files / "rows.jsonl")], streaming=True, packing=True, max_length=120)
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
     _, held = load_split(EvaluationConfig(eval_file=str(files / "held.jsonl")), data, tokenizer, seed=0)
     assert held is not None and tokens(held) == tokens(plain_rows(files / "model", files / "held.jsonl"))
@@ -258,7 +258,7 @@ def test_a_split_of_a_dataset(files: Path, tmp_path: Path) -> None:
     with pytest.raises(LoptError, match=f"^--dataset_name {tmp_path} --dataset_test_split dev cannot be loaded"):
         load_split(EvaluationConfig(dataset_test_split="dev"), data, tokenizer, seed=0)
     with pytest.raises(LoptError, match="^--dataset_test_split test is a split of --dataset_name; give that$"):
-        data = DataConfig(train_file=str(tmp_path / "train.jsonl"))
+        data = DataConfig(train_file=[str(tmp_path / "train.jsonl")])
         load_split(EvaluationConfig(dataset_test_split="test"), data, tokenizer, seed=0)
 
 
@@ -275,7 +275,7 @@ def test_a_file_that_is_of_no_use(files: Path, tmp_path: Path, content: str | No
     path = tmp_path / "eval.jsonl"
     if content is not None:
         path.write_text(content)
-    data = DataConfig(train_file=str(files / "rows.jsonl"))
+    data = DataConfig(train_file=[str(files / "rows.jsonl")])
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
     with pytest.raises(LoptError, match=error):
         load_split(EvaluationConfig(eval_file=str(path)), data, tokenizer, seed=0)

@@ -1,6 +1,7 @@
 """The headline: the pipeline is the sequential algorithm, bit for bit, and the sequential algorithm is the method."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_the_method_in_plain_pytorch_gives_the_same_weights(
     assert result.returncode == 0, result.stderr
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    rows = load_rows(DataConfig(train_file=str(rows_file)), tokenizer)
+    rows = load_rows(DataConfig(train_file=[str(rows_file)]), tokenizer)
     sampler = MicrobatchSampler(
         rows,
         per_device_train_batch_size=2,
@@ -192,9 +193,7 @@ def test_the_method_in_plain_pytorch_gives_the_same_weights(
     for name, tensor in expected.items():
         moved = (tensor - start.get(name, start["model.embed_tokens.weight"])).abs().max()
         assert moved > 1e-3, f"{name} has hardly moved: the comparison would prove nothing"
-        torch.testing.assert_close(
-            trained[name], tensor, rtol=0, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(trained[name], tensor, rtol=0, atol=2e-5, msg=partial("{}: {}".format, name))
 
 
 def test_one_activation_crosses_per_microbatch_and_nothing_comes_back(tmp_path: Path) -> None:
@@ -212,7 +211,7 @@ def test_one_activation_crosses_per_microbatch_and_nothing_comes_back(tmp_path: 
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model-64")
     sampler = MicrobatchSampler(
-        load_rows(DataConfig(train_file=str(rows)), tokenizer),
+        load_rows(DataConfig(train_file=[str(rows)]), tokenizer),
         per_device_train_batch_size=3,
         gradient_accumulation_steps=2,
         shuffle=True,

@@ -13,9 +13,9 @@ import torch
 from failing import LEFT, SETUP_SECONDS, error_of, failed, files, flags, steps_of
 from launching import environment, torchrun
 from ranks import ranks, until
+from results import load_model
 from safetensors.torch import load_file, save_file
 from tiny import write_model, write_rows
-from transformers import AutoModelForCausalLM
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loads(directory: Path) -> dict[str, torch.Tensor]:
     """The weights of the saved model, all of them finite."""
-    model, info = AutoModelForCausalLM.from_pretrained(directory, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    state = model.state_dict()
+    state = load_model(directory).state_dict()
     assert all(tensor.isfinite().all() for tensor in state.values())
     return state
 

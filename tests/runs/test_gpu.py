@@ -1,6 +1,7 @@
 """The same program on a GPU: NCCL for the stream, CUDA events for the clock. Two ranks may share one GPU."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,7 @@ def test_two_nccl_ranks_equal_one_process(files: Path, tmp_path: Path, flags: st
     first, second = train(files, tmp_path / "1", 1, alone), train(files, tmp_path / "2", 2, flags)
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        torch.testing.assert_close(
-            tensor, second[name], rtol=0, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=2e-5, msg=partial("{}: {}".format, name))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "pure_bfloat16"])

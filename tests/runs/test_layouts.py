@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,7 @@ def assert_close(
             continue
         moved = (tensor - start.get(name, start["model.embed_tokens.weight"])).abs().max()
         assert moved > 5e-4, f"{name} has hardly moved: the comparison would prove nothing"
-        torch.testing.assert_close(
-            tensor, second[name], rtol=0, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(tensor, second[name], rtol=0, atol=2e-5, msg=partial("{}: {}".format, name))
 
 
 LAYOUTS = {
@@ -113,8 +112,8 @@ def test_two_replicas_equal_one_on_the_whole_batch(files: Path, tmp_path: Path, 
     assert_close(train(files, tmp_path / "2", processes, flags), alone, weights(files / "model"), NEXT_TOKEN in flags)
     expected, records = metrics(tmp_path / "1"), metrics(tmp_path / "2")
     for name in ("loss", "reconstruction_loss", "auxiliary_loss", "grad_norm", "num_tokens"):
-        both, alone = ([record.get(name, 0.0) for record in run] for run in (records, expected))
-        assert both == pytest.approx(alone, rel=1e-3)
+        of_two, of_one = ([record.get(name, 0.0) for record in run] for run in (records, expected))
+        assert of_two == pytest.approx(of_one, rel=1e-3)
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
@@ -168,7 +167,7 @@ def test_one_stage_is_ordinary_training(files: Path, tmp_path: Path) -> None:
     flags = "--num_stages 1 --max_grad_norm 0 --shuffle_dataset false --per_device_train_batch_size 5"
     trained = train(files, tmp_path, 1, flags)
     sampler = MicrobatchSampler(
-        load_rows(DataConfig(train_file=str(files / "rows.jsonl")), AutoTokenizer.from_pretrained(files / "model")),
+        load_rows(DataConfig(train_file=[str(files / "rows.jsonl")]), AutoTokenizer.from_pretrained(files / "model")),
         per_device_train_batch_size=5,
         gradient_accumulation_steps=1,
         shuffle=False,

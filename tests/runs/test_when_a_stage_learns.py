@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from blocks import weight_of
 from made_stages import (
     LAST,
     accumulate,
@@ -12,6 +13,8 @@ from made_stages import (
     make_stage,
     make_warming_stage,
     microbatches,
+    objective_of,
+    optimizer_of,
     values,
 )
 from tiny import write_model
@@ -35,7 +38,7 @@ OBJECTIVES = {
 def test_a_block_stands_while_its_head_warms_up(llama: Path, name: str) -> None:
     """To the bit, weight decay and moments included; then it learns at the rate of the schedule."""
     stage = make_warming_stage(llama, OBJECTIVES[name], steps=2)
-    block, head = dict(stage.block.named_parameters()), dict(stage.objective.named_parameters())
+    block, head = dict(stage.block.named_parameters()), dict(objective_of(stage).named_parameters())
     head = {name: parameter for name, parameter in head.items() if parameter.requires_grad}
     before = {name: parameter.detach().clone() for name, parameter in block.items()}
     rates = []
@@ -48,19 +51,19 @@ def test_a_block_stands_while_its_head_warms_up(llama: Path, name: str) -> None:
         assert not any(torch.equal(parameter, start[name]) for name, parameter in head.items())
         stands = [torch.equal(parameter, before[name]) for name, parameter in block.items()]
         assert all(stands) if step < 2 else not any(stands)
-    share = stage.objective.rate_share
+    share = objective_of(stage).rate_share
     assert rates == pytest.approx([0, 0, 1e-2 * share * 8 / 10, 1e-2 * share * 7 / 10])
-    assert {float(stage.optimizer.state_of(parameter)["step"]) for parameter in block.values()} == {2.0}
+    assert {float(optimizer_of(stage).state_of(parameter)["step"]) for parameter in block.values()} == {2.0}
 
 
 def test_a_head_warms_up_at_a_rate_of_its_own(llama: Path) -> None:
     """The first step of Adam moves each number by the rate, or nothing."""
     rate = 3e-3
     stage = make_warming_stage(llama, ObjectiveConfig(), local_head_learning_rate=rate, weight_decay=0.0)
-    start = {name: parameter.detach().clone() for name, parameter in stage.objective.named_parameters()}
+    start = {name: parameter.detach().clone() for name, parameter in objective_of(stage).named_parameters()}
     accumulate(stage, microbatches())
     stage.step(0)
-    for name, parameter in stage.objective.named_parameters():
+    for name, parameter in objective_of(stage).named_parameters():
         assert (parameter - start[name]).abs().max().item() == pytest.approx(rate, rel=1e-2)
 
 
@@ -98,13 +101,13 @@ def test_what_is_not_learned_from_goes_forward_alike(llama: Path) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_embeddings_may_stand(llama: Path, name: str) -> None:
     stage = make_warming_stage(llama, dataclasses.replace(OBJECTIVES[name], train_embeddings=False), steps=0)
-    embedding = stage.block.model.get_input_embeddings().weight
+    embedding = weight_of(stage.block.model.get_input_embeddings())
     before = values(stage)
     accumulate(stage, microbatches())
     stage.step(0)
     after = values(stage)
     assert [name for name in before if torch.equal(before[name], after[name])] == ["model.model.embed_tokens.weight"]
-    assert embedding.grad is None and not stage.optimizer.state_of(embedding)
+    assert embedding.grad is None and not optimizer_of(stage).state_of(embedding)
 
 
 def test_standing_ends_the_learning(llama: Path) -> None:

@@ -10,12 +10,15 @@ from made_stages import (
     HIDDEN,
     LAST,
     accumulate,
+    counts_of,
     equal,
     gradients,
     make_block,
     make_stage,
     make_warming_stage,
     microbatches,
+    objective_of,
+    optimizer_of,
     parameters,
     received,
     values,
@@ -66,7 +69,7 @@ def test_losses_are_means_over_the_tokens_of_the_whole_step(llama: Path, spec: B
     accumulate(cut, batches)
     accumulate(whole, batch)
     torch.testing.assert_close(gradients(cut), gradients(whole), rtol=1e-4, atol=1e-7)
-    name = cut.objective.name
+    name = objective_of(cut).name
     loss = cut.step(0)[name]
     assert loss == pytest.approx(whole.step(0)[name], rel=1e-5)
 
@@ -74,14 +77,14 @@ def test_losses_are_means_over_the_tokens_of_the_whole_step(llama: Path, spec: B
     for part in batches:
         accumulate(cut := make_stage(llama, spec), [part])
         means.append(cut.step(0)[name])
-    counts = [cut.objective.count(part) for part in batches]
+    counts = [objective_of(cut).count(counts_of(part)) for part in batches]
     assert loss == pytest.approx(sum(m * c for m, c in zip(means, counts, strict=True)) / sum(counts), rel=1e-5)
     assert loss != pytest.approx(sum(means) / 2, rel=1e-3), "the test could not tell a mean of means"
 
 
 def test_the_weight_multiplies_the_gradient_but_not_the_report(llama: Path) -> None:
     stages = [make_stage(llama, FIRST) for _ in range(2)]
-    stages[1].objective.weight = 40.0
+    objective_of(stages[1]).weight = 40.0
     for stage in stages:
         accumulate(stage, microbatches())
     once, four_times = (gradients(stage) for stage in stages)
@@ -114,7 +117,7 @@ def test_reconstruction_has_no_gradient_to_its_target(llama: Path) -> None:
     constant = dataclasses.replace(output, inputs=output.inputs.clone())
     stage.loss(output, batch, batch.num_tokens).backward(retain_graph=True)
     actual = gradients(stage)
-    stage.optimizer.adamw.zero_grad()
+    optimizer_of(stage).adamw.zero_grad()
     stage.loss(constant, batch, batch.num_tokens).backward()
     assert equal(actual, gradients(stage))
     assert actual["model.model.embed_tokens.weight"].any()
@@ -160,11 +163,11 @@ def test_a_step_reports_and_learns(llama: Path, spec: BlockSpec) -> None:
         accumulate(stage, microbatches(step=step))
         grads = torch.cat([grad.flatten() for grad in gradients(stage).values()])
         record = stage.step(step)
-        assert record.keys() == {stage.objective.name, "grad_norm", "learning_rate"}
+        assert record.keys() == {objective_of(stage).name, "grad_norm", "learning_rate"}
         assert record["grad_norm"] == pytest.approx(grads.norm().item(), rel=1e-5)
         assert all(parameter.grad is None for parameter in parameters(stage).values())
         assert record["learning_rate"] == pytest.approx((1 - step / 10) * (1e-2 if spec.is_last else 1e-3))
-        losses.append(record[stage.objective.name])
+        losses.append(record[objective_of(stage).name])
     assert stage.steps_done == 8
     assert losses[-1] < 0.9 * losses[0]
     assert not any(torch.equal(values(stage)[name], before[name]) for name in before)
@@ -174,7 +177,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(llama: Path) -> None:
     stage = make_stage(llama, LAST)
     accumulate(stage, microbatches())
     stage.step(0)
-    before, state = values(stage), stage.optimizer.adamw.state_dict()["state"]
+    before, state = values(stage), optimizer_of(stage).adamw.state_dict()["state"]
     moments = {key: entry["exp_avg"].clone() for key, entry in state.items()}
 
     def broken(stage: Stage, batch: Microbatch) -> torch.Tensor | None:
@@ -187,7 +190,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(llama: Path) -> None:
         stage.step(1)
     assert stage.steps_done == 1
     assert equal(values(stage), before)
-    state = stage.optimizer.adamw.state_dict()["state"]
+    state = optimizer_of(stage).adamw.state_dict()["state"]
     assert all(torch.equal(state[key]["exp_avg"], moments[key]) for key in moments)
 
 
@@ -237,9 +240,9 @@ def test_bfloat16_keeps_weights_gradients_and_optimizer_in_float32(llama: Path, 
     assert {grad.dtype for grad in gradients(stage).values()} == {torch.float32}
     assert not equal(gradients(stage), gradients(exact)), "bfloat16 has changed nothing"
     record, exact_record = stage.step(0), exact.step(0)
-    assert record[stage.objective.name] == pytest.approx(exact_record[stage.objective.name], rel=0.02)
+    assert record[objective_of(stage).name] == pytest.approx(exact_record[objective_of(stage).name], rel=0.02)
     assert {parameter.dtype for parameter in parameters(stage).values()} == {torch.float32}
-    state = [tensor for entry in stage.optimizer.adamw.state.values() for tensor in entry.values()]
+    state = [tensor for entry in optimizer_of(stage).adamw.state.values() for tensor in entry.values()]
     assert len(state) == 3 * len(parameters(stage))
     assert {tensor.dtype for tensor in state} == {torch.float32}
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,9 +28,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def flags(inputs: Path, out: Path, **more: object) -> dict[str, object]:
-    given = {"model_name_or_path": inputs / "model", "train_file": inputs / "rows.jsonl", "output_dir": out}
-    return given | {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-3} | more
+def flags(inputs: Path, out: Path, **more: object) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "model_name_or_path": inputs / "model",
+        "train_file": inputs / "rows.jsonl",
+        "output_dir": out,
+    }
+    return given | {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-3, **more}
 
 
 def test_the_package_is_light() -> None:
