@@ -75,6 +75,7 @@ def load_best(
     Returns:
         The model that they have then.
     """
+    # Rank 0 alone has the losses; the others follow its order.
     if world.rank == 0:
         world.store.set("best", json.dumps([(model.loss, model.step) for model in models]))
     *candidates, last = (Measured(*model) for model in json.loads(world.store.get("best")))
@@ -89,6 +90,7 @@ def load_best(
                 weights |= manifest.read_part(part, "block.")
         except LoptError as error:
             problem = str(error)
+        # A part that one process cannot read makes the model unusable for all.
         problem = world.first_error(f"best/{model.step}", problem)
         if not problem:
             for stage in stages:

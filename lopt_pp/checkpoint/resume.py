@@ -69,6 +69,7 @@ def resume(
         if world.rank == 0:  # Which there are, all must see alike.
             world.store.set("candidates", json.dumps([path.name for path in complete_checkpoints(output_dir)]))
         candidates = [*(output_dir / name for name in json.loads(world.store.get("candidates"))), *candidates]
+    # Each candidate is taken by all processes or by none: a part that one of them cannot read rules it out for all.
     for number, path in enumerate(candidates):
         manifest, problem = None, ""
         try:

@@ -67,6 +67,7 @@ def collate(
     labels = torch.full(shape, IGNORE_INDEX)
     token_mask = torch.zeros(shape, dtype=torch.bool)
     position_ids = torch.zeros(shape, dtype=torch.int64)
+    # Each row of the data gets positions from 0, by which attention keeps those of one sequence apart.
     for number, pack in enumerate(packs):
         start = 0
         for row in pack:

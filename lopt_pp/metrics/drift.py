@@ -5,6 +5,11 @@ probe, go through them at the start, with the pretrained weights, and again ever
 compared with what left it then. The drift of a boundary is that of all blocks before it together, so the probe's hidden
 states of now go down the stream, as one more message of such a step. Nothing comes back, and nobody waits for more.
 The last stage has no boundary after it, and gets no such message: with two stages the stream carries none.
+
+An example with three stages and `--probe_steps 50`: four sequences of 128 tokens go through the pretrained stages 0 and
+1 before step 1, and what leaves each is kept. After step 50 they go through both again, stage 0's output as one more
+message to stage 1. If a token's hidden state at boundary 0 was (3, 4) and is (3, 5) now, it has moved by 1 on a length
+of 5, and `drift_norm` is 0.2: a fifth of what the next stage was pretrained on is no longer there.
 """
 
 import itertools

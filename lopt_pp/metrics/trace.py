@@ -128,6 +128,7 @@ def trace_events(
         parts: (step, stage, replica, intervals), on one clock.
         row_names: of each stage.
     """
+    # A process for each replica, a thread for each stage; arrows join a message's end of sending and of receiving.
     origin = min((begin for *_, intervals in parts for _, begin, _ in intervals), default=0.0)
     for replica in sorted({replica for _, _, replica, _ in parts}):
         yield _name("process_name", replica, 0, f"replica {replica}" if replica else "pipeline")

@@ -192,6 +192,7 @@ def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[ModelStruct
     def keep(module: nn.Module, args: tuple, output: Sequence[torch.Tensor]) -> None:
         features.append(output[0])
 
+    # Hooks on the first and the last layer tell whatever runs meanwhile where it is.
     with contextlib.ExitStack() as hooks:
         hooks.callback(model.get_submodule(layers.rpartition(".")[0]).register_forward_hook(keep).remove)
         stack = list(model.get_submodule(layers).children())
@@ -201,6 +202,7 @@ def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[ModelStruct
             note = lambda *_, name=name: places[name].add(place)  # noqa: E731
             hooks.callback(model.get_submodule(name).register_forward_pre_hook(note).remove)
         logits = model(input_ids=input_ids, use_cache=False).logits
+    # A module that both blocks would need, or that none would, cannot be given to one of them.
     for name, seen in places.items():
         if seen not in ({"before"}, {"after"}):
             where = "nowhere" if not seen else "more than one place" if len(seen) > 1 else "the layers themselves"

@@ -34,6 +34,7 @@ class Optimizer:
         head: Iterable[nn.Parameter] = (),
         head_learning_rate: float = 0.0,
     ) -> None:
+        # Block and head have rates of their own; within each, biases and norms are not decayed.
         owners = [
             ([parameter for parameter in own if parameter.requires_grad], rate)
             for own, rate in ((parameters, learning_rate), (head, head_learning_rate))

@@ -68,6 +68,7 @@ class Stage(BaseStage):
         self._losses: dict[int, torch.Tensor] = {}
         self._is_frozen = False
         self._measures = False
+        # Without a loss the block only runs forward: nothing below is for it.
         if objective is None:
             block.eval().requires_grad_(False)
             return
@@ -75,6 +76,7 @@ class Stage(BaseStage):
         prepare_objective(objective, config, self.device)
         if any(parameter.requires_grad for parameter in objective.parameters()):
             self._warmup_steps = local_head_warmup_steps
+        # A wrapper for each: the block may be frozen while its head warms up, and then has no gradient to wait for.
         if replicas:
             self._run, self._loss = joined = replicas.join(block), replicas.join(objective)
             self._ddp = [module for module in joined if isinstance(module, DistributedDataParallel)]
@@ -91,11 +93,14 @@ class Stage(BaseStage):
     def learned_microbatches(self, step: int, num_microbatches: int) -> list[int]:
         """The microbatches that the stage learns from, by their place in its replica's part of a step; ascending.
 
-        Where these are not all of them, each has its turn from step to step: the longest rows may come first.
+        Where these are not all of them, they move on from step to step, so that each place is learned from equally
+        often: the longest sequences may come first in a step. With `--gradient_accumulation_steps 4` and
+        `--local_accumulation_steps 2`, steps 0, 1, 2, 3, ... learn from the microbatches 0 and 1, 2 and 3, 0 and 1,
+        2 and 3, ...; the other two of each step only go forward.
 
         Args:
             step: of the run.
-            num_indices: microbatches in the replica's part of it.
+            num_microbatches: in the replica's part of it.
         """
         if not self.learns:
             return []

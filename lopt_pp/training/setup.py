@@ -130,6 +130,7 @@ def prepare(config: Config, world: World) -> Setup:
     Raises:
         LoptError: something in the flags, the model or the data is unusable, or not the same in all processes.
     """
+    # The model: its class and its cuts, and the proof that it splits there.
     topology = config.topology(world.size)
     model_config = load_model_config(config.model)
     model_class = model_class_of(model_config, config.model.trust_remote_code)
@@ -140,12 +141,14 @@ def prepare(config: Config, world: World) -> Setup:
     structure = check_split(model_class, model_config, specs)
     if config.data.packs_rows:
         check_packing(model_class, model_config, specs, structure)
+    # The rows. One process of each node tokenizes; the others read what it has cached.
     tokenizer = with_chat_template(load_tokenizer(config.model), config.data)
     with world.one_process_first("rows"):
         rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed)
     sampler = _sampler(config, rows, tokenizer, topology.replica_of(world.rank), topology.num_replicas)
     run = config.run
     num_steps = run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * sampler.steps_per_epoch)
+    # Whoever has other flags, rows or versions is found here, before it could train something else.
     world.check_consistent(shared_by_ranks(config, model_config, rows, held_out))
     if config.pipeline.split == "auto" and topology.num_stages > 1:
         if world.rank == 0:  # It tells the others: timings differ.

@@ -23,6 +23,7 @@ def build_stages(setup: Setup, world: World) -> Sequence[BaseStage]:
         They are `Stage`s; in an end-to-end run over several processes, one `EndToEndStage`.
     """
     config, topology = setup.config, setup.topology
+    # Groups are made by all processes together, before blocks take their different times to load.
     replicas = None
     if setup.is_end_to_end or topology.num_replicas > 1:
         mesh = mesh_of_processes(world, topology)
