@@ -17,6 +17,7 @@ from lopt_pp.model.pretrained import load_model_config, model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import save_shard, shard_name, write_index
 from lopt_pp.util.files import new_directory
+from lopt_pp.util.user_code import search_current_directory
 
 _PARTS = ("stage-*.safetensors", "manifest.json")
 
@@ -66,6 +67,8 @@ def ordinary_model(name: str, trust_remote_code: bool = False) -> Iterator[str]:
     Raises:
         LoptError: the checkpoint is not whole, or there are only checkpoints.
     """
+    if trust_remote_code:
+        search_current_directory()  # For whoever is given the path; the model's code may import modules of the user's.
     directory = Path(name)
     if is_checkpoint(directory):
         with tempfile.TemporaryDirectory(prefix="lopt-pp-") as scratch:

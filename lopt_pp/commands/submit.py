@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lopt_pp.checkpoint.output_dir import check_output_dir
 from lopt_pp.cluster.slurm import Job, check_run, places, submit
+from lopt_pp.config.objective import ObjectiveConfig
 from lopt_pp.config.parser import parse_config
 from lopt_pp.errors import LoptError
 from lopt_pp.util.console import print_error
@@ -70,6 +71,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_objective(config: ObjectiveConfig) -> None:
+    """Sees that there is a local objective of the name that the run is given.
+
+    Raises:
+        LoptError: there is none.
+    """
+    if config.local not in ("none", ObjectiveConfig.local_objective):
+        # Late: to import what blocks learn from takes seconds.
+        from lopt_pp.objectives import local_objective_class
+
+        local_objective_class(config)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 1 not submitted, 2 unusable flags."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -81,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cpus = given.processes_per_node
     try:
         config = parse_config(["--config", str(given.config)])
+        _check_objective(config.objective)
         job = Job(
             config=given.config.absolute(),
             output_dir=Path(config.run.output_dir).absolute(),

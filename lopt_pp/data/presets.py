@@ -1,18 +1,14 @@
 """`--dataset_mapping`: what a raw row is, where its columns do not say it: a preset by name, or a function."""
 
 import functools
-import hashlib
-import importlib
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lopt_pp.config.data import PRESETS
 from lopt_pp.data.formats import Conversation, Format, Pair, Reader, Row, read_row
 from lopt_pp.errors import LoptError, first_line
+from lopt_pp.util.user_code import UserCodeError, describe, load_user_function, source_digest
 
 # The prompts of Stanford Alpaca, https://github.com/tatsu-lab/stanford_alpaca, which MetaMath uses too.
 _ALPACA = (
@@ -109,23 +105,17 @@ def find_reader(mapping: str | None, text_field: str) -> tuple[Reader, str]:
         return by_columns, ""
     if (preset := find_preset(mapping)) is not None:
         return preset.read, mapping
-    module_name, _, function_name = mapping.partition(":")
-    if not module_name or not function_name:
-        raise LoptError(
-            f"--dataset_mapping {mapping}: give one of {', '.join(PRESETS)}, or a function of yours as "
-            f"package.module:function"
-        )
-    if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # As `python -m` has it.
     try:
-        module = importlib.import_module(module_name)
-        function = getattr(module, function_name)
-    except Exception as error:  # Whatever the user's module may raise.
-        raise LoptError(f"--dataset_mapping {mapping} cannot be imported: {first_line(error)}") from error
-    if not callable(function):
-        raise LoptError(f"--dataset_mapping {mapping} is no function, but {function!r}")
-    code = getattr(module, "__file__", None)
-    version = hashlib.sha256(Path(code).read_bytes()).hexdigest() if code else ""
+        function = load_user_function(
+            "--dataset_mapping",
+            mapping,
+            f"one of {', '.join(PRESETS)}, or a function of yours as package.module:function",
+        )
+    except UserCodeError as error:
+        cause = error.__cause__ or error
+        reason = first_line(cause) if isinstance(cause, Exception) else describe(cause)
+        raise LoptError(f"--dataset_mapping {mapping} cannot be imported: {reason}") from error
+    version = source_digest(mapping)
     return functools.partial(_read_mapped, function=function, name=mapping, by_columns=by_columns), version
 
 
@@ -135,7 +125,7 @@ def _read_mapped(
     try:
         mapped = function(dict(row))
     except Exception as error:  # Whatever the user's function may raise.
-        raise LoptError(f"--dataset_mapping {name} fails: {type(error).__name__}: {first_line(error)}") from error
+        raise LoptError(f"--dataset_mapping {name} fails: {describe(error)}") from error
     if mapped is None:
         return None
     if not isinstance(mapped, dict):

@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError, first_line
+from lopt_pp.util.user_code import search_current_directory
 
 
 def load_model_config(config: ModelConfig) -> PreTrainedConfig:
@@ -28,6 +29,8 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
     Raises:
         LoptError: there is none, or it needs code of its own that the user has not allowed.
     """
+    if config.trust_remote_code:
+        search_current_directory()  # The model's code may import modules of the user's.
     try:
         return AutoConfig.from_pretrained(
             config.model_name_or_path,

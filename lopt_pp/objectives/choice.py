@@ -1,14 +1,12 @@
 """Finds the local objective that the flags name, and makes it."""
 
-import importlib
 import inspect
-import operator
 from collections.abc import Callable
 
 import torch
 
 from lopt_pp.config.objective import ObjectiveConfig
-from lopt_pp.errors import LoptError, first_line
+from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.objectives.auxiliary import AuxiliaryNextToken
@@ -16,6 +14,7 @@ from lopt_pp.objectives.base import Objective, Site
 from lopt_pp.objectives.reconstruction import Reconstruction
 from lopt_pp.objectives.task import NextToken
 from lopt_pp.util.seeds import derive_seed
+from lopt_pp.util.user_code import describe, load_user_object
 
 _OWN: dict[str, type[Objective]] = {"reconstruction": Reconstruction, "next_token": AuxiliaryNextToken}
 
@@ -28,7 +27,7 @@ def local_objective_class(config: ObjectiveConfig) -> type[Objective] | None:
     """
     if config.local == "none":
         return None
-    return _OWN.get(config.local) or _import(config.local)
+    return _OWN.get(config.local) or _load(config.local)
 
 
 def shipped_objective(name: str) -> type[Objective] | None:
@@ -74,23 +73,16 @@ def make_objective(kind: type[Objective], site: Site) -> Objective:
     except Exception as error:  # Whatever the user's own class may raise.
         raise LoptError(
             f"--local_objective {site.config.local}: {kind.__name__}(site) fails for stage {site.block.spec.stage} "
-            f"with {_describe(error)}"
+            f"with {describe(error)}"
         ) from error
 
 
-def _import(name: str) -> type[Objective]:
+def _load(name: str) -> type[Objective]:
+    """The user's own class, of which everything is checked that can be without a block."""
     flag = f"--local_objective {name}"
-    module_name, _, class_name = name.partition(":")
-    if not module_name or not class_name:
-        raise LoptError(f"{flag}: give {', '.join(_OWN)}, none, or an objective of your own as package.module:Class")
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # Whatever the user's own module may raise.
-        raise LoptError(f"{flag}: {module_name} cannot be imported: {_describe(error)}") from error
-    try:
-        kind = operator.attrgetter(class_name)(module)
-    except AttributeError as error:
-        raise LoptError(f"{flag}: {module_name} has no {class_name}") from error
+    what = f"{', '.join(_OWN)}, none, or an objective of your own as package.module:Class"
+    kind = load_user_object("--local_objective", name, what)
+    class_name = name.partition(":")[2]
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
         raise LoptError(f"{flag}: {class_name} is no subclass of lopt_pp.objectives.Objective")
     if kind.__abstractmethods__:
@@ -105,7 +97,3 @@ def _import(name: str) -> type[Objective]:
             f"other arguments ({error})"
         ) from error
     return kind
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"

@@ -26,9 +26,9 @@ def torchrun(processes: int, *command: str) -> list[str]:
     return [*launcher, "--nproc-per-node", str(processes), *command]
 
 
-def run(command: Sequence[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end and keeps what it prints."""
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout)
+def run(command: Sequence[str], timeout: float = 240, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end, from this directory or another one, and keeps what it prints."""
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout, cwd=cwd)
 
 
 def train(processes: int, *flags: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
