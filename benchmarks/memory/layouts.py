@@ -18,12 +18,12 @@ from lopt_pp.config.topology import Topology
 from lopt_pp.data import MicrobatchSampler
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.records import Record
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.structure import ModelStructure
 from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.pipeline.boundary import boundaries
 from lopt_pp.pipeline.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
-from lopt_pp.planning.synthetic import random_block
 from lopt_pp.stage.compute import prepare_block
 from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
 from lopt_pp.stage.optimizer import Optimizer
@@ -165,7 +165,7 @@ class _LocalLearning:
     def _stage(self, structure: ModelStructure, number: int) -> Stage:
         config = model_config(self._case.model)
         spec = split_evenly(config.num_hidden_layers, self._case.stages)[number]
-        block = random_block(LlamaForCausalLM, config, structure, spec)
+        block = BlockBuilder(LlamaForCausalLM, config, structure).with_random_weights(spec)
         objective = local_objective(block, ObjectiveConfig(), seed=0)
         return Stage(block, objective, OPTIM, MANY_STEPS, config=self._case.stage_config, device=self._world.device)
 
@@ -202,7 +202,7 @@ class _Schedule:
     def __init__(self, world: World, case: Case, structure: ModelStructure) -> None:
         config = model_config(case.model)
         spec = split_evenly(config.num_hidden_layers, case.stages)[world.rank]
-        block = random_block(LlamaForCausalLM, config, structure, spec)
+        block = BlockBuilder(LlamaForCausalLM, config, structure).with_random_weights(spec)
         # Before the optimizer takes its parameters.
         prepare_block(block, case.stage_config, world.device)
         self._group = dist.new_group(backend=world.payload_backend)

@@ -12,7 +12,8 @@ from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.errors import LoptError
-from lopt_pp.model.block import block_class, block_config
+from lopt_pp.model.block import block_config
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec, split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
@@ -192,13 +193,11 @@ class Model:
         return self._sizes[kind]
 
     def _count(self, spec: BlockSpec) -> BlockSize:
-        with torch.device("meta"):
-            block = block_class(self.model_class, self.structure, spec)(self.config)
-        layers = list(block.get_submodule(self.structure.layers).children())
-        linear = [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
+        block = BlockBuilder(self.model_class, self.config, self.structure).on_meta(spec)
+        linear = [module for layer in block.layers for module in layer.modules() if isinstance(module, nn.Linear)]
         return BlockSize(
             block=_numel(block),
-            layer=max(map(_numel, layers)),
+            layer=max(map(_numel, block.layers)),
             layers_linear=sum(map(_numel, linear)),
             local_head=0 if spec.is_last else self.local_head,
             num_layers=spec.stop - spec.start,

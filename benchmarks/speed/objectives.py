@@ -41,13 +41,13 @@ from benchmarks.helpers.workers import Workers, free_port
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.data import TokenCounts
 from lopt_pp.distributed.world import World
-from lopt_pp.model.block import BlockModel
-from lopt_pp.model.partition import BlockSpec, split_at
+from lopt_pp.model.build import BlockBuilder
+from lopt_pp.model.partition import split_at
 from lopt_pp.model.structure import ModelStructure
 from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.planning.balance import balance
 from lopt_pp.planning.profile import measure
-from lopt_pp.planning.synthetic import random_block, random_microbatch
+from lopt_pp.planning.synthetic import random_microbatch
 from lopt_pp.stage.stage import Stage
 
 MIB = 2**20
@@ -90,9 +90,7 @@ def find_cut(world: World, case: Case, structure: ModelStructure, _: int) -> int
     transformers_logging.disable_progress_bar()
     shape, config = FORMATS[case.model], model_config(case.model)
     costs = measure(
-        LlamaForCausalLM,
-        config,
-        structure,
+        BlockBuilder(LlamaForCausalLM, config, structure),
         (shape.rows, shape.tokens),
         case.microbatches,
         case.config,
@@ -111,9 +109,7 @@ def measure_stage(world: World, case: Case, structure: ModelStructure, cut: int,
     tracker, shape, config = MemoryTracker(world.device), FORMATS[case.model], model_config(case.model)
     imports = tracker.current()
 
-    def load(spec: BlockSpec) -> BlockModel:
-        return random_block(LlamaForCausalLM, config, structure, spec)
-
+    load = BlockBuilder(LlamaForCausalLM, config, structure).with_random_weights
     block = load(split_at([cut], config.num_hidden_layers)[index])
     objective = local_objective(block, case.config, seed=0, load=load)
     stage = Stage(block, objective, OPTIM, MANY_STEPS, device=world.device)

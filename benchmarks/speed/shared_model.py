@@ -14,7 +14,8 @@ from benchmarks.helpers.synthetic import MANY_STEPS, OPTIM, Format, random_rows
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.data import MicrobatchSampler
 from lopt_pp.distributed.world import World
-from lopt_pp.model.block import BlockModel, block_class
+from lopt_pp.model.block import BlockModel
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec, split_at
 from lopt_pp.model.verify import check_split
 from lopt_pp.objectives import ObjectiveConfig, local_objective
@@ -81,12 +82,11 @@ class SharedModel:
 
     def _block(self, spec: BlockSpec) -> BlockModel:
         own = {name: tensor for name, tensor in self._weights.items() if self.structure.owns(spec, name)}
-        block = block_class(LlamaForCausalLM, self.structure, spec)
-        model = block.from_pretrained(None, config=self.config, state_dict=own, dtype=torch.float32)
-        model.to(self.device)  # type: ignore[arg-type]
+        builder = BlockBuilder(LlamaForCausalLM, self.config, self.structure)
+        block = builder.from_state_dict(spec, own, "the benchmark's weights").to(self.device)
         # Parameters of its own, so that hooks and gradients stay apart, on the tensors that all share.
-        model.load_state_dict(own, assign=True)
-        return BlockModel(model.train(), self.structure, spec)
+        block.model.load_state_dict(own, assign=True)
+        return block.train()
 
     def share_moments(self, optimizer: Optimizer, blocks: Sequence[BlockModel]) -> None:
         """Lets an optimizer over the parameters of `blocks` (and others) go on from the moments that all share."""

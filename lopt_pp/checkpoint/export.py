@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from lopt_pp.checkpoint.manifest import read_manifest
 from lopt_pp.checkpoint.output_dir import check_output_dir, complete_checkpoints, is_checkpoint
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError
-from lopt_pp.model.block import block_class
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.pretrained import load_model_config, model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import save_shard, shard_name, write_index
@@ -39,7 +37,7 @@ def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> N
     if config.num_hidden_layers != manifest.specs[-1].stop:
         raise LoptError(f"{checkpoint}: config.json has {config.num_hidden_layers} layers, and the manifest others")
     model_class = model_class_of(config, trust_remote_code)
-    structure = check_split(model_class, config, manifest.specs)
+    builder = BlockBuilder(model_class, config, check_split(model_class, config, manifest.specs))
     try:
         with new_directory(output) as unfinished:
             shutil.copytree(checkpoint, unfinished, ignore=shutil.ignore_patterns(*_PARTS), dirs_exist_ok=True)
@@ -48,9 +46,7 @@ def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> N
                 manifest.check_part(spec.stage)
                 part = manifest.read_part(spec.stage)
                 state = {name.removeprefix("block."): t for name, t in part.items() if name.startswith("block.")}
-                with torch.device("meta"):
-                    block = block_class(model_class, structure, spec)(config)
-                sizes[shard_name(spec)] = save_shard(block, spec, state, unfinished)
+                sizes[shard_name(spec)] = save_shard(builder.on_meta(spec).model, spec, state, unfinished)
             write_index(sizes, unfinished)
     except OSError as error:
         raise LoptError(f"{output} cannot be written: {error}") from error

@@ -11,10 +11,11 @@ from lopt_pp.config.model import ModelConfig
 from lopt_pp.data import IGNORE_INDEX, Microbatch, MicrobatchSampler, TokenizedRows
 from lopt_pp.evaluation.scores import Score
 from lopt_pp.model.block import BlockModel
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_at
 from lopt_pp.model.pretrained import load_model_config, model_class_of
 from lopt_pp.model.verify import check_split
-from lopt_pp.model.weights import PretrainedWeights, load_block
+from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.objectives import NextToken
 
 
@@ -33,9 +34,9 @@ def load_blocks(config: ModelConfig, boundaries: Sequence[int]) -> list[BlockMod
     model_config = load_model_config(config)
     model_class = model_class_of(model_config, config.trust_remote_code)
     specs = split_at(boundaries, model_config.num_hidden_layers)
-    structure = check_split(model_class, model_config, specs)
-    checkpoint = PretrainedWeights(config.model_name_or_path, config.model_revision)
-    return [load_block(checkpoint, model_class, model_config, structure, spec).eval() for spec in specs]
+    builder = BlockBuilder(model_class, model_config, check_split(model_class, model_config, specs))
+    weights = PretrainedWeights(config.model_name_or_path, config.model_revision)
+    return [builder.from_pretrained(spec, weights).eval() for spec in specs]
 
 
 def loss_on(block: BlockModel, rows: TokenizedRows, device: torch.device, what: str) -> Score:

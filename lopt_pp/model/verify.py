@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError, first_line
-from lopt_pp.model.block import BlockModel, block_class
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.model.pretrained import _quiet
 from lopt_pp.model.structure import ModelStructure, find_layers, modules_around
@@ -157,7 +157,8 @@ def _whole_and_chained(
         input_ids[1, TOKENS // 2 :] = 0
         structure, logits = _trace(whole, input_ids)
         _check_causal(whole, input_ids, logits)
-        return structure, logits, chain(model_class, whole.state_dict(), small, structure, specs, input_ids)
+        builder = BlockBuilder(model_class, small, structure)
+        return structure, logits, chain(builder, whole.state_dict(), specs, input_ids)
 
 
 def _sampled(
@@ -170,7 +171,8 @@ def _sampled(
     with miniature(model_class, small) as whole:
         received = torch.randn(2, TOKENS, small.hidden_size)
         state = whole.state_dict()
-        return [chain(model_class, state, small, structure, specs, received) for specs in ways]
+        builder = BlockBuilder(model_class, small, structure)
+        return [chain(builder, state, specs, received) for specs in ways]
 
 
 def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[ModelStructure, torch.Tensor]:
@@ -234,10 +236,8 @@ def _check_causal(model: PreTrainedModel, input_ids: torch.Tensor, logits: torch
 
 
 def chain(
-    model_class: type[PreTrainedModel],
+    builder: BlockBuilder,
     state: Mapping[str, torch.Tensor],
-    config: PreTrainedConfig,
-    structure: ModelStructure,
     specs: Sequence[BlockSpec],
     entering: torch.Tensor,
     position_ids: torch.Tensor | None = None,
@@ -247,10 +247,10 @@ def chain(
     What enters is token ids where the first of them is the model's first, else hidden states.
     """
     for spec in specs:
-        own = {name: tensor for name, tensor in state.items() if structure.owns(spec, name)}
-        block = block_class(model_class, structure, spec).from_pretrained(None, config=config, state_dict=own).eval()
+        own = {name: tensor for name, tensor in state.items() if builder.structure.owns(spec, name)}
+        block = builder.from_state_dict(spec, own, "the miniature")
         name = "input_ids" if spec.is_first else "hidden_states"
-        output = BlockModel(block, structure, spec)(**{name: entering}, position_ids=position_ids)
+        output = block(**{name: entering}, position_ids=position_ids)
         entering = output.hidden_states
     assert output.logits is not None
     return output.logits

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError, first_line
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.model.structure import ModelStructure
 from lopt_pp.model.verify import TOKENS, VOCABULARY, chain, miniature, miniature_config
@@ -60,7 +61,8 @@ def _packed_against_alone(
     with miniature(model_class, small) as whole:
         input_ids = torch.randint(3, VOCABULARY, (len(_PACKS), TOKENS))
         position_ids = torch.stack([torch.cat([torch.arange(length) for length in pack]) for pack in _PACKS])
-        packed = chain(model_class, whole.state_dict(), small, structure, specs, input_ids, position_ids)
+        builder = BlockBuilder(model_class, small, structure)
+        packed = chain(builder, whole.state_dict(), specs, input_ids, position_ids)
         difference = 0.0
         for ids, logits, pack in zip(input_ids, packed, _PACKS, strict=True):
             for own, together in zip(ids.split(list(pack)), logits.split(list(pack)), strict=True):

@@ -3,11 +3,9 @@
 A process opens only the files that hold tensors of its own blocks and reads only those tensors.
 """
 
-import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,9 +22,8 @@ from transformers.core_model_loading import (
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from lopt_pp.errors import LoptError, first_line
-from lopt_pp.model.block import BlockModel, block_class
+from lopt_pp.model.block import BlockModel
 from lopt_pp.model.partition import BlockSpec
-from lopt_pp.model.structure import ModelStructure
 from lopt_pp.util.files import write_file
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -142,65 +139,6 @@ def parameter_names(
     return {
         name: rename_source_key(name, renamings, converters, whole.base_model_prefix, parameters)[0] for name in stored
     }
-
-
-def load_block(
-    checkpoint: PretrainedWeights,
-    model_class: type[PreTrainedModel],
-    config: PreTrainedConfig,
-    structure: ModelStructure,
-    spec: BlockSpec,
-) -> BlockModel:
-    """Builds the block at `spec` in float32 and loads its tensors, and no others, from the checkpoint.
-
-    Where the checkpoint ties the output head to the input embedding, the last block gets a copy of its own.
-
-    Args:
-        checkpoint: the whole model's files.
-        model_class: the whole model's class.
-        config: the whole model's config.
-        structure: of the class.
-        spec: the block's place.
-
-    Raises:
-        LoptError: tensors of the block are missing from the checkpoint or have another shape.
-    """
-    names = parameter_names(checkpoint.files, model_class, config)
-    tensors = checkpoint.read([stored for stored, name in names.items() if structure.owns(spec, name)])
-    if spec.is_last and config.tie_word_embeddings and structure.head not in names.values():
-        for tied in [stored for stored, name in names.items() if name == structure.embedding]:
-            tensors[structure.head] = checkpoint.read([tied])[tied]
-    untied = copy.deepcopy(config)
-    untied.tie_word_embeddings = False
-    try:
-        loaded: Any = block_class(model_class, structure, spec).from_pretrained(
-            None,
-            config=untied,
-            state_dict=tensors,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # They are refused below, by name.
-        )
-    except RuntimeError as error:
-        if "conversion" not in str(error):
-            raise
-        raise LoptError(
-            f"{checkpoint.name_or_path}: tensors of stage {spec.stage} ({spec}) that {model_class.__name__} fuses into "
-            f"one, such as those of experts, are incomplete or of unequal shapes"
-        ) from error
-    model, info = loaded
-    problems = sorted(
-        [
-            *info["missing_keys"],
-            *(f"{name} (has {list(has)}, needs {list(needs)})" for name, has, needs in info["mismatched_keys"]),
-        ]
-    )
-    if problems:
-        shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise LoptError(
-            f"{checkpoint.name_or_path}: tensors of stage {spec.stage} are missing or of another shape: {shown}"
-        )
-    return BlockModel(model, structure, spec)
 
 
 def shard_name(spec: BlockSpec) -> str:

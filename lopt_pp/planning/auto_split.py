@@ -3,12 +3,11 @@
 import statistics
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.config.topology import Topology
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import MicrobatchSampler
-from lopt_pp.model.structure import ModelStructure
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.planning.balance import balance, logger
 from lopt_pp.planning.profile import measure
 
@@ -19,9 +18,7 @@ _STEPS = 20
 def find_cuts(
     config: Config,
     topology: Topology,
-    model_class: type[PreTrainedModel],
-    model_config: PreTrainedConfig,
-    structure: ModelStructure,
+    builder: BlockBuilder,
     sampler: MicrobatchSampler,
     device: torch.device,
 ) -> list[int]:
@@ -30,9 +27,7 @@ def find_cuts(
     Args:
         config: the flags.
         topology: of the run.
-        model_class: the whole model's class.
-        model_config: the whole model's config.
-        structure: of the class.
+        builder: of the model's blocks.
         sampler: of the data.
         device: to measure on.
 
@@ -42,9 +37,7 @@ def find_cuts(
     rows, tokens = zip(*(shape for step in range(_STEPS) for shape in sampler.shapes(step)), strict=True)
     shape = max(rows), round(statistics.median(tokens))
     costs = measure(
-        model_class,
-        model_config,
-        structure,
+        builder,
         shape,
         config.run.gradient_accumulation_steps,
         config.objective,

@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedConfig
 
 from lopt_pp.errors import LoptError, first_line
-from lopt_pp.model.block import BlockModel, block_class
+from lopt_pp.model.block import BlockModel
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec, split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
@@ -55,6 +56,7 @@ class Model:
         self.model_class = model_class_of(self.config, trust_remote_code)
         self.depth: int = self.config.num_hidden_layers
         self.structure = check_split(self.model_class, self.config, specs or split_evenly(self.depth, 1))
+        self.builder = BlockBuilder(self.model_class, self.config, self.structure)
         self._kinds = layer_kinds(self.model_class, self.config, self.structure)
         self._known: dict[object, Requirements] = {}
 
@@ -105,23 +107,18 @@ class Model:
                 f"{first_line(error)}"
             ) from error
 
-    def _block(self, spec: BlockSpec) -> BlockModel:
-        with torch.device("meta"):
-            model = block_class(self.model_class, self.structure, spec)(self.config)
-        return BlockModel(model, self.structure, spec)
-
     def _objective(self, block: BlockModel, workload: Workload) -> Objective | None:
         """What a block learns from. What it copies of the model is made where blocks are: outside of fake tensors."""
 
         def copy(spec: BlockSpec) -> BlockModel:
             with unset_fake_temporarily():
-                return self._block(spec)
+                return self.builder.on_meta(spec)
 
         return local_objective(block, workload.objective, seed=0, load=copy)
 
     def _local_learning(self, specs: Sequence[BlockSpec], workload: Workload) -> Requirements:
         tracker, kept = MemoryTracker(workload.memory_multiple), 0
-        blocks = [self._block(spec) for spec in specs]
+        blocks = [self.builder.on_meta(spec) for spec in specs]
         for block in blocks if not workload.objective.train_embeddings else ():
             block.freeze_embeddings()
         with fake_tensors(workload.device):
@@ -187,7 +184,7 @@ class Model:
         return replace(max(moments, key=lambda requirements: requirements.memory.total), kept=moments[0].kept)
 
     def _one_f_one_b(self, spec: BlockSpec, workload: Workload, under_way: int, finds_gradients: bool) -> Requirements:
-        tracker, block = MemoryTracker(workload.memory_multiple), self._block(spec)
+        tracker, block = MemoryTracker(workload.memory_multiple), self.builder.on_meta(spec)
         with fake_tensors(workload.device):
             _place([block], workload, tracker)
             module = PipelineModule(
@@ -236,7 +233,7 @@ class Model:
     def _gathered(self, spec: BlockSpec, workload: Workload) -> int:
         """Weights and gradients of two layers and of what stands around the layers, which FSDP2 has whole at a time:
         one layer at work, and the next on its way."""
-        block = self._block(spec)
+        block = self.builder.on_meta(spec)
         with fake_tensors(workload.device):
             objective = self._objective(block, workload)
         parts = [block] if objective is None else [block, objective]

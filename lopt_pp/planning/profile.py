@@ -7,17 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.objective import ObjectiveConfig
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.model.block import BlockModel, BlockOutput
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec
-from lopt_pp.model.structure import ModelStructure
 from lopt_pp.objectives import local_objective
 from lopt_pp.planning.costs import Costs, layer_kinds
-from lopt_pp.planning.synthetic import random_block, random_microbatch
+from lopt_pp.planning.synthetic import random_microbatch
 from lopt_pp.stage.compute import prepare_objective
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.stage.stage import Stage
@@ -26,9 +25,7 @@ _REPETITIONS = 5
 
 
 def measure(
-    model_class: type[PreTrainedModel],
-    config: PreTrainedConfig,
-    structure: ModelStructure,
+    builder: BlockBuilder,
     shape: tuple[int, int],
     accumulation: int,
     objective: ObjectiveConfig,
@@ -41,9 +38,7 @@ def measure(
     Layers of one kind (the same tensors, the same entry in each of the config's lists) are timed once.
 
     Args:
-        model_class: the whole model's class.
-        config: the whole model's config.
-        structure: of the class.
+        builder: of the model's blocks.
         shape: (rows, tokens) of a microbatch.
         accumulation: microbatches of an optimizer step.
         objective: what stages learn from.
@@ -51,11 +46,11 @@ def measure(
         stage: how stages compute.
         device: to measure on.
     """
-    timer = _Timer(model_class, config, structure, shape, optim, stage, device)
+    timer = _Timer(builder, shape, optim, stage, device)
     # Whatever blocks learn from, their layers cost the same, which is measured with the cheapest objective.
     plain = replace(objective, method="lopt", local_objective="reconstruction", local_accumulation_steps=None)
     frozen = replace(plain, method="frozen")
-    depth = config.num_hidden_layers
+    depth = builder.config.num_hidden_layers
 
     layers, head = timer.learning_layers(plain, accumulation)
     output = max(timer.stage(BlockSpec(1, 2, depth - 1, depth), plain, accumulation) - layers[-1], 0.0)
@@ -85,19 +80,17 @@ class _Timer:
 
     def __init__(
         self,
-        model_class: type[PreTrainedModel],
-        config: PreTrainedConfig,
-        structure: ModelStructure,
+        builder: BlockBuilder,
         shape: tuple[int, int],
         optim: OptimConfig,
         stage: StageConfig,
         device: torch.device,
     ) -> None:
-        self._model_class, self._config, self._structure = model_class, config, structure
+        self._builder, config = builder, builder.config
         self._optim, self._stage, self._device = optim, stage, device
         self._batch = random_microbatch(shape, config.vocab_size, device)
         self._received = torch.randn(*shape, config.hidden_size, device=device, dtype=stage.compute_dtype)
-        self._kinds = layer_kinds(model_class, config, structure)
+        self._kinds = layer_kinds(builder.model_class, config, builder.structure)
 
     def stage(self, spec: BlockSpec, objective: ObjectiveConfig, accumulation: int) -> float:
         """Of a whole stage."""
@@ -117,7 +110,7 @@ class _Timer:
 
     def local_head(self, objective: ObjectiveConfig, accumulation: int) -> float:
         """Of the loss of an earlier stage, which is taken to end in the middle of the model."""
-        middle = max(self._config.num_hidden_layers // 2, 1)
+        middle = max(self._builder.config.num_hidden_layers // 2, 1)
         workload = functools.partial(self._make_block, objective=objective)
         head = local_objective(workload(BlockSpec(1, 3, middle - 1, middle)), objective, seed=0, load=workload)
         if head is None:
@@ -146,7 +139,7 @@ class _Timer:
         return [max(layer - head, 0.0) for layer in self.layers(objective, accumulation)], head
 
     def _make_block(self, spec: BlockSpec, objective: ObjectiveConfig) -> BlockModel:
-        block = random_block(self._model_class, self._config, self._structure, spec)
+        block = self._builder.with_random_weights(spec)
         if not objective.train_embeddings:
             block.freeze_embeddings()
         return block

@@ -15,12 +15,12 @@ from lopt_pp.data import MicrobatchSampler, Rows, TokenizedRows, with_chat_templ
 from lopt_pp.data.splits import load_split
 from lopt_pp.distributed.world import World
 from lopt_pp.model.block import BlockModel
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
 from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_class_of, write_description
-from lopt_pp.model.structure import ModelStructure
 from lopt_pp.model.verify import check_sample, check_split
 from lopt_pp.model.verify_packing import check_packing
-from lopt_pp.model.weights import PretrainedWeights, load_block
+from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.objectives import NextToken, local_objective_class
 from lopt_pp.planning.auto_split import find_cuts
 from lopt_pp.training.held_out import Evaluation
@@ -37,7 +37,7 @@ class Setup:
         topology: of the run.
         model_class: of the pretrained model.
         model_config: of the pretrained model.
-        structure: of the class.
+        builder: of the model's blocks.
         weights: of the pretrained model, not read yet.
         specs: the layers of each stage.
         tokenizer: of the model.
@@ -50,7 +50,7 @@ class Setup:
     topology: Topology
     model_class: type[PreTrainedModel]
     model_config: PreTrainedConfig
-    structure: ModelStructure
+    builder: BlockBuilder
     weights: PretrainedWeights
     specs: tuple[BlockSpec, ...]
     tokenizer: PreTrainedTokenizerBase
@@ -79,7 +79,7 @@ class Setup:
 
     def load(self, spec: BlockSpec) -> BlockModel:
         """The block at a place of the model, with its pretrained weights."""
-        return load_block(self.weights, self.model_class, self.model_config, self.structure, spec)
+        return self.builder.from_pretrained(spec, self.weights)
 
     def load_copy(self, spec: BlockSpec) -> BlockModel:
         """A copy of parts of other blocks, for an objective.
@@ -87,7 +87,7 @@ class Setup:
         Raises:
             LoptError: they do not run by themselves.
         """
-        check_sample(self.model_class, self.model_config, self.structure, spec)
+        check_sample(self.model_class, self.model_config, self.builder.structure, spec)
         return self.load(spec)
 
     @property
@@ -139,6 +139,7 @@ def prepare(config: Config, world: World) -> Setup:
     specs = split_at(cuts, depth) if cuts is not None else split_evenly(depth, topology.num_stages)
     weights = PretrainedWeights(config.model.model_name_or_path, config.model.model_revision)
     structure = check_split(model_class, model_config, specs)
+    builder = BlockBuilder(model_class, model_config, structure)
     if config.data.packs_rows:
         check_packing(model_class, model_config, specs, structure)
     # The rows. One process of each node tokenizes; the others read what it has cached.
@@ -152,12 +153,12 @@ def prepare(config: Config, world: World) -> Setup:
     world.check_consistent(shared_by_ranks(config, model_config, rows, held_out))
     if config.pipeline.split == "auto" and topology.num_stages > 1:
         if world.rank == 0:  # It tells the others: timings differ.
-            found = find_cuts(config, topology, model_class, model_config, structure, sampler, world.device)
+            found = find_cuts(config, topology, builder, sampler, world.device)
             world.store.set("cuts", json.dumps(found))
         specs = split_at(json.loads(world.store.get("cuts")), depth)
         check_split(model_class, model_config, specs)
     return Setup(
-        config, topology, model_class, model_config, structure, weights, specs, tokenizer, rows, held_out, num_steps
+        config, topology, model_class, model_config, builder, weights, specs, tokenizer, rows, held_out, num_steps
     )
 
 

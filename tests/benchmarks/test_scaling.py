@@ -28,9 +28,10 @@ from benchmarks.scaling.model_sizes import MODELS, Load, Model
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.config.pipeline import PipelineConfig
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec, split_evenly
 from lopt_pp.objectives import ObjectiveConfig, local_objective
-from lopt_pp.planning.synthetic import random_block, random_microbatch
+from lopt_pp.planning.synthetic import random_microbatch
 from lopt_pp.stage.stage import Stage
 
 PAGE = TESTS.parent / "docs" / "scaling.md"
@@ -47,7 +48,7 @@ def small_model(family: str = "llama") -> Model:
 
 def make_stage(model: Model, spec: BlockSpec, config: StageConfig) -> Stage:
     torch.manual_seed(0)
-    block = random_block(model.model_class, model.config, model.structure, spec)
+    block = BlockBuilder(model.model_class, model.config, model.structure).with_random_weights(spec)
     return Stage(block, local_objective(block, ObjectiveConfig(), seed=0), OptimConfig(), num_steps=10, config=config)
 
 

@@ -6,18 +6,19 @@ from torch import nn
 from transformers import AutoConfig
 
 from lopt_pp.model.block import BlockModel
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
-from lopt_pp.model.weights import PretrainedWeights, load_block
+from lopt_pp.model.weights import PretrainedWeights
 
 
 def load(path: Path, stage: int, num_stages: int = 2) -> BlockModel:
     """The block of a stage, as the trainer loads it."""
     config = AutoConfig.from_pretrained(path)
     model_class, specs = model_class_of(config), split_evenly(config.num_hidden_layers, num_stages)
-    structure = check_split(model_class, config, specs)
-    return load_block(PretrainedWeights(str(path)), model_class, config, structure, specs[stage])
+    builder = BlockBuilder(model_class, config, check_split(model_class, config, specs))
+    return builder.from_pretrained(specs[stage], PretrainedWeights(str(path)))
 
 
 def weight_of(module: nn.Module) -> nn.Parameter:

@@ -18,10 +18,11 @@ from transformers import AutoConfig, AutoTokenizer
 
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.data import DataConfig, MicrobatchSampler, load_rows
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
-from lopt_pp.model.weights import PretrainedWeights, load_block
+from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
 
 
@@ -47,10 +48,10 @@ def train(case: dict[str, Any], group: dist.ProcessGroup | None, num_blocks: int
     config = AutoConfig.from_pretrained(case["model"])
     specs = split_evenly(config.num_hidden_layers, num_blocks)
     model_class = model_class_of(config)
-    structure = check_split(model_class, config, specs)
+    builder = BlockBuilder(model_class, config, check_split(model_class, config, specs))
     checkpoint = PretrainedWeights(case["model"])
     own = stages_of(case["schedule"], 0 if group is None else dist.get_rank(group))
-    blocks = [load_block(checkpoint, model_class, config, structure, specs[stage]) for stage in own]
+    blocks = [builder.from_pretrained(specs[stage], checkpoint) for stage in own]
     parameters = [parameter for block in blocks for parameter in block.parameters()]
     adam = torch.optim.AdamW(parameters, lr=case["rate"], eps=1e-6)
     config = StageConfig(dtype=case["dtype"])

@@ -1,5 +1,6 @@
 """Stages of a small model and microbatches for them, for tests of one stage by itself."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts, TokenizedRows
 from lopt_pp.model.block import BlockModel
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec, split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
-from lopt_pp.model.weights import PretrainedWeights, load_block
+from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.objectives import Objective, ObjectiveConfig, Reconstruction, local_objective
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.stage.stage import Stage
@@ -32,8 +34,8 @@ FIRST, LAST = split_evenly(4, 2)
 def make_block(model: Path, spec: BlockSpec) -> BlockModel:
     config = AutoConfig.from_pretrained(model)
     model_class = model_class_of(config)
-    structure = check_split(model_class, config, split_evenly(4, 2))
-    return load_block(PretrainedWeights(str(model)), model_class, config, structure, spec)
+    builder = BlockBuilder(model_class, config, check_split(model_class, config, split_evenly(4, 2)))
+    return builder.from_pretrained(spec, PretrainedWeights(str(model)))
 
 
 def make_stage(model: Path, spec: BlockSpec, dtype: str = "float32", seed: int = 0, **optim: float) -> Stage:
@@ -135,15 +137,7 @@ def make_warming_stage(
     block = make_block(model, FIRST)
     if not objective.train_embeddings:
         block.freeze_embeddings()
-    config = AutoConfig.from_pretrained(model)
-    model_class = model_class_of(config)
-    structure = check_split(model_class, config, split_evenly(4, 2))
-    own = local_objective(
-        block,
-        objective,
-        0,
-        lambda spec: load_block(PretrainedWeights(str(model)), model_class, config, structure, spec),
-    )
+    own = local_objective(block, objective, 0, functools.partial(make_block, model))
     optim = {"learning_rate": 1e-2, "weight_decay": 0.1} | optim
     warmup = {"local_head_warmup_steps": steps, "local_accumulation_steps": local_accumulation_steps}
     return Stage(block, own, OptimConfig(**optim), 10, **warmup)  # type: ignore[arg-type]

@@ -8,11 +8,12 @@ from transformers import AutoModelForCausalLM
 
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.metrics.mfu import Work, peak_of, work_of
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.objectives import ObjectiveConfig, local_objective
-from lopt_pp.planning.synthetic import random_block, random_microbatch
+from lopt_pp.planning.synthetic import random_microbatch
 from lopt_pp.stage.stage import Stage
 
 
@@ -23,7 +24,7 @@ def test_the_count_is_pytorchs_without_attention(index: int) -> None:
     config.tie_word_embeddings = False
     specs = split_evenly(config.num_hidden_layers, 2)
     model_class = model_class_of(config)
-    block = random_block(model_class, config, check_split(model_class, config, specs), specs[index])
+    block = BlockBuilder(model_class, config, check_split(model_class, config, specs)).with_random_weights(specs[index])
     stage = Stage(block, local_objective(block, ObjectiveConfig(), 0), OptimConfig(), 1)
     rows, tokens = 2, 24
     batch = random_microbatch((rows, tokens), config.vocab_size, torch.device("cpu"))
@@ -49,7 +50,7 @@ def test_experts_count_as_often_as_they_are_chosen() -> None:
     config = tiny_config("qwen3_moe")
     specs = split_evenly(config.num_hidden_layers, 2)
     model_class = model_class_of(config)
-    block = random_block(model_class, config, check_split(model_class, config, specs), specs[1])
+    block = BlockBuilder(model_class, config, check_split(model_class, config, specs)).with_random_weights(specs[1])
     stacked = [p for layer in block.layers for p in layer.parameters() if p.ndim == 3]
     flat = [p for layer in block.layers for p in layer.parameters() if p.ndim == 2]
     assert stacked, "this family's experts are no longer stacked"

@@ -8,11 +8,11 @@ import torch
 from families import FAMILIES, tiny_config
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from lopt_pp.model.block import BlockModel, block_class
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_at, split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
-from lopt_pp.model.weights import PretrainedWeights, load_block
+from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.stage.compute import checkpoint_layers
 
 
@@ -41,7 +41,9 @@ def test_chained_blocks_equal_the_whole_model(family: str, tmp_path: Path) -> No
         for boundaries in cuts:
             specs = split_at(boundaries, depth)
             structure = check_split(model_class, config, specs)
-            blocks = [load_block(checkpoint, model_class, config, structure, spec).eval() for spec in specs]
+            blocks = [
+                BlockBuilder(model_class, config, structure).from_pretrained(spec, checkpoint).eval() for spec in specs
+            ]
             output = blocks[0](input_ids)
             for block in blocks[1:]:
                 output = block(hidden_states=output.hidden_states)
@@ -59,10 +61,9 @@ def test_checkpointing_changes_no_gradient(family: str) -> None:
     received = torch.randn(2, 9, 64, requires_grad=True)
 
     def gradients(checkpoints: bool) -> list[torch.Tensor]:
-        model = block_class(model_class, structure, specs[1]).from_pretrained(None, config=config, state_dict=state)
-        block = BlockModel(model.train(), structure, specs[1])
+        block = BlockBuilder(model_class, config, structure).from_state_dict(specs[1], state, "a test").train()
         if checkpoints:
-            checkpoint_layers(model)
+            checkpoint_layers(block.model)
         torch.manual_seed(0)  # Of dropout.
         loss = block(hidden_states=received).logits.pow(2).sum()
         return list(torch.autograd.grad(loss, [received, *block.parameters()]))
@@ -77,11 +78,9 @@ def test_every_parameter_has_one_owner_and_its_own_name(family: str, tmp_path: P
     whole.save_pretrained(tmp_path)
     config = whole.config
     specs = split_evenly(config.num_hidden_layers, 3)
-    structure = check_split(model_class_of(config), config, specs)
+    builder = BlockBuilder(type(whole), config, check_split(model_class_of(config), config, specs))
     checkpoint = PretrainedWeights(str(tmp_path))
-    owned = [
-        dict(load_block(checkpoint, type(whole), config, structure, spec).model.named_parameters()) for spec in specs
-    ]
+    owned = [dict(builder.from_pretrained(spec, checkpoint).model.named_parameters()) for spec in specs]
     names = list(itertools.chain.from_iterable(owned))
     assert sorted(names) == sorted(name for name, _ in whole.named_parameters())
     joined = {name: parameter for block in owned for name, parameter in block.items()}

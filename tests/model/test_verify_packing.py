@@ -16,11 +16,12 @@ from lopt_pp.config.optim import OptimConfig
 from lopt_pp.data import MicrobatchSampler, TokenizedRows
 from lopt_pp.data.dataset import PackedRows, Rows
 from lopt_pp.errors import LoptError
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.verify_packing import check_packing
-from lopt_pp.model.weights import PretrainedWeights, load_block
+from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.stage.end_to_end import pad_alike
 from lopt_pp.stage.stage import Stage
@@ -59,10 +60,10 @@ def losses(model: Path, rows: Rows, alike: bool = False, **options: Any) -> dict
     config = AutoConfig.from_pretrained(model)
     specs = split_evenly(config.num_hidden_layers, 2)
     model_class = model_class_of(config)
-    structure = check_split(model_class, config, specs)
+    builder = BlockBuilder(model_class, config, check_split(model_class, config, specs))
     stages = []
     for spec in specs:
-        block = load_block(PretrainedWeights(str(model)), model_class, config, structure, spec)
+        block = builder.from_pretrained(spec, PretrainedWeights(str(model)))
         stages.append(Stage(block, local_objective(block, ObjectiveConfig(), 0), OptimConfig(max_grad_norm=0.0), 10))
     batches = sampler.microbatches(0)
     for batch in pad_alike(batches) if alike else batches:

@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel, BlockOutput
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_sample, check_split
-from lopt_pp.model.weights import PretrainedWeights, load_block
+from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.objectives import AuxiliaryNextToken, NextToken, ObjectiveConfig, Site
 from lopt_pp.planning.synthetic import random_microbatch
 from lopt_pp.stage.compute import checkpoint_layers
@@ -46,7 +47,7 @@ def loader(path: Path, whole: PreTrainedModel, specs: Sequence[BlockSpec]) -> Lo
     def load(spec: BlockSpec) -> BlockModel:
         if spec.start == config.num_hidden_layers // 2:
             check_sample(model_class, config, structure, spec)
-        return load_block(checkpoint, model_class, config, structure, spec)
+        return BlockBuilder(model_class, config, structure).from_pretrained(spec, checkpoint)
 
     return load
 

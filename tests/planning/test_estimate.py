@@ -22,7 +22,6 @@ from lopt_pp.pipeline.stream import LocalStream, Receiver, Sender
 from lopt_pp.planning.balance import balance
 from lopt_pp.planning.estimate import Model
 from lopt_pp.planning.memory_tracker import MemoryTracker
-from lopt_pp.planning.synthetic import random_block
 from lopt_pp.planning.workload import Requirements, Workload
 from lopt_pp.stage.end_to_end import EndToEndPipeline
 from lopt_pp.stage.stage import Stage
@@ -48,12 +47,10 @@ def real_stages(model: Model, specs: Sequence[BlockSpec], given: Workload) -> li
     torch.manual_seed(0)
     stages = []
     for spec in specs:
-        block = random_block(model.model_class, model.config, model.structure, spec)
+        block = model.builder.with_random_weights(spec)
         if not given.objective.train_embeddings:
             block.freeze_embeddings()
-        objective = local_objective(
-            block, given.objective, 0, lambda part: random_block(model.model_class, model.config, model.structure, part)
-        )
+        objective = local_objective(block, given.objective, 0, model.builder.with_random_weights)
         learned = given.objective.local_accumulation_steps
         stages.append(Stage(block, objective, given.optim, 10**6, config=given.stage, local_accumulation_steps=learned))
     return stages
@@ -236,7 +233,7 @@ def test_1f1b_holds_as_many_microbatches_as_are_under_way(accumulation: int) -> 
 def test_end_to_end_in_one_process_is_a_pipeline_of_one_block() -> None:
     model, given = small_model(), workload()
     (spec,) = split_evenly(model.depth, 1)
-    block = random_block(model.model_class, model.config, model.structure, spec)
+    block = model.builder.with_random_weights(spec)
     pipeline = EndToEndPipeline([block], None, config=given.stage)
     sampler = order_of(model, given, steps=1)
     tracker = MemoryTracker()

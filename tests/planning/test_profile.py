@@ -6,6 +6,7 @@ from families import tiny_config
 
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.optim import OptimConfig
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
@@ -19,9 +20,7 @@ def test_layers_of_a_kind_are_timed_once(local: str, learned: int | None) -> Non
     config = tiny_config("qwen3_moe", num_hidden_layers=6, mlp_only_layers=[0, 1, 2, 4])
     model_class = model_class_of(config)
     costs = measure(
-        model_class,
-        config,
-        check_split(model_class, config, split_evenly(6, 2)),
+        BlockBuilder(model_class, config, check_split(model_class, config, split_evenly(6, 2))),
         shape=(2, 16),
         accumulation=2,
         objective=ObjectiveConfig(local_objective=local, local_accumulation_steps=learned),

@@ -14,10 +14,11 @@ from tiny import write_model, write_rows
 from transformers import AutoConfig, AutoTokenizer
 
 from lopt_pp.data import DataConfig, MicrobatchSampler, load_rows
+from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
-from lopt_pp.model.weights import PretrainedWeights, load_block
+from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.objectives import ObjectiveConfig, Reconstruction, local_objective
 
 STEPS = 6
@@ -171,8 +172,8 @@ def test_the_method_in_plain_pytorch_gives_the_same_weights(
     plan = [reference.without_padding(sampler.microbatches(step)) for step in range(steps)]
     config = AutoConfig.from_pretrained(model)
     specs = split_evenly(config.num_hidden_layers, 2)
-    structure = check_split(model_class_of(config), config, specs)
-    block = load_block(PretrainedWeights(str(model)), model_class_of(config), config, structure, specs[0])
+    builder = BlockBuilder(model_class_of(config), config, check_split(model_class_of(config), config, specs))
+    block = builder.from_pretrained(specs[0], PretrainedWeights(str(model)))
     head = local_objective(block, ObjectiveConfig(), seed)
     assert isinstance(head, Reconstruction)
     expected = reference.train(

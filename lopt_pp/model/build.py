@@ -1,0 +1,117 @@
+"""Builds blocks: on the meta device, with random weights, with given ones, or with those of the pretrained model.
+
+Every block that is trained, run, planned or exported is made here, so whatever is to be done to each of them (adapters,
+quantized weights) has one place.
+"""
+
+import copy
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from lopt_pp.errors import LoptError
+from lopt_pp.model.block import BlockModel, block_class
+from lopt_pp.model.partition import BlockSpec
+from lopt_pp.model.structure import ModelStructure
+from lopt_pp.model.weights import PretrainedWeights, parameter_names
+
+
+@dataclass(frozen=True)
+class BlockBuilder:
+    """Builds the blocks of one model. The last block has an output head of its own, also where the model ties it.
+
+    Attributes:
+        model_class: the whole model's class.
+        config: the whole model's config.
+        structure: of the class, as `check_split` finds it.
+    """
+
+    model_class: type[PreTrainedModel]
+    config: PreTrainedConfig
+    structure: ModelStructure
+
+    def on_meta(self, spec: BlockSpec) -> BlockModel:
+        """The block at `spec` without memory for its weights, to be counted or planned with."""
+        with torch.device("meta"):
+            return self._block(spec, self._class(spec)(self._untied))
+
+    def with_random_weights(self, spec: BlockSpec) -> BlockModel:
+        """The block at `spec` with random weights in float32, without the rest of the model, to measure with."""
+        state = self.on_meta(spec).model.state_dict()
+        drawn = {name: 0.02 * torch.randn(tensor.shape) for name, tensor in state.items()}
+        return self.from_state_dict(spec, drawn, "random weights")
+
+    def from_pretrained(self, spec: BlockSpec, weights: PretrainedWeights) -> BlockModel:
+        """The block at `spec` with its pretrained weights, in float32; no other tensors are read.
+
+        Where the pretrained model ties the output head to the input embedding, the last block gets a copy of its own.
+
+        Args:
+            spec: the block's place.
+            weights: the whole model's files.
+
+        Raises:
+            LoptError: tensors of the block are missing from the files or have another shape.
+        """
+        names = parameter_names(weights.files, self.model_class, self.config)
+        tensors = weights.read([stored for stored, name in names.items() if self.structure.owns(spec, name)])
+        if spec.is_last and self.config.tie_word_embeddings and self.structure.head not in names.values():
+            for tied in [stored for stored, name in names.items() if name == self.structure.embedding]:
+                tensors[self.structure.head] = weights.read([tied])[tied]
+        return self.from_state_dict(spec, tensors, weights.name_or_path)
+
+    def from_state_dict(self, spec: BlockSpec, state: Mapping[str, torch.Tensor], source: str) -> BlockModel:
+        """The block at `spec` with the tensors of `state`, in float32 and in evaluation mode, as `transformers` loads.
+
+        Args:
+            spec: the block's place.
+            state: the block's tensors, named and laid out as `transformers` stores them today or stored them once.
+            source: where they come from, for messages.
+
+        Raises:
+            LoptError: some are missing or have another shape.
+        """
+        try:
+            loaded: Any = self._class(spec).from_pretrained(
+                None,
+                config=self._untied,
+                state_dict=dict(state),
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # They are refused below, by name.
+            )
+        except RuntimeError as error:
+            if "conversion" not in str(error):
+                raise
+            raise LoptError(
+                f"{source}: tensors of stage {spec.stage} ({spec}) that {self.model_class.__name__} fuses into "
+                f"one, such as those of experts, are incomplete or of unequal shapes"
+            ) from error
+        model, info = loaded
+        problems = sorted(
+            [
+                *info["missing_keys"],
+                *(f"{name} (has {list(has)}, needs {list(needs)})" for name, has, needs in info["mismatched_keys"]),
+            ]
+        )
+        if problems:
+            shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
+            raise LoptError(f"{source}: tensors of stage {spec.stage} are missing or of another shape: {shown}")
+        return self._block(spec, model)
+
+    def _class(self, spec: BlockSpec) -> type[PreTrainedModel]:
+        return block_class(self.model_class, self.structure, spec)
+
+    def _block(self, spec: BlockSpec, model: PreTrainedModel) -> BlockModel:
+        """Every block comes by here, with its weights."""
+        return BlockModel(model, self.structure, spec)
+
+    @functools.cached_property
+    def _untied(self) -> PreTrainedConfig:
+        config = copy.deepcopy(self.config)
+        config.tie_word_embeddings = False
+        return config
