@@ -213,7 +213,9 @@ class _Schedule:
     def join(self) -> None:
         # Without what an earlier run has left: the schedule's buffers.
         config, schedule = self._case.stage_config, self._case.method
-        self._pipeline = EndToEndPipeline([self._block], self._group, self._device, config=config, schedule=schedule)
+        self._pipeline = EndToEndPipeline(
+            [self._block], self._group, self._device, config=config, objective=ObjectiveConfig(), schedule=schedule
+        )
         dist.barrier(self._group)
 
     def run(self, sampler: MicrobatchSampler, after_step: Callable[[], None]) -> None:

@@ -30,6 +30,7 @@ from lopt_pp.evaluation.lm_eval_harness import Benchmarks, run_benchmarks
 from lopt_pp.evaluation.losses import compare_on, load_whole, loss_on
 from lopt_pp.evaluation.scores import Score, perplexity
 from lopt_pp.model.pretrained import load_tokenizer
+from lopt_pp.objectives import ObjectiveConfig, task_objective
 
 
 def rows_of(file: Path, tokenizer: PreTrainedTokenizerBase, max_length: int) -> TokenizedRows:
@@ -82,7 +83,8 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
 
     base = load_whole(ModelConfig(str(flags.base))).to(device, dtype)
     block = base if is_base else load_whole(ModelConfig(str(flags.model))).to(device, dtype)
-    keep("test_loss", loss_on(block, rows_of(flags.test, tokenizer, flags.max_length), device, "test"))
+    task = task_objective(ObjectiveConfig())
+    keep("test_loss", loss_on(block, task, rows_of(flags.test, tokenizer, flags.max_length), device, "test"))
     for name, file in (("general", flags.general), ("instructions", flags.instructions)):
         rows = rows_of(file, tokenizer, flags.max_length)
         if len(rows) > flags.kept_rows:  # Some of each part of the file.
@@ -104,7 +106,7 @@ def measure(flags: argparse.Namespace) -> dict[str, object]:
         right = accuracy(questions, answers)
         scores = np.array([score for of_task in right.values() for score in of_task])
         keep("accuracy", Score.of_items(scores, np.ones(len(scores))))
-        figures["accuracy_of_tasks"] = {task: float(np.mean(of_task)) for task, of_task in right.items()}
+        figures["accuracy_of_tasks"] = {name: float(np.mean(of_task)) for name, of_task in right.items()}
         figures["answers"] = [  # A few, to look at.
             {"question": question.text, "answer": question.entry["answer"], "given": answer}
             for question, answer in zip(questions[:12], answers, strict=False)

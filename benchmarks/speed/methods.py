@@ -17,7 +17,7 @@ from benchmarks.speed.local_learning import LocalLearning
 from benchmarks.speed.shared_model import PROCESSES, Cut, Method, SharedModel, Trial
 from lopt_pp.data import Microbatch
 from lopt_pp.model.block import BlockModel
-from lopt_pp.objectives import NextToken
+from lopt_pp.objectives import ObjectiveConfig, task_objective
 from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
 
 
@@ -64,7 +64,12 @@ class _TorchPipeline(_EndToEnd):
     def __init__(self, shared: SharedModel, cut: Cut) -> None:
         super().__init__(shared, cut, self.own(shared.rank), shared.group)
         self._pipeline = EndToEndPipeline(
-            self.blocks, shared.group, shared.device, config=shared.config_of_stages, schedule=self.schedule
+            self.blocks,
+            shared.group,
+            shared.device,
+            config=shared.config_of_stages,
+            objective=ObjectiveConfig(),
+            schedule=self.schedule,
         )
 
     def own(self, rank: int) -> list[int]:
@@ -112,7 +117,7 @@ class _Block(nn.Module):
         super().__init__()
         self.block = block
         self._dtype = dtype
-        self._objective = NextToken()
+        self._objective = task_objective(ObjectiveConfig())
 
     def forward(self, batch: Microbatch, hidden_states: torch.Tensor | None, num_targets: int) -> torch.Tensor:
         with torch.autocast(batch.input_ids.device.type, self._dtype, enabled=self._dtype != torch.float32):

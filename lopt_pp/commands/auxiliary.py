@@ -20,6 +20,7 @@ from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.evaluation.layer_pruning import prune_layers
 from lopt_pp.evaluation.losses import load_blocks
 from lopt_pp.model.pretrained import load_model_config, load_tokenizer
+from lopt_pp.objectives import ObjectiveConfig, task_objective
 from lopt_pp.util.console import print_error
 
 
@@ -71,7 +72,8 @@ def _choose(given: argparse.Namespace) -> None:
         )
     print(f"{'layers':>6}  {'loss':>7}  left out", flush=True)
     layers: tuple[int, ...] = tuple(range(cut, depth))
-    for step in prune_layers(front, rest, given.auxiliary_layers, rows, given.device):
+    task = task_objective(ObjectiveConfig())
+    for step in prune_layers(front, rest, given.auxiliary_layers, task, rows, given.device):
         gone = "".join(str(layer) for layer in layers if layer not in step.layers)
         layers = step.layers
         print(f"{len(layers):>6}  {step.loss:>7.3f}  {gone}".rstrip(), flush=True)

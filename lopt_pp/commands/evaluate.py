@@ -23,6 +23,7 @@ from lopt_pp.evaluation.losses import compare_on, load_whole, loss_on
 from lopt_pp.evaluation.scores import Measure, Score, Scores, as_data, perplexity, table
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.pretrained import load_tokenizer
+from lopt_pp.objectives import ObjectiveConfig, task_objective
 from lopt_pp.util.console import print_error
 from lopt_pp.util.files import write_text
 
@@ -138,7 +139,7 @@ def _measure_files(
         if base is not None and kind == "general":
             score, moved = compare_on(base, block, rows, given.device, what)
         else:
-            score = loss_on(block, rows, given.device, what)
+            score = loss_on(block, task_objective(ObjectiveConfig()), rows, given.device, what)
         scores[Measure(kind, file, "loss", False)] = score
         scores[Measure(kind, file, "perplexity", False)] = Score(perplexity(score.value))
         if moved is not None:

@@ -14,7 +14,7 @@ import torch
 from lopt_pp.data import Microbatch, TokenizedRows
 from lopt_pp.evaluation.losses import means_over_targets, single_rows
 from lopt_pp.model.block import BlockModel
-from lopt_pp.objectives import NextToken
+from lopt_pp.objectives import Objective
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PrunedModel:
 
     Attributes:
         layers: after the cut, that are left.
-        loss: mean cross-entropy on the rows, in nats.
+        loss: the task's, a mean over the rows' target tokens, in nats.
     """
 
     layers: tuple[int, ...]
@@ -31,7 +31,7 @@ class PrunedModel:
 
 
 def prune_layers(
-    front: BlockModel, rest: BlockModel, number: int, rows: TokenizedRows, device: torch.device
+    front: BlockModel, rest: BlockModel, number: int, objective: Objective, rows: TokenizedRows, device: torch.device
 ) -> Iterator[PrunedModel]:
     """Leaves out one layer after another, each time the one that is missed least; the whole model comes first.
 
@@ -41,10 +41,10 @@ def prune_layers(
         front: the model's block before the cut, on `device`.
         rest: its block after the cut, likewise.
         number: of layers after the cut that stay.
+        objective: the task's loss.
         rows: that the loss is measured on.
         device: to measure on.
     """
-    objective = NextToken()
     # The front is the same for all, and runs once.
     with torch.no_grad():
         entering = [front(input_ids=batch.input_ids).hidden_states for batch in single_rows(rows, device)]

@@ -16,7 +16,7 @@ from lopt_pp.model.partition import split_at
 from lopt_pp.model.pretrained import load_model_config, model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import PretrainedWeights
-from lopt_pp.objectives import NextToken
+from lopt_pp.objectives import Objective
 
 
 def load_whole(config: ModelConfig) -> BlockModel:
@@ -39,16 +39,16 @@ def load_blocks(config: ModelConfig, boundaries: Sequence[int]) -> list[BlockMod
     return [builder.from_pretrained(spec, weights).eval() for spec in specs]
 
 
-def loss_on(block: BlockModel, rows: TokenizedRows, device: torch.device, what: str) -> Score:
-    """The mean cross-entropy of a whole model over the target tokens of rows, in nats; a row is an item.
+def loss_on(block: BlockModel, objective: Objective, rows: TokenizedRows, device: torch.device, what: str) -> Score:
+    """The mean of the task's loss of a whole model over the target tokens of rows, in nats; a row is an item.
 
     Args:
         block: the model, on `device`.
+        objective: the task's loss.
         rows: to measure.
         device: to measure on.
         what: for the progress bar.
     """
-    objective = NextToken()
 
     def loss(batch: Microbatch) -> tuple[torch.Tensor]:
         output = block(input_ids=batch.input_ids, logits_to_keep=batch.target_positions, leave_logits=True)

@@ -1,8 +1,8 @@
 """What each block learns from: the task on the last block, a local objective on the others.
 
 Knows blocks and microbatches; no other stage, no optimizer, no processes.
-Start at `base.py`, which says what an objective is. Each has its own file; `choice.py` finds the one that the flags
-name.
+Start at `base.py`, which says what an objective is. Each has its own file; `choice.py` finds the local one that the
+flags name, `task.py` the task's.
 """
 
 from lopt_pp.config.objective import ObjectiveConfig
@@ -15,8 +15,9 @@ from lopt_pp.objectives.choice import (
     nothing_to_load,
     shipped_objective,
 )
+from lopt_pp.objectives.next_token import CUDA_LOGITS, NextToken
 from lopt_pp.objectives.reconstruction import Reconstruction, reconstruction_head
-from lopt_pp.objectives.task import CUDA_LOGITS, NextToken
+from lopt_pp.objectives.task import task_objective, task_objective_class
 
 __all__ = [
     "CUDA_LOGITS",
@@ -32,4 +33,6 @@ __all__ = [
     "nothing_to_load",
     "reconstruction_head",
     "shipped_objective",
+    "task_objective",
+    "task_objective_class",
 ]

@@ -9,7 +9,7 @@ from lopt_pp.errors import renamed_in_errors
 from lopt_pp.model.block import BlockModel, BlockOutput
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.objectives.base import Objective, Site
-from lopt_pp.objectives.task import NextToken
+from lopt_pp.objectives.task import task_objective
 
 
 class AuxiliaryNextToken(Objective):
@@ -34,7 +34,7 @@ class AuxiliaryNextToken(Objective):
         head = self.network.model.get_output_embeddings()
         head.requires_grad_(False)
         _share_standing(site.block, head)
-        self._task = NextToken()
+        self._task = task_objective(site.config)
 
     def count(self, counts: TokenCounts) -> int:
         return self._task.count(counts)

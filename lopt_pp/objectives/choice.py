@@ -12,7 +12,7 @@ from lopt_pp.model.partition import BlockSpec
 from lopt_pp.objectives.auxiliary import AuxiliaryNextToken
 from lopt_pp.objectives.base import Objective, Site
 from lopt_pp.objectives.reconstruction import Reconstruction
-from lopt_pp.objectives.task import NextToken
+from lopt_pp.objectives.task import task_objective
 from lopt_pp.util.seeds import derive_seed
 from lopt_pp.util.user_code import describe, load_user_object
 
@@ -52,7 +52,7 @@ def local_objective(
         load: makes a model of further layers; see `lopt_pp.objectives.Site`.
     """
     if block.spec.is_last:
-        return NextToken()
+        return task_objective(config)
     kind = local_objective_class(config)
     if kind is None:
         return None

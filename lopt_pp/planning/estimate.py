@@ -188,7 +188,11 @@ class Model:
         with fake_tensors(workload.device):
             _place([block], workload, tracker)
             module = PipelineModule(
-                prepare_block(block, workload.stage, _CPU), workload.stage, 0, splits_backward=False
+                prepare_block(block, workload.stage, _CPU),
+                workload.stage,
+                0,
+                splits_backward=False,
+                objective=workload.objective,
             )
             optimizer = Optimizer(block.parameters(), workload.optim, 0.0, 1)
             _prepare([optimizer], workload, tracker, finds_gradients)

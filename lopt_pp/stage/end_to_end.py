@@ -20,7 +20,7 @@ from torch.distributed.pipelining.schedules import PipelineScheduleMulti, get_sc
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.data import IGNORE_INDEX, Microbatch
 from lopt_pp.model.block import BlockModel
-from lopt_pp.objectives import NextToken
+from lopt_pp.objectives import ObjectiveConfig, task_objective
 from lopt_pp.stage.compute import prepare_block
 from lopt_pp.stage.data_parallel import Replicas
 from lopt_pp.util.seeds import derive_seed
@@ -43,6 +43,7 @@ class EndToEndPipeline:
         group: the pipeline's processes; a process's rank in it is its position. None where this process is all.
         device: that this process computes on.
         config: how the blocks compute.
+        objective: says what the task's loss is.
         schedule: as `torch.distributed.pipelining` names it.
         seed: dropout is a function of (seed, block, step, microbatch).
         replicas: of the pipeline, to sum the gradients over; None if there is only this one.
@@ -58,13 +59,18 @@ class EndToEndPipeline:
         device: torch.device | str = "cpu",
         *,
         config: StageConfig,
+        objective: ObjectiveConfig,
         schedule: str = "1F1B",
         seed: int = 0,
         replicas: Replicas | None = None,
     ) -> None:
         self._modules = [
             PipelineModule(
-                prepare_block(block, config, torch.device(device)), config, seed, splits_backward="Bubble" in schedule
+                prepare_block(block, config, torch.device(device)),
+                config,
+                seed,
+                splits_backward="Bubble" in schedule,
+                objective=objective,
             )
             for block in blocks
         ]
@@ -199,15 +205,18 @@ class PipelineModule(nn.Module):
         config: how it computes.
         seed: of the run.
         splits_backward: whether the schedule runs backward in two passes, which the chunked loss does not bear.
+        objective: says what the task's loss is.
     """
 
-    def __init__(self, block: BlockModel, config: StageConfig, seed: int, splits_backward: bool) -> None:
+    def __init__(
+        self, block: BlockModel, config: StageConfig, seed: int, splits_backward: bool, objective: ObjectiveConfig
+    ) -> None:
         super().__init__()
         self.block = block
         self._config = config
         self._seed = seed
         self._splits_backward = splits_backward
-        self._objective = NextToken()
+        self._objective = task_objective(objective)
         self.begin((), 0)
 
     def begin(self, batches: Sequence[Microbatch], num_targets: int) -> None:

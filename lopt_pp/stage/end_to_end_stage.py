@@ -11,6 +11,7 @@ from lopt_pp.config.optim import OptimConfig
 from lopt_pp.data import Microbatch
 from lopt_pp.errors import NotFiniteError
 from lopt_pp.model.block import BlockModel
+from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.stage.base import BaseStage, Clock, check_finite, untimed
 from lopt_pp.stage.data_parallel import Replicas
 from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
@@ -26,6 +27,7 @@ class EndToEndStage(BaseStage):
         num_steps: of the whole run, for the schedule of the rate.
         group: the pipeline's processes.
         config: how the block computes.
+        objective: says what the task's loss is.
         seed: of the run.
         device: where the block lives.
         replicas: of the pipeline; None if there is only this one.
@@ -41,13 +43,16 @@ class EndToEndStage(BaseStage):
         group: dist.ProcessGroup,
         *,
         config: StageConfig,
+        objective: ObjectiveConfig,
         seed: int,
         device: torch.device,
         replicas: Replicas | None,
     ) -> None:
         super().__init__(block, device)
         self._group = group
-        self._pipeline = EndToEndPipeline([block], group, device, config=config, seed=seed, replicas=replicas)
+        self._pipeline = EndToEndPipeline(
+            [block], group, device, config=config, objective=objective, seed=seed, replicas=replicas
+        )
         self._max_grad_norm = optim.max_grad_norm
         self.optimizer = Optimizer(block.parameters(), optim, optim.learning_rate, num_steps)
 

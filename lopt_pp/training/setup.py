@@ -21,7 +21,7 @@ from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_cl
 from lopt_pp.model.verify import check_sample, check_split
 from lopt_pp.model.verify_packing import check_packing
 from lopt_pp.model.weights import PretrainedWeights
-from lopt_pp.objectives import NextToken, local_objective_class
+from lopt_pp.objectives import local_objective_class, task_objective_class
 from lopt_pp.planning.auto_split import find_cuts
 from lopt_pp.training.held_out import Evaluation
 
@@ -100,7 +100,8 @@ class Setup:
         """Of each stage; None where it has no loss."""
         local = local_objective_class(self.config.objective)
         earlier = None if local is None else local.name
-        return [earlier] * (self.topology.num_stages - 1) + [NextToken.name]
+        task = task_objective_class(self.config.objective)
+        return [earlier] * (self.topology.num_stages - 1) + [task.name]
 
     def must_match(self) -> dict[str, object]:
         """What the run must have in common with one whose checkpoint it goes on from, by name."""

@@ -42,7 +42,10 @@ def build_stages(setup: Setup, world: World) -> Sequence[BaseStage]:
             block.freeze_embeddings()
         if setup.is_end_to_end:
             group = mesh["pipeline"].get_group()
-            stages.append(EndToEndStage(block, config.optim, setup.num_steps, group, **common))
+            end_to_end = EndToEndStage(
+                block, config.optim, setup.num_steps, group, objective=config.objective, **common
+            )
+            stages.append(end_to_end)
             continue
         stage = Stage(
             block,

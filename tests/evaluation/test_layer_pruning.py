@@ -17,8 +17,10 @@ from lopt_pp.config.model import ModelConfig
 from lopt_pp.data import DataConfig, TokenizedRows, load_rows
 from lopt_pp.evaluation.layer_pruning import prune_layers
 from lopt_pp.evaluation.losses import load_blocks, load_whole, loss_on
+from lopt_pp.objectives import ObjectiveConfig, task_objective
 
 CPU = torch.device("cpu")
+TASK = task_objective(ObjectiveConfig())
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +61,9 @@ def loss_without(files: Path, rows: TokenizedRows, numbers: list[int]) -> float:
 
 def test_each_time_the_layer_that_is_missed_least_goes(files: Path) -> None:
     rows = rows_of(files)
-    whole = loss_on(load_whole(ModelConfig(str(files / "model"))), rows, CPU, "whole").value
+    whole = loss_on(load_whole(ModelConfig(str(files / "model"))), TASK, rows, CPU, "whole").value
     front, rest = load_blocks(ModelConfig(str(files / "model")), [1])
-    steps = list(prune_layers(front, rest, 1, rows, CPU))
+    steps = list(prune_layers(front, rest, 1, TASK, rows, CPU))
     assert [len(step.layers) for step in steps] == [3, 2, 1]
     gone: list[int] = []
     for before, after in zip(steps, steps[1:], strict=False):
@@ -70,7 +72,7 @@ def test_each_time_the_layer_that_is_missed_least_goes(files: Path) -> None:
         assert left_out == min(losses, key=losses.__getitem__)
         assert after.loss == pytest.approx(losses[left_out], rel=1e-5)
         gone.append(left_out)
-    (again,) = prune_layers(front, rest, 3, rows, CPU)
+    (again,) = prune_layers(front, rest, 3, TASK, rows, CPU)
     assert steps[0] == again and again.loss == pytest.approx(whole, rel=1e-6), "the model is whole again"
 
 
@@ -94,11 +96,11 @@ def test_layers_that_give_more_than_hidden_states(files: Path) -> None:
     """Some families' layers give a tuple, as others did in former versions of transformers."""
     rows = rows_of(files)
     front, rest = load_blocks(ModelConfig(str(files / "model")), [1])
-    expected = list(prune_layers(front, rest, 1, rows, CPU))
+    expected = list(prune_layers(front, rest, 1, TASK, rows, CPU))
     for layer in rest.layers:
         layer.register_forward_hook(lambda layer, args, output: output[0])  # What runs the layers wants a tensor.
         layer.forward = lambda *args, run=layer.forward, **kwargs: (run(*args, **kwargs), "more")
-    assert list(prune_layers(front, rest, 1, rows, CPU)) == expected
+    assert list(prune_layers(front, rest, 1, TASK, rows, CPU)) == expected
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import PretrainedWeights
+from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
 
 
@@ -55,7 +56,9 @@ def train(case: dict[str, Any], group: dist.ProcessGroup | None, num_blocks: int
     parameters = [parameter for block in blocks for parameter in block.parameters()]
     adam = torch.optim.AdamW(parameters, lr=case["rate"], eps=1e-6)
     config = StageConfig(dtype=case["dtype"])
-    pipeline = EndToEndPipeline(blocks, group, config=config, schedule=case["schedule"] or "1F1B")
+    pipeline = EndToEndPipeline(
+        blocks, group, config=config, objective=ObjectiveConfig(), schedule=case["schedule"] or "1F1B"
+    )
     sampler = data_order(case)
     losses, norms = [], []
     for step in range(case["steps"]):

@@ -234,7 +234,7 @@ def test_end_to_end_in_one_process_is_a_pipeline_of_one_block() -> None:
     model, given = small_model(), workload()
     (spec,) = split_evenly(model.depth, 1)
     block = model.builder.with_random_weights(spec)
-    pipeline = EndToEndPipeline([block], None, config=given.stage)
+    pipeline = EndToEndPipeline([block], None, config=given.stage, objective=given.objective)
     sampler = order_of(model, given, steps=1)
     tracker = MemoryTracker()
     with tracker:
