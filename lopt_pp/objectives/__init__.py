@@ -13,7 +13,6 @@ from lopt_pp.objectives.choice import (
     local_objective_class,
     make_objective,
     nothing_to_load,
-    shipped_objective,
 )
 from lopt_pp.objectives.next_token import CUDA_LOGITS, NextToken
 from lopt_pp.objectives.reconstruction import Reconstruction, reconstruction_head
@@ -32,7 +31,6 @@ __all__ = [
     "make_objective",
     "nothing_to_load",
     "reconstruction_head",
-    "shipped_objective",
     "task_objective",
     "task_objective_class",
 ]
