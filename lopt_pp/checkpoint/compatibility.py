@@ -1,80 +1,98 @@
-"""What a run is: what its processes, and a run that goes on from its checkpoint, must have in common with it."""
+"""What the ranks of a run must have in common with each other, and a run with the one whose checkpoint it goes on from.
+
+Most of it are flags, which say in `lopt_pp.config` what they affect. What is derived from flags, or comes from
+elsewhere, is here. All of it has identifiers for names, which stand in manifests and stay when words for them change.
+"""
 
 import torch
 import transformers
 from transformers import PreTrainedConfig
 
-from lopt_pp.config.objective import EVEN
+from lopt_pp.config.data import DataConfig
+from lopt_pp.config.fields import Resume
+from lopt_pp.config.objective import EVEN, ObjectiveConfig
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import Rows, TokenizedRows
 
-_MAY_DIFFER = (
-    "model_name_or_path",
-    "train_file",
-    "eval_file",
-    "dataset_num_proc",
-    "output_dir",
-    "overwrite_output_dir",
-    "logging_steps",
-    "report_to",
-    "logging_dir",
-    "run_name",
-)
-"""Between processes: paths of machines, of which what they hold is compared, and what changes no result."""
+EVALUATION_ROWS = "evaluation_rows_sha256"
+"""In a manifest's `run`: losses compare only on the same rows."""
+
+_WORDS = {
+    "train_rows_sha256": "the training rows (sha256)",
+    EVALUATION_ROWS: "the evaluation rows (sha256)",
+    "model_config": "the model's config",
+    "rows_per_step": "the rows of a step",
+    "rows_grouped_by_length": "the rows that are grouped by length",
+    "parameter_dtype": "the dtype of the weights",
+    "num_steps": "the number of steps",
+    "torch_version": "the version of torch",
+    "transformers_version": "the version of transformers",
+}
+
+
+def in_words(name: str) -> str:
+    """What a message calls something that these functions name: a flag, or what is derived."""
+    return _WORDS.get(name, f"--{name}")
 
 
 def shared_by_ranks(
     config: Config, model_config: PreTrainedConfig, rows: Rows, held_out: TokenizedRows | None
 ) -> dict[str, object]:
-    """What all processes must have in common for the result to mean anything, by name."""
-    flags = {f"--{name}": value for name, value in config.flags().items() if name not in _MAY_DIFFER}
+    """What all ranks must have in common for the result to mean anything, by name."""
     return {
-        **flags,
+        **config.flags(lambda effects: effects.shared_by_ranks),
         **_inputs(model_config, rows),
-        **_held_out(held_out),
-        "the version of torch": torch.__version__,
-        "the version of transformers": transformers.__version__,
+        **_evaluation_rows(held_out),
+        "torch_version": torch.__version__,
+        "transformers_version": transformers.__version__,
     }
 
 
 def must_match(config: Config, model_config: PreTrainedConfig, rows: Rows, num_replicas: int) -> dict[str, object]:
-    """What a run must have in common with the one whose checkpoint it goes on from, by name."""
-    run, objective = config.run, config.objective
+    """What a run must have in common with the one whose checkpoint it goes on from, by name.
+
+    The first difference is what the user reads, so a flag that changes the training rows comes before them.
+    """
+    run = config.run
     groups = config.data.train_sampling_strategy == "group_by_length"
-    local: dict[str, object] = {"--local_objective": objective.local}
-    if objective.local == "next_token":
-        if objective.auxiliary_choice == EVEN:
-            local["--auxiliary_layers"] = objective.auxiliary_layers
-        local["--auxiliary_choice"] = objective.auxiliary_choice
+    flags = config.flags(lambda effects: effects.on_resume is Resume.MUST_MATCH)
     return {
-        "--eval_split_size": config.evaluation.eval_split_size,
+        "eval_split_size": flags.pop("eval_split_size"),
         **_inputs(model_config, rows),
-        "the rows of a step": run.per_device_train_batch_size * run.gradient_accumulation_steps * num_replicas,
-        "the rows that are grouped by length": run.per_device_train_batch_size if groups else 0,
-        **config.data.essentials(),
-        "--seed": run.seed,
-        # `frozen` is another name of a local objective.
-        "--method": "e2e" if objective.method == "e2e" else "lopt",
-        **local,
-        "the dtype of the weights": str(config.stage.parameter_dtype),
+        "rows_per_step": run.per_device_train_batch_size * run.gradient_accumulation_steps * num_replicas,
+        "rows_grouped_by_length": run.per_device_train_batch_size if groups else 0,
+        **flags,
+        **_length_of_packs(config.data),
+        **_method(config.objective),
+        "parameter_dtype": str(config.stage.parameter_dtype),
     }
 
 
 def may_change(config: Config, num_steps: int, held_out: TokenizedRows | None) -> dict[str, object]:
-    """What changes the result of a run, and may change on the way, by name."""
-    return {"the number of steps": num_steps, **config.settings(), **_held_out(held_out)}
-
-
-def _held_out(rows: TokenizedRows | None) -> dict[str, object]:
-    return {EVALUATION_ROWS: rows.digest} if rows is not None else {}
+    """What changes the result of a run, and may change when it goes on from a checkpoint, by name."""
+    flags = config.flags(lambda effects: effects.on_resume is Resume.MAY_CHANGE)
+    return {"num_steps": num_steps, **flags, **_evaluation_rows(held_out)}
 
 
 def _inputs(model_config: PreTrainedConfig, rows: Rows) -> dict[str, object]:
-    return {
-        "the training rows (sha256)": rows.digest,
-        "the model's config": model_config.to_json_string(use_diff=False),
-    }
+    return {"train_rows_sha256": rows.digest, "model_config": model_config.to_json_string(use_diff=False)}
 
 
-EVALUATION_ROWS = "the evaluation rows (sha256)"
-"""In a manifest's `run`: losses compare only on the same rows."""
+def _evaluation_rows(rows: TokenizedRows | None) -> dict[str, object]:
+    return {EVALUATION_ROWS: rows.digest} if rows is not None else {}
+
+
+def _length_of_packs(data: DataConfig) -> dict[str, object]:
+    """Without packing, it only leaves rows out, which the training rows tell."""
+    return {"max_length": data.max_length} if data.packing else {}
+
+
+def _method(objective: ObjectiveConfig) -> dict[str, object]:
+    # `frozen` is another name of a local objective.
+    method: dict[str, object] = {"method": "e2e" if objective.method == "e2e" else "lopt"}
+    method["local_objective"] = objective.local
+    if objective.local == "next_token":
+        if objective.auxiliary_choice == EVEN:  # Otherwise the choice says how many they are.
+            method["auxiliary_layers"] = objective.auxiliary_layers
+        method["auxiliary_choice"] = objective.auxiliary_choice
+    return method

@@ -15,12 +15,24 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from lopt_pp.checkpoint.output_dir import MANIFEST_FILE
 from lopt_pp.errors import LoptError, first_line, shown
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.util.files import write_text
 
-_FORMAT = 1
-MANIFEST_FILE = "manifest.json"
+_FORMAT = 2
+"""Since 2, what is in `run` has identifiers for names; before, it had the words of the messages."""
+
+_NAMES_OF_FORMAT_1 = {
+    "the training rows (sha256)": "train_rows_sha256",
+    "the evaluation rows (sha256)": "evaluation_rows_sha256",
+    "the model's config": "model_config",
+    "the rows of a step": "rows_per_step",
+    "the rows that are grouped by length": "rows_grouped_by_length",
+    "the dtype of the weights": "parameter_dtype",
+    "the number of steps": "num_steps",
+}
+"""Today's names by those; flags had their dashes."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +51,7 @@ class Manifest:
         directory: of the checkpoint.
         step: the optimizer steps that every stage has done.
         specs: of the stages.
-        run: what the run's result depends on, by name.
+        run: what the run's result depends on, by the names of `lopt_pp.checkpoint.compatibility`.
         parts: of the stages, in order.
         eval_loss: of the model on the run's held-out rows; None where it was not measured.
     """
@@ -126,14 +138,16 @@ def read_manifest(directory: Path) -> Manifest:
     except (OSError, ValueError, RecursionError) as error:
         raise LoptError(f"{path} cannot be read: {first_line(error)}") from error
     try:
-        if content["format"] != _FORMAT:
-            raise LoptError(f"{path} has the format {shown(content['format'])}, and this version reads {_FORMAT}")
+        if content["format"] not in (1, _FORMAT):
+            raise LoptError(f"{path} has the format {shown(content['format'])}, and this version reads 1 and {_FORMAT}")
         step, edges, run = content["step"], content["edges"], content["run"]
         parts = tuple(Part(_natural(part["size"]), _hex(part["sha256"])) for part in content["parts"])
         if [0, *edges] != sorted({0, *map(_natural, edges)}) or len(edges) != len(parts) or not parts:
             raise ValueError("edges")
         if not isinstance(run, dict):
             raise ValueError("run")
+        if content["format"] == 1:
+            run = {_NAMES_OF_FORMAT_1.get(name, name.removeprefix("--")): value for name, value in run.items()}
         starts = [0, *edges[:-1]]
         specs = tuple(BlockSpec(i, len(edges), *ends) for i, ends in enumerate(zip(starts, edges, strict=True)))
         return Manifest(directory, _natural(step), specs, run, parts, _loss(content.get("eval_loss")))

@@ -5,11 +5,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
-
-from lopt_pp.checkpoint.manifest import MANIFEST_FILE
 from lopt_pp.errors import LoptError
 from lopt_pp.util.files import UNFINISHED
+
+MANIFEST_FILE = "manifest.json"
+"""Of a checkpoint, and of nothing else."""
+
+INDEX_FILE = "model.safetensors.index.json"
+"""Of a model: transformers' `SAFE_WEIGHTS_INDEX_NAME`, which takes seconds to import."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -58,7 +61,7 @@ def remove_checkpoints(output_dir: Path, after: int) -> None:
 
 def holds_whole_model(path: Path) -> bool:
     """Whether the directory has a model that a run has finished: the index is what comes to its place last."""
-    return (path / SAFE_WEIGHTS_INDEX_NAME).exists()
+    return (path / INDEX_FILE).exists()
 
 
 def open_output_dir(path: Path, overwrites: bool, resumes: bool, resumes_from: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
+from lopt_pp.checkpoint.compatibility import in_words
 from lopt_pp.checkpoint.manifest import Manifest, read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.distributed.world import World
@@ -52,7 +53,7 @@ def resume(
         specs: of all stages.
         num_steps: of the run.
         must_match: what the run must have in common with the checkpoint's, by name.
-        may_change: what should be the same, by name; differences are warned of.
+        may_change: what differences are warned of, by name.
         checks_parts: whether this process compares its parts with their checksums (one replica does).
 
     Returns:
@@ -145,4 +146,4 @@ def _differences(manifest: Manifest, run: Mapping[str, Any]) -> Iterator[str]:
     """What a run has otherwise than the one that wrote a checkpoint, in words."""
     for name, value in json.loads(json.dumps(run)).items():
         if manifest.run.get(name) != value:
-            yield f"{name} is {shown(value)}, and was {shown(manifest.run.get(name))}"
+            yield f"{in_words(name)} is {shown(value)}, and was {shown(manifest.run.get(name))}"

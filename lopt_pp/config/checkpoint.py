@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lopt_pp.config.fields import check_types
+from lopt_pp.config.fields import Resume, check_types, flag
 from lopt_pp.errors import LoptError
 
 
@@ -15,25 +15,34 @@ class CheckpointConfig:
 
     save_steps: int = field(
         default=500,
-        metadata={
-            "help": "Steps between checkpoints, in OUTPUT_DIR/checkpoint-STEP; 0 is off. Each stage writes its own "
-            "part in the background after its own step; none waits for another."
-        },
+        metadata=flag(
+            "Steps between checkpoints, in OUTPUT_DIR/checkpoint-STEP; 0 is off. Each stage writes its own "
+            "part in the background after its own step; none waits for another.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     save_total_limit: int | None = field(
         default=None,
-        metadata={
-            "help": "Number of checkpoints to keep; older ones are removed, but never the best with "
-            "--load_best_model_at_end. By default all."
-        },
+        metadata=flag(
+            "Number of checkpoints to keep; older ones are removed, but never the best with "
+            "--load_best_model_at_end. By default all.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     resume_from_checkpoint: str | None = field(
         default=None,
-        metadata={
-            "help": "Go on from a checkpoint: its directory, or 'latest' for the newest whole one of --output_dir "
+        metadata=flag(
+            "Go on from a checkpoint: its directory, or 'latest' for the newest whole one of --output_dir "
             "(from the beginning where there is none). The weights end as if nothing had happened, on any number of "
-            "processes and replicas with the same stages and rows per step."
-        },
+            "processes and replicas with the same stages and rows per step.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=False,
+        ),
     )
 
     def __post_init__(self) -> None:

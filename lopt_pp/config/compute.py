@@ -1,11 +1,12 @@
 """How a stage computes: dtypes, gradient checkpointing, compilation."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
+from lopt_pp.config.fields import Resume, check_types, flag
 
-from lopt_pp.config.fields import check_types
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -16,32 +17,52 @@ class StageConfig:
 
     dtype: Literal["float32", "bfloat16", "pure_bfloat16"] = field(
         default="float32",
-        metadata={
-            "help": "Dtype of the computation and of what crosses a boundary. With bfloat16 the weights, their "
+        metadata=flag(
+            "Dtype of the computation and of what crosses a boundary. With bfloat16 the weights, their "
             "gradients and AdamW's state stay in float32 and each block runs under autocast, so that small updates "
             "and sums over microbatches are not lost. pure_bfloat16 holds everything in bfloat16: half the memory, "
-            "and updates below 1/256 of a weight are rounded away."
-        },
+            "and updates below 1/256 of a weight are rounded away.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     gradient_checkpointing: bool = field(
         default=False,
-        metadata={"help": "Keep only what enters each layer, and compute the rest again in backward: less memory."},
+        metadata=flag(
+            "Keep only what enters each layer, and compute the rest again in backward: less memory.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     torch_compile: bool = field(
-        default=False, metadata={"help": "Compile each layer with torch.compile; the first steps take longer."}
+        default=False,
+        metadata=flag(
+            "Compile each layer with torch.compile; the first steps take longer.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
 
     def __post_init__(self) -> None:
         check_types(self)
 
+    # torch is imported by whoever asks for a dtype, and not by whoever reads flags: that takes seconds.
+
     @property
-    def compute_dtype(self) -> torch.dtype:
+    def compute_dtype(self) -> "torch.dtype":
         """Of the matrix products and of the hidden states that cross a boundary."""
+        import torch
+
         return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
     @property
-    def parameter_dtype(self) -> torch.dtype:
+    def parameter_dtype(self) -> "torch.dtype":
         """Of the weights, their gradients and the optimizer's state."""
+        import torch
+
         return torch.bfloat16 if self.dtype == "pure_bfloat16" else torch.float32
 
     @property

@@ -1,9 +1,9 @@
 """What to train on."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from lopt_pp.config.fields import check_types
+from lopt_pp.config.fields import Resume, check_types, flag
 from lopt_pp.errors import LoptError
 
 
@@ -41,100 +41,159 @@ class DataConfig:
 
     train_file: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "Local files with the training rows (.json, .jsonl, .parquet, .csv, .arrow), one or more; patterns "
+        metadata=flag(
+            "Local files with the training rows (.json, .jsonl, .parquet, .csv, .arrow), one or more; patterns "
             "such as `data/*.jsonl`; or directories of such files, or that `datasets` saved to disk. docs/data.md says "
-            "which columns a row may have. Give either this or --dataset_name."
-        },
+            "which columns a row may have. Give either this or --dataset_name.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=False,
+            compared=True,
+        ),
     )
     dataset_name: str | None = field(
         default=None,
-        metadata={
-            "help": "Dataset to train on, as `datasets.load_dataset` takes it: a name on the Hugging Face Hub or a "
-            "local directory. Its rows have the same columns as those of --train_file."
-        },
+        metadata=flag(
+            "Dataset to train on, as `datasets.load_dataset` takes it: a name on the Hugging Face Hub or a "
+            "local directory. Its rows have the same columns as those of --train_file.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     dataset_config: str | None = field(
         default=None,
-        metadata={"help": "Configuration (subset) of --dataset_name, such as `main`, where it has several."},
+        metadata=flag(
+            "Configuration (subset) of --dataset_name, such as `main`, where it has several.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     dataset_split: str = field(
         default="train",
-        metadata={"help": "Split of --dataset_name; slices such as `train[:1000]` are understood."},
+        metadata=flag(
+            "Split of --dataset_name; slices such as `train[:1000]` are understood.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     dataset_mapping: str | None = field(
         default=None,
-        metadata={
-            "help": f"What makes trainable rows of others. A preset ({', '.join(PRESETS)}): its columns, its prompt, "
+        metadata=flag(
+            f"What makes trainable rows of others. A preset ({', '.join(PRESETS)}): its columns, its prompt, "
             "and its dataset on the hub if neither --train_file nor --dataset_name is given. Or a function of yours, "
-            "`package.module:function`, from a row as a dict to one with known columns, or to None to leave it out."
-        },
+            "`package.module:function`, from a row as a dict to one with known columns, or to None to leave it out.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     dataset_text_field: str = field(
-        default="text", metadata={"help": "Column of plain text, in rows that have no prompt and no messages."}
+        default="text",
+        metadata=flag(
+            "Column of plain text, in rows that have no prompt and no messages.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     dataset_num_proc: int | None = field(
         default=None,
-        metadata={
-            "help": "Processes that tokenize, on each node. By default as many as it has cores, if rows are many."
-        },
+        metadata=flag(
+            "Processes that tokenize, on each node. By default as many as it has cores, if rows are many.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=True,
+        ),
     )
     streaming: bool = field(
         default=False,
-        metadata={
-            "help": "Tokenize each row when its step comes, instead of all rows before the first step. Rows that "
-            "cannot be used are then left out of their step. The order is the same function of the seed."
-        },
+        metadata=flag(
+            "Tokenize each row when its step comes, instead of all rows before the first step. Rows that "
+            "cannot be used are then left out of their step. The order is the same function of the seed.",
+            on_resume=Resume.MUST_MATCH,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     chat_template_path: str | None = field(
         default=None,
-        metadata={
-            "help": "Chat template instead of the tokenizer's: a .jinja file, or a tokenizer's directory or hub id."
-        },
+        metadata=flag(
+            "Chat template instead of the tokenizer's: a .jinja file, or a tokenizer's directory or hub id.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     assistant_only_loss: bool = field(
         default=True,
-        metadata={
-            "help": "Whether the loss of conversations counts on the assistant's turns only, all of them: by the chat "
-            "template's generation marks where it has them, else by what the template adds for a turn."
-        },
+        metadata=flag(
+            "Whether the loss of conversations counts on the assistant's turns only, all of them: by the chat "
+            "template's generation marks where it has them, else by what the template adds for a turn.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     completion_only_loss: bool = field(
         default=True,
-        metadata={"help": "Whether the loss counts on the answer only, of rows with a prompt and an answer."},
+        metadata=flag(
+            "Whether the loss counts on the answer only, of rows with a prompt and an answer.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     max_length: int = field(
         default=1024,
-        metadata={
-            "help": "Longest row that is trained on, in tokens, and the length of packed rows. Longer rows are left "
-            "out and counted, never cut: a cut answer would teach the model not to finish."
-        },
+        metadata=flag(
+            "Longest row that is trained on, in tokens, and the length of packed rows. Longer rows are left "
+            "out and counted, never cut: a cut answer would teach the model not to finish.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     packing: bool = field(
         default=False,
-        metadata={
-            "help": "Put several rows into one of at most --max_length tokens, best fit first (TRL's `bfd`), so that "
-            "--per_device_train_batch_size counts packed rows. Attention and positions never cross from row to row."
-        },
+        metadata=flag(
+            "Put several rows into one of at most --max_length tokens, best fit first (TRL's `bfd`), so that "
+            "--per_device_train_batch_size counts packed rows. Attention and positions never cross from row to row.",
+            on_resume=Resume.MUST_MATCH,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     padding_free: bool = field(
         default=False,
-        metadata={
-            "help": "Lay the rows of a microbatch one behind the other without padding. Meant for flash attention; "
-            "with sdpa or eager it makes attention over the whole microbatch."
-        },
+        metadata=flag(
+            "Lay the rows of a microbatch one behind the other without padding. Meant for flash attention; "
+            "with sdpa or eager it makes attention over the whole microbatch.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     shuffle_dataset: bool = field(
         default=True,
-        metadata={"help": "Whether to shuffle the rows anew in each epoch, by the seed. Otherwise the file's order."},
+        metadata=flag(
+            "Whether to shuffle the rows anew in each epoch, by the seed. Otherwise the file's order.",
+            on_resume=Resume.MUST_MATCH,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     train_sampling_strategy: Literal["random", "batch_rebalance", "group_by_length"] = field(
         default="batch_rebalance",
-        metadata={
-            "help": "batch_rebalance: each step takes random rows, and makes microbatches of similar length of them. "
+        metadata=flag(
+            "batch_rebalance: each step takes random rows, and makes microbatches of similar length of them. "
             "random: microbatches as the rows come. group_by_length: microbatches of similar length from among many "
-            "steps' rows: the least padding, but rows of a step resemble each other."
-        },
+            "steps' rows: the least padding, but rows of a step resemble each other.",
+            on_resume=Resume.MUST_MATCH,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
 
     def __post_init__(self) -> None:
@@ -170,8 +229,3 @@ class DataConfig:
     def packs_rows(self) -> bool:
         """Whether rows share a row of a microbatch, so that the model has to keep them apart."""
         return self.packing or self.padding_free
-
-    def essentials(self) -> dict[str, Any]:
-        """The flags that decide which rows each step takes, with their values."""
-        names = ["shuffle_dataset", "train_sampling_strategy", "packing", "streaming"]
-        return {f"--{name}": getattr(self, name) for name in names + ["max_length"] * self.packing}

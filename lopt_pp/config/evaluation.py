@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lopt_pp.config.fields import check_types
+from lopt_pp.config.fields import Resume, check_types, flag
 from lopt_pp.errors import LoptError
 
 
@@ -19,39 +19,71 @@ class EvaluationConfig:
 
     eval_file: str | None = field(
         default=None,
-        metadata={
-            "help": "Local file with rows that are not trained on, of the same kinds as --train_file: their loss and "
-            "perplexity are measured every --eval_steps and after the last step."
-        },
+        metadata=flag(
+            "Local file with rows that are not trained on, of the same kinds as --train_file: their loss and "
+            "perplexity are measured every --eval_steps and after the last step.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=False,
+            compared=True,
+        ),
     )
     eval_split_size: float | None = field(
         default=None,
-        metadata={
-            "help": "Instead of --eval_file, hold this many of the training rows out (a whole number), or this share "
-            "of them (below 1), drawn by the seed."
-        },
+        metadata=flag(
+            "Instead of --eval_file, hold this many of the training rows out (a whole number), or this share "
+            "of them (below 1), drawn by the seed.",
+            on_resume=Resume.MUST_MATCH,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     dataset_test_split: str | None = field(
-        default=None, metadata={"help": "Instead of --eval_file, a split of --dataset_name, such as `test`."}
+        default=None,
+        metadata=flag(
+            "Instead of --eval_file, a split of --dataset_name, such as `test`.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     eval_steps: int = field(
-        default=500, metadata={"help": "Steps between evaluations; 0 evaluates after the last step only."}
+        default=500,
+        metadata=flag(
+            "Steps between evaluations; 0 evaluates after the last step only.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     eval_on_start: bool = field(
         default=False,
-        metadata={
-            "help": "Evaluate before the first step as well, as step 0: what the pretrained model does, to compare "
-            "with. A run that goes on from a checkpoint does not evaluate it again."
-        },
+        metadata=flag(
+            "Evaluate before the first step as well, as step 0: what the pretrained model does, to compare "
+            "with. A run that goes on from a checkpoint does not evaluate it again.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
-    per_device_eval_batch_size: int = field(default=8, metadata={"help": "Rows of a microbatch of an evaluation."})
+    per_device_eval_batch_size: int = field(
+        default=8,
+        metadata=flag(
+            "Rows of a microbatch of an evaluation.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     load_best_model_at_end: bool = field(
         default=False,
-        metadata={
-            "help": "Save the model of the checkpoint with the lowest eval_loss (or the last step's, if its is the "
+        metadata=flag(
+            "Save the model of the checkpoint with the lowest eval_loss (or the last step's, if its is the "
             "lowest) instead of the last. --save_steps must be a multiple of --eval_steps. --save_total_limit never "
-            "removes the best checkpoint."
-        },
+            "removes the best checkpoint.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
 
     def __post_init__(self) -> None:

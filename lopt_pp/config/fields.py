@@ -1,11 +1,74 @@
-"""Checks that the fields of a config have the types that they declare."""
+"""What every flag says of itself where it is defined, and the check that its value has the type that it declares."""
 
+import dataclasses
 import math
 import types
 import typing
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any, ClassVar, Literal
 
 from lopt_pp.errors import LoptError, shown
+
+
+class Resume(Enum):
+    """What it means that a run goes on from a checkpoint with another value of a flag than the run that wrote it."""
+
+    MUST_MATCH = "It would be another run: it is refused."
+    MAY_CHANGE = "The stages learn otherwise from there on: it is warned of."
+    DERIVED = (
+        "The flag decides something that is compared in its place, such as the digest of the training rows. "
+        "`lopt_pp.checkpoint.compatibility` says what, and whether a difference is refused or warned of."
+    )
+    NO_EFFECT = "The stages learn the same, but for rounding: it is not compared."
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What a flag of a training run affects.
+
+    Attributes:
+        on_resume: the result, seen from a run that goes on from a checkpoint.
+        shared_by_ranks: the agreement between ranks: whether all must be given the same value. Paths of a machine need
+            not be the same (what they hold is compared), nor what only says where and how often something is told.
+        compared: the comparison of runs: whether `lopt-pp compare` lists a difference.
+    """
+
+    on_resume: Resume
+    shared_by_ranks: bool
+    compared: bool
+
+
+def flag(help: str, *, on_resume: Resume, shared_by_ranks: bool, compared: bool) -> dict[str, Any]:
+    """Metadata of a dataclass field that is a flag of a training run.
+
+    There are no defaults: whoever adds a flag decides all three, or the package cannot be imported.
+
+        seed: int = field(
+            default=42,
+            metadata=flag("Seed of ...", on_resume=Resume.MUST_MATCH, shared_by_ranks=True, compared=True),
+        )
+
+    Args:
+        help: what `--help` says of it.
+        on_resume, shared_by_ranks, compared: see `Effects`.
+    """
+    return {"help": help, "effects": Effects(on_resume, shared_by_ranks, compared)}
+
+
+def effects_of(component: type) -> dict[str, Effects]:
+    """What each flag of a config dataclass affects, by the flag's name.
+
+    Raises:
+        TypeError: a flag does not say it.
+    """
+    effects = {}
+    for field in dataclasses.fields(component):
+        said = field.metadata.get("effects")
+        if not isinstance(said, Effects):
+            raise TypeError(f"{component.__name__}.{field.name} does not say what it affects: metadata=flag(...) does")
+        effects[field.name] = said
+    return effects
 
 
 def check_types(config: Any) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lopt_pp.config.fields import check_types
+from lopt_pp.config.fields import Resume, check_types, flag
 
 
 @dataclass(frozen=True)
@@ -13,14 +13,39 @@ class ModelConfig:
     _argument_group_name: ClassVar[str] = "Model"
 
     model_name_or_path: str = field(
-        metadata={"help": "Directory or hub id of a causal language model with safetensors weights. Required."}
+        metadata=flag(
+            "Directory or hub id of a causal language model with safetensors weights. Required.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=False,
+            compared=True,
+        )
     )
-    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of the hub repository."})
+    model_revision: str = field(
+        default="main",
+        metadata=flag(
+            "Branch, tag or commit of the hub repository.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention kernel, as in transformers: sdpa, eager, flash_attention_2, ..."}
+        default=None,
+        metadata=flag(
+            "Attention kernel, as in transformers: sdpa, eager, flash_attention_2, ...",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     trust_remote_code: bool = field(
-        default=False, metadata={"help": "Run Python code that comes with the model. Off, unless you have read it."}
+        default=False,
+        metadata=flag(
+            "Run Python code that comes with the model. Off, unless you have read it.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from lopt_pp.config.fields import check_types
+from lopt_pp.config.fields import Resume, check_types, flag
 from lopt_pp.errors import LoptError
 
 
@@ -16,31 +16,52 @@ class ReportConfig:
 
     report_to: Literal["none", "tensorboard", "wandb"] = field(
         default="none",
-        metadata={
-            "help": "Where the metrics of all stages go, as one run, besides metrics.jsonl: TensorBoard or Weights & "
-            "Biases. Needs that package (pip install 'lopt-pp[insight]' brings TensorBoard) where rank 0 runs."
-        },
+        metadata=flag(
+            "Where the metrics of all stages go, as one run, besides metrics.jsonl: TensorBoard or Weights & "
+            "Biases. Needs that package (pip install 'lopt-pp[insight]' brings TensorBoard) where rank 0 runs.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
+        ),
     )
     logging_dir: str | None = field(
-        default=None, metadata={"help": "Directory of the tracker's own files; by default OUTPUT_DIR/runs."}
+        default=None,
+        metadata=flag(
+            "Directory of the tracker's own files; by default OUTPUT_DIR/runs.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
+        ),
     )
     run_name: str | None = field(
-        default=None, metadata={"help": "Name of the run for trackers and reports; by default that of --output_dir."}
+        default=None,
+        metadata=flag(
+            "Name of the run for trackers and reports; by default that of --output_dir.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
+        ),
     )
     trace: str | None = field(
         default=None,
-        metadata={
-            "help": "Steps whose timeline goes to OUTPUT_DIR/trace.json, for Perfetto or chrome://tracing: the first "
-            "and the last, such as 11-14. A row per stage, on one clock."
-        },
+        metadata=flag(
+            "Steps whose timeline goes to OUTPUT_DIR/trace.json, for Perfetto or chrome://tracing: the first "
+            "and the last, such as 11-14. A row per stage, on one clock.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=False,
+        ),
     )
     probe_steps: int = field(
         default=50,
-        metadata={
-            "help": "Steps between measurements of how far the hidden states at each boundary have drifted from the "
+        metadata=flag(
+            "Steps between measurements of how far the hidden states at each boundary have drifted from the "
             "pretrained model's, on a few fixed rows; 0 is off. Changes no result. One costs a forward of at most a "
-            "microbatch: less than a hundredth of the time at the default."
-        },
+            "microbatch: less than a hundredth of the time at the default.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
 
     def __post_init__(self) -> None:

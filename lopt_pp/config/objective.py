@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from lopt_pp.config.fields import check_types
+from lopt_pp.config.fields import Resume, check_types, flag
 from lopt_pp.errors import LoptError
 
 _DEFAULT = "reconstruction"
@@ -44,67 +44,97 @@ class ObjectiveConfig:
 
     method: Literal["lopt", "frozen", "e2e"] = field(
         default="lopt",
-        metadata={
-            "help": "lopt: the last block learns from the task, every earlier one from its --local_objective. frozen: "
-            "short for --local_objective none, the cheap baseline that local learning must beat. e2e: the whole model "
-            "learns from the task, in one process or as a 1F1B pipeline with one block in each process, for comparison."
-        },
+        metadata=flag(
+            "lopt: the last block learns from the task, every earlier one from its --local_objective. frozen: "
+            "short for --local_objective none, the cheap baseline that local learning must beat. e2e: the whole "
+            "model learns from the task, in one process or as a 1F1B pipeline with one block in each process, for "
+            "comparison.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     local_objective: str = field(
         default=_DEFAULT,
-        metadata={
-            "help": "What the blocks before the last learn from. reconstruction: a small head on the block's output "
+        metadata=flag(
+            "What the blocks before the last learn from. reconstruction: a small head on the block's output "
             "predicts the block's own input (the paper's). next_token: an auxiliary network on the block learns the "
-            "task from the same labels. none: they only run forward. package.module:Class: an objective of your own."
-        },
+            "task from the same labels. none: they only run forward. package.module:Class: an objective of your own.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     reconstruction_weight: float = field(
         default=10.0,
-        metadata={
-            "help": "Weight of the reconstruction loss (the paper's lambda). Adam makes full-sized steps for any loss, "
-            "so the block's learning rate says far more about how far it moves than this weight does."
-        },
+        metadata=flag(
+            "Weight of the reconstruction loss (the paper's lambda). Adam makes full-sized steps for any loss, "
+            "so the block's learning rate says far more about how far it moves than this weight does.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     auxiliary_layers: int = field(
         default=2,
-        metadata={
-            "help": "Layers of the auxiliary network of next_token: copies of pretrained layers out of those that "
-            "follow the block. Copies of the final norm and the output head come after them."
-        },
+        metadata=flag(
+            "Layers of the auxiliary network of next_token: copies of pretrained layers out of those that "
+            "follow the block. Copies of the final norm and the output head come after them.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     auxiliary_choice: str = field(
         default=EVEN,
-        metadata={
-            "help": "Which layers these are. even: --auxiliary_layers of them, at even distances. all: every one that "
+        metadata=flag(
+            "Which layers these are. even: --auxiliary_layers of them, at even distances. all: every one that "
             "follows the block. Or their numbers, such as 15,19,24,29; of those each block takes the ones that follow "
-            "it. `lopt-pp auxiliary` finds the ones that keep the model's function best."
-        },
+            "it. `lopt-pp auxiliary` finds the ones that keep the model's function best.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     local_head_warmup_steps: int = field(
         default=0,
-        metadata={
-            "help": "Steps at the beginning in which an earlier block stands and only its head, or auxiliary network, "
-            "learns, so that an untrained head does not push pretrained layers about. Later stages train as ever."
-        },
+        metadata=flag(
+            "Steps at the beginning in which an earlier block stands and only its head, or auxiliary network, "
+            "learns, so that an untrained head does not push pretrained layers about. Later stages train as ever.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     local_accumulation_steps: int | None = field(
         default=None,
-        metadata={
-            "help": "Of the --gradient_accumulation_steps microbatches of a step, so many that an earlier block learns "
+        metadata=flag(
+            "Of the --gradient_accumulation_steps microbatches of a step, so many that an earlier block learns "
             "from, in turn from step to step; the others only go forward through it. Makes room on its device for a "
-            "larger auxiliary network. By default it learns from all of them."
-        },
+            "larger auxiliary network. By default it learns from all of them.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     max_interface_drift: float | None = field(
         default=None,
-        metadata={
-            "help": "Drift of a boundary (`drift_norm`, measured every --probe_steps) above which the stage before it "
-            "stops learning for the rest of the run: from then on it only runs forward. By default it never does."
-        },
+        metadata=flag(
+            "Drift of a boundary (`drift_norm`, measured every --probe_steps) above which the stage before it "
+            "stops learning for the rest of the run: from then on it only runs forward. By default it never does.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     train_embeddings: bool = field(
         default=True,
-        metadata={"help": "Whether what stands before the first layer (token and position embeddings) is trained."},
+        metadata=flag(
+            "Whether what stands before the first layer (token and position embeddings) is trained.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
 
     def __post_init__(self) -> None:

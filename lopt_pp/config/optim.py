@@ -1,14 +1,30 @@
 """Learning rates, the optimizer and the schedule."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from enum import Enum
+from typing import ClassVar, Literal, get_args
 
-from transformers import SchedulerType
-
-from lopt_pp.config.fields import check_types
+from lopt_pp.config.fields import Resume, check_types, flag
 from lopt_pp.errors import LoptError, shown
 
-_FOLLOW_A_METRIC = ("reduce_lr_on_plateau", "greedy")
+Schedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "greedy",
+]
+"""The values of transformers' `SchedulerType`, in its order, without an import of transformers."""
+
+FOLLOW_A_METRIC: tuple[Schedule, ...] = ("reduce_lr_on_plateau", "greedy")
+"""The schedules among them that are refused."""
 
 
 @dataclass(frozen=True)
@@ -18,59 +34,133 @@ class OptimConfig:
     _argument_group_name: ClassVar[str] = "Optimizer"
 
     learning_rate: float = field(
-        default=2e-5, metadata={"help": "Peak learning rate of the last stage (the task loss)."}
+        default=2e-5,
+        metadata=flag(
+            "Peak learning rate of the last stage (the task loss).",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     local_learning_rate: float | None = field(
         default=None,
-        metadata={
-            "help": "Peak learning rate of the earlier stages. By default a tenth of --learning_rate for "
+        metadata=flag(
+            "Peak learning rate of the earlier stages. By default a tenth of --learning_rate for "
             "reconstruction, half of it for next_token. The paper sets the two equal, which did harm to reconstruction "
             "on a small model: Adam makes full-sized steps for any loss, however small, so equal rates move the "
-            "pretrained first half as far as the second, blind to the task."
-        },
+            "pretrained first half as far as the second, blind to the task.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     local_head_learning_rate: float | None = field(
         default=None,
-        metadata={
-            "help": "Peak learning rate of the earlier stages' heads and auxiliary networks; by default that of their "
-            "blocks."
-        },
+        metadata=flag(
+            "Peak learning rate of the earlier stages' heads and auxiliary networks; by default that of their blocks.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     weight_decay: float = field(
-        default=0.0, metadata={"help": "Decoupled weight decay of matrices (not of biases and norms)."}
+        default=0.0,
+        metadata=flag(
+            "Decoupled weight decay of matrices (not of biases and norms).",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     optim: Literal["adamw_torch_fused", "adamw_torch"] = field(
         default="adamw_torch_fused",
-        metadata={"help": "AdamW in one kernel per tensor list (fused), or in several; fused is the faster."},
+        metadata=flag(
+            "AdamW in one kernel per tensor list (fused), or in several; fused is the faster.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's first beta."})
-    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW's second beta."})
-    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW's epsilon."})
+    adam_beta1: float = field(
+        default=0.9,
+        metadata=flag(
+            "AdamW's first beta.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    adam_beta2: float = field(
+        default=0.999,
+        metadata=flag(
+            "AdamW's second beta.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    adam_epsilon: float = field(
+        default=1e-8,
+        metadata=flag(
+            "AdamW's epsilon.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     max_grad_norm: float = field(
         default=1.0,
-        metadata={
-            "help": "Clips the norm of each stage's own gradient; 0 is off. (A norm over all stages would make each "
-            "wait for the others.)"
-        },
+        metadata=flag(
+            "Clips the norm of each stage's own gradient; 0 is off. (A norm over all stages would make each "
+            "wait for the others.)",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
-    lr_scheduler_type: SchedulerType = field(
-        default=SchedulerType.LINEAR, metadata={"help": "Schedule of the learning rates, as in transformers."}
+    lr_scheduler_type: Schedule = field(
+        default="linear",
+        metadata=flag(
+            "Schedule of the learning rates, as in transformers.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
-    warmup_ratio: float = field(default=0.0, metadata={"help": "Share of all steps spent on a linear warm-up from 0."})
-    warmup_steps: int = field(default=0, metadata={"help": "Steps of linear warm-up; wins over --warmup_ratio."})
+    warmup_ratio: float = field(
+        default=0.0,
+        metadata=flag(
+            "Share of all steps spent on a linear warm-up from 0.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    warmup_steps: int = field(
+        default=0,
+        metadata=flag(
+            "Steps of linear warm-up; wins over --warmup_ratio.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
 
     def __post_init__(self) -> None:
-        if isinstance(self.lr_scheduler_type, str):  # argparse leaves a string.
-            try:
-                object.__setattr__(self, "lr_scheduler_type", SchedulerType(self.lr_scheduler_type))
-            except ValueError as error:
-                given = shown(self.lr_scheduler_type)
-                raise LoptError(f"--lr_scheduler_type {given}: {error}") from error
-        check_types(self)
-        if self.lr_scheduler_type.value in _FOLLOW_A_METRIC:
+        if isinstance(self.lr_scheduler_type, Enum):  # transformers' own, from Python.
+            object.__setattr__(self, "lr_scheduler_type", self.lr_scheduler_type.value)
+        kind, known = self.lr_scheduler_type, list(get_args(Schedule))
+        if not isinstance(kind, str):
+            raise LoptError(f"--lr_scheduler_type {shown(kind)}: of the wrong type; expected SchedulerType")
+        if kind not in known:
             raise LoptError(
-                f"--lr_scheduler_type {self.lr_scheduler_type.value} follows an evaluation, of which only the last "
-                f"stage would know; take another"
+                f"--lr_scheduler_type {shown(kind)}: {kind} is not a valid SchedulerType, please select one of {known}"
+            )
+        check_types(self)
+        if kind in FOLLOW_A_METRIC:
+            raise LoptError(
+                f"--lr_scheduler_type {kind} follows an evaluation, of which only the last stage would know; take "
+                f"another"
             )
         for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps"):
             if getattr(self, name) < 0:

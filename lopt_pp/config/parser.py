@@ -1,19 +1,16 @@
 """The flags of a training run: the components' own configs, composed, parsed and checked once."""
 
-import argparse
-import dataclasses
 import difflib
 import os
-import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
-from trl import TrlParser
 
-from lopt_pp.config.train_config import Config
+from lopt_pp.config.arguments import DataclassParser
+from lopt_pp.config.train_config import COMPONENTS, Config
 from lopt_pp.errors import LoptError, first_line, shown
 
 _DESCRIPTION = """\
@@ -29,34 +26,6 @@ command line win over the file.
 """
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows each flag once, under the name that the docs use."""
-
-    def add_argument(self, action: argparse.Action) -> None:
-        # `--no_NAME` says nothing that `--NAME false` does not.
-        if not isinstance(action, argparse._StoreFalseAction):
-            super().add_argument(action)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings or action.nargs == 0:
-            return super()._format_action_invocation(action)
-        kind = getattr(action.type, "__name__", "value").upper()
-        value = "|".join(map(str, action.choices)) if action.choices else "BOOL" if kind == "STRING_TO_BOOL" else kind
-        return f"{action.option_strings[0]} {value}"
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        if isinstance(action.default, Enum):
-            return f"{action.help} (default: {action.default.value})"
-        return action.help if action.default is None else super()._get_help_string(action)
-
-
-class _Parser(TrlParser):
-    """TRL's parser, whose complaints are raised instead of printed below a page of usage."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise LoptError(message.removeprefix("argument "))
-
-
 def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Config:
     """Reads the flags of a run, and the YAML file that `--config` names, whose `env` goes into the environment.
 
@@ -64,13 +33,12 @@ def parse_config(arguments: Sequence[str], prog: str = "lopt-pp train") -> Confi
         LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
         SystemExit: after `--help`.
     """
-    components: list[Any] = [component.type for component in dataclasses.fields(Config)]
     usage = "torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS"
-    return Config(*parse_components(components, arguments, prog, usage, _DESCRIPTION))
+    return Config(*parse_components(COMPONENTS, arguments, prog, usage, _DESCRIPTION))
 
 
 def parse_components(
-    components: Iterable[Any], arguments: Sequence[str], prog: str, usage: str, description: str
+    components: Sequence[type], arguments: Sequence[str], prog: str, usage: str, description: str
 ) -> list[Any]:
     """Reads flags, and the YAML file that `--config` names, into one config of each of the components.
 
@@ -78,16 +46,9 @@ def parse_components(
         LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
         SystemExit: after `--help`.
     """
-    parser = _Parser(
-        components,
-        prog=prog,
-        usage=usage,
-        description=description,
-        formatter_class=_HelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = DataclassParser(components, prog=prog, usage=usage, description=description)
     arguments, path = _take_config_path(arguments)
-    known = {action.dest for action in parser._actions} - {"help"}
+    known = parser.names
     environment: dict[Any, Any] = {}
     if path is not None:
         settings = _read_file(path)
@@ -95,10 +56,8 @@ def parse_components(
         for name in settings:
             if name not in known:
                 raise LoptError(f"{path}: unknown flag {name}{_suggest(name, known)}")
-        parser.set_defaults_with_config(**settings)
-    *parsed, unknown = parser.parse_args_into_dataclasses(
-        arguments, return_remaining_strings=True, look_for_args_file=False
-    )
+        parser.set_file(settings)
+    configs, unknown = parser.parse(arguments)
     if unknown:
         raise LoptError(f"unknown flag {unknown[0]}{_suggest(unknown[0].lstrip('-').split('=')[0], known)}")
     try:
@@ -106,7 +65,7 @@ def parse_components(
             os.environ[name] = str(value)
     except (OSError, TypeError, ValueError) as error:
         raise LoptError(f"--config {path}: env: {shown(name)}: {shown(value)}: {first_line(error)}") from error
-    return parsed
+    return configs
 
 
 def _take_config_path(arguments: Sequence[str]) -> tuple[list[str], Path | None]:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from lopt_pp.config.fields import check_types
+from lopt_pp.config.fields import Resume, check_types, flag
 from lopt_pp.config.topology import Topology
 from lopt_pp.errors import LoptError
 
@@ -16,61 +16,85 @@ class PipelineConfig:
 
     num_stages: int = field(
         default=2,
-        metadata={
-            "help": "Number of blocks that the model is cut into. Each learns from its own loss; with 1 the whole "
-            "model learns from the task, which is ordinary training."
-        },
+        metadata=flag(
+            "Number of blocks that the model is cut into. Each learns from its own loss; with 1 the whole "
+            "model learns from the task, which is ordinary training.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     split: str = field(
         default="midpoint",
-        metadata={
-            "help": "Where the cuts lie. midpoint: blocks of equal length, as in the paper. auto: blocks of equal "
+        metadata=flag(
+            "Where the cuts lie. midpoint: blocks of equal length, as in the paper. auto: blocks of equal "
             "cost, by a short timing of the model's parts at the start, the output head and the loss included. Or the "
-            "first layer of each block after the first, such as 12,18 for three blocks."
-        },
+            "first layer of each block after the first, such as 12,18 for three blocks.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     pipeline_processes: int | None = field(
         default=None,
-        metadata={
-            "help": "Number of processes that the stages are laid over, in order, one or more stages each; a process "
+        metadata=flag(
+            "Number of processes that the stages are laid over, in order, one or more stages each; a process "
             "runs its stages in turn. The result is the same. By default one for each stage, or all there are if those "
-            "are fewer."
-        },
+            "are fewer.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     data_parallel: int | None = field(
         default=None,
-        metadata={
-            "help": "Number of replicas of the pipeline, each with rows of its own: a step has data_parallel times as "
-            "many. By default what the number of processes leaves. Replicas of a stage have neighbouring ranks."
-        },
+        metadata=flag(
+            "Number of replicas of the pipeline, each with rows of its own: a step has data_parallel times as "
+            "many. By default what the number of processes leaves. Replicas of a stage have neighbouring ranks.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     sharding: Literal["none", "full"] = field(
         default="none",
-        metadata={
-            "help": "What the replicas of a stage share out among them. none: nothing, each has the whole stage (DDP). "
-            "full: parameters, gradients and optimizer state (FSDP2)."
-        },
+        metadata=flag(
+            "What the replicas of a stage share out among them. none: nothing, each has the whole stage (DDP). "
+            "full: parameters, gradients and optimizer state (FSDP2).",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     queue_depth: int = field(
         default=2,
-        metadata={
-            "help": "Number of microbatches that may wait at each end of a boundary before the sending stage waits. "
-            "It changes no result. A slow link wants more: twice its one-way delay over a microbatch's time, plus 2."
-        },
+        metadata=flag(
+            "Number of microbatches that may wait at each end of a boundary before the sending stage waits. "
+            "It changes no result. A slow link wants more: twice its one-way delay over a microbatch's time, plus 2.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     backend: Literal["auto", "nccl", "gloo"] = field(
         default="auto",
-        metadata={
-            "help": "Transport of the hidden states: NCCL between GPUs, gloo between CPUs. 'auto' takes NCCL when "
-            "every process of this machine has a GPU of its own."
-        },
+        metadata=flag(
+            "Transport of the hidden states: NCCL between GPUs, gloo between CPUs. 'auto' takes NCCL when "
+            "every process of this machine has a GPU of its own.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
     stream_timeout: float = field(
         default=1800.0,
-        metadata={
-            "help": "Seconds that a stage waits for its neighbour's next message before it gives the neighbour up as "
-            "hanging. A neighbour that dies is noticed at once, whatever this is. More than the slowest step takes."
-        },
+        metadata=flag(
+            "Seconds that a stage waits for its neighbour's next message before it gives the neighbour up as "
+            "hanging. A neighbour that dies is noticed at once, whatever this is. More than the slowest step takes.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
 
     def __post_init__(self) -> None:

@@ -1,15 +1,16 @@
 """The flags of a training run: one config for each group of flags, and all of them together."""
 
 import dataclasses
+import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any, ClassVar
 
 from lopt_pp.config.checkpoint import CheckpointConfig
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.data import DataConfig
 from lopt_pp.config.evaluation import EvaluationConfig
-from lopt_pp.config.fields import check_types
+from lopt_pp.config.fields import Effects, Resume, check_types, effects_of, flag
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.config.monitoring import ReportConfig
 from lopt_pp.config.objective import ObjectiveConfig
@@ -26,25 +27,77 @@ class RunConfig:
     _argument_group_name: ClassVar[str] = "Run"
 
     output_dir: str = field(
-        metadata={"help": "Directory for the trained model, its tokenizer, a model card and metrics.jsonl. Required."}
+        metadata=flag(
+            "Directory for the trained model, its tokenizer, a model card and metrics.jsonl. Required.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
+        )
     )
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Let the new model replace one that --output_dir already holds."}
+        default=False,
+        metadata=flag(
+            "Let the new model replace one that --output_dir already holds.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
+        ),
     )
     max_steps: int = field(
-        default=-1, metadata={"help": "Number of optimizer steps; if above 0 it wins over --num_train_epochs."}
+        default=-1,
+        metadata=flag(
+            "Number of optimizer steps; if above 0 it wins over --num_train_epochs.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
-    num_train_epochs: float = field(default=3.0, metadata={"help": "Number of passes over the data."})
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows of a microbatch."})
+    num_train_epochs: float = field(
+        default=3.0,
+        metadata=flag(
+            "Number of passes over the data.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    per_device_train_batch_size: int = field(
+        default=8,
+        metadata=flag(
+            "Rows of a microbatch.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     gradient_accumulation_steps: int = field(
         default=1,
-        metadata={
-            "help": "Microbatches of an optimizer step. Every loss is the mean over all counted tokens of the step, "
-            "not a mean of the microbatches' means."
-        },
+        metadata=flag(
+            "Microbatches of an optimizer step. Every loss is the mean over all counted tokens of the step, "
+            "not a mean of the microbatches' means.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
     )
-    seed: int = field(default=42, metadata={"help": "Seed of the data order, the heads' initial weights and dropout."})
-    logging_steps: int = field(default=10, metadata={"help": "Steps between log lines (metrics.jsonl has every step)."})
+    seed: int = field(
+        default=42,
+        metadata=flag(
+            "Seed of the data order, the heads' initial weights and dropout.",
+            on_resume=Resume.MUST_MATCH,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    logging_steps: int = field(
+        default=10,
+        metadata=flag(
+            "Steps between log lines (metrics.jsonl has every step).",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=True,
+        ),
+    )
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -98,19 +151,21 @@ class Config:
             )
         return topology
 
-    def settings(self) -> dict[str, Any]:
-        """The flags that change what a run learns and may change on its way, with their values."""
-        objective = dataclasses.asdict(self.objective)
-        names = ["reconstruction_weight", "local_head_warmup_steps", "local_accumulation_steps"]
-        names += ["max_interface_drift", "train_embeddings"]
-        chosen = {name: objective[name] for name in names} | {"dtype": self.stage.dtype}
-        chosen |= dataclasses.asdict(self.optim)
-        return {f"--{name}": value.value if isinstance(value, Enum) else value for name, value in chosen.items()}
+    def flags(self, which: Callable[[Effects], bool] = lambda effects: True) -> dict[str, Any]:
+        """Flags with their values, as plain data for files.
 
-    def flags(self) -> dict[str, Any]:
-        """Every flag with its value, as plain data for files."""
-        flags = {}
-        for component in vars(self).values():
-            for name, value in dataclasses.asdict(component).items():
-                flags[name] = value.value if isinstance(value, Enum) else value
-        return flags
+        Args:
+            which: chooses them by what they affect; by default all.
+        """
+        components = vars(self).values()
+        flags = {name: value for component in components for name, value in dataclasses.asdict(component).items()}
+        return {name: value for name, value in flags.items() if which(EFFECTS[name])}
+
+
+COMPONENTS: tuple[type, ...] = tuple(typing.get_type_hints(Config).values())
+"""The config dataclasses that a `Config` is made of, in order."""
+
+EFFECTS: dict[str, Effects] = {
+    name: effects for component in COMPONENTS for name, effects in effects_of(component).items()
+}
+"""What each flag of a run affects, by the flag's name."""

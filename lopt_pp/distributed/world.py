@@ -138,8 +138,12 @@ class World:
         store.set_timeout(timeout)
         return store
 
-    def check_consistent(self, facts: Mapping[str, Any]) -> None:
+    def check_consistent(self, facts: Mapping[str, Any], in_words: Callable[[str], str] = str) -> None:
         """Compares what all processes must have in common.
+
+        Args:
+            facts: by their names; plain data.
+            in_words: what a message calls one, by its name.
 
         Raises:
             LoptError: some process has something else than rank 0 has; the text names both and the fact.
@@ -149,8 +153,8 @@ class World:
         for name, value in json.loads(json.dumps(facts)).items():
             if value != reference.get(name):
                 raise LoptError(
-                    f"rank 0 and rank {self.rank} disagree on {name}: {reference.get(name)!r} against {value!r}; "
-                    f"all processes must be given the same"
+                    f"rank 0 and rank {self.rank} disagree on {in_words(name)}: {reference.get(name)!r} against "
+                    f"{value!r}; all processes must be given the same"
                 )
 
     @contextmanager

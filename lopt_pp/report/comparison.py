@@ -2,21 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+from lopt_pp.config.train_config import EFFECTS
 from lopt_pp.report.charts import Chart, Line, number
 from lopt_pp.report.page import Section, render
 from lopt_pp.report.run_data import Curve, RunData
 from lopt_pp.report.run_report import PHASE_NAMES, UNITS, local_losses, loss_title, shares_of
-
-_IGNORED = {
-    "output_dir",
-    "run_name",
-    "logging_dir",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "report_to",
-    "trace",
-}
-"""Flags that make no difference worth a row."""
 
 
 def compare(runs: Sequence[RunData]) -> str:
@@ -145,7 +135,8 @@ def _table(names: Sequence[str], runs: Sequence[RunData]) -> list[list[str]]:
 
 
 def _differences(names: Sequence[str], runs: Sequence[RunData]) -> list[list[str]]:
-    flags = {name: None for run in runs for name in run.flags if name not in _IGNORED}
+    ignored = {name for name, effects in EFFECTS.items() if not effects.compared}
+    flags = {name: None for run in runs for name in run.flags if name not in ignored}
     rows = [
         [f"--{flag}", *(str(run.flags.get(flag, "")) for run in runs)]
         for flag in flags

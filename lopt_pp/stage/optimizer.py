@@ -58,9 +58,9 @@ class Optimizer:
         try:
             self.schedule = get_scheduler(config.lr_scheduler_type, self.adamw, warmup, num_steps)
         except (TypeError, ValueError) as error:
-            kind = config.lr_scheduler_type.value
             raise LoptError(
-                f"--lr_scheduler_type {kind} needs settings that have no flag ({error}); take another"
+                f"--lr_scheduler_type {config.lr_scheduler_type} needs settings that have no flag ({error}); take "
+                f"another"
             ) from error
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lopt_pp.checkpoint.compatibility import may_change, must_match, shared_by_ranks
+from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, shared_by_ranks
 from lopt_pp.config.topology import Topology
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import MicrobatchSampler, Rows, TokenizedRows, with_chat_template
@@ -151,7 +151,7 @@ def prepare(config: Config, world: World) -> Setup:
     run = config.run
     num_steps = run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * sampler.steps_per_epoch)
     # Whoever has other flags, rows or versions is found here, before it could train something else.
-    world.check_consistent(shared_by_ranks(config, model_config, rows, held_out))
+    world.check_consistent(shared_by_ranks(config, model_config, rows, held_out), in_words)
     if config.pipeline.split == "auto" and topology.num_stages > 1:
         if world.rank == 0:  # It tells the others: timings differ.
             found = find_cuts(config, topology, builder, sampler, world.device)

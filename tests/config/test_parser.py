@@ -44,7 +44,7 @@ def test_values_arrive_with_their_types() -> None:
     )
     assert config.pipeline.num_stages == 4
     assert config.optim.learning_rate == 1e-4
-    assert config.optim.lr_scheduler_type.value == config.flags()["lr_scheduler_type"] == "cosine"
+    assert config.optim.lr_scheduler_type == config.flags()["lr_scheduler_type"] == "cosine"
     assert config.model.attn_implementation == "eager"
 
 
@@ -77,6 +77,7 @@ def test_booleans(flags: str, shuffle: bool, overwrite: bool) -> None:
         ("--learning_rate fast", "^--learning_rate.* invalid float value: 'fast'"),
         ("--shuffle_dataset maybe", "^--shuffle_dataset.*got maybe"),
         ("--backend mpi", "^--backend: invalid choice: 'mpi' .*auto.*nccl.*gloo"),
+        ("--data_parallel none --max_steps none", "^--max_steps.* invalid int value: 'none'"),
         ("--dtype float16", "^--dtype: invalid choice: 'float16' .*float32.*bfloat16"),
         ("--lr_scheduler_type triangle", "^--lr_scheduler_type.*invalid choice: 'triangle' .*linear.*cosine"),
         ("--max_steps", "^--max_steps.*expected one argument"),
@@ -151,6 +152,13 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path, form: str, file_fir
         ("train_file: 5", "^--train_file 5: of the wrong type; expected a list, each a string or nothing$"),
         ("backend: mpi", "^--backend 'mpi': of the wrong type; expected auto, nccl, gloo$"),
         ("lr_scheduler_type: triangle", "^--lr_scheduler_type 'triangle': .*not a valid"),
+        ("lr_scheduler_type: 5", "^--lr_scheduler_type 5: of the wrong type; expected SchedulerType$"),
+        (
+            "shuffle_dataset: perhaps",
+            "^--shuffle_dataset.*: Truthy value expected: got perhaps but expected one of yes/no",
+        ),
+        ("packing: 'no'\nseed: '-3'", "^--seed -3: at least 0$"),
+        ("seed: -1\nlerning_rate: 1", "unknown flag lerning_rate"),
         ("learning_rate: .nan", "^--learning_rate nan: expected a finite number$"),
         ("queue_depth: 0", "^--queue_depth 0: at least 1$"),
     ],

@@ -49,7 +49,7 @@ def finalizer(arguments: Sequence[str]) -> Config | str:
     with mock.patch.dict(os.environ), contextlib.redirect_stdout(io.StringIO()):
         try:
             config = parse_config(arguments)
-            json.dumps([config.flags(), config.settings()])
+            json.dumps(config.flags())
             assert timedelta(seconds=config.pipeline.stream_timeout) > timedelta()
             assert all(math.isfinite(rate) for rate in config.optim.rates_of_earlier_stage(0.1))
             Path(config.run.output_dir).exists()

@@ -14,10 +14,10 @@ from lopt_pp.checkpoint.manifest import Manifest, read_manifest, seal
 from lopt_pp.errors import LoptError
 
 DOCUMENT = {
-    "format": 1,
+    "format": 2,
     "step": 120,
     "edges": [2, 3, 5],
-    "run": {"--seed": 42, "the rows of a step": 8},
+    "run": {"seed": 42, "rows_per_step": 8},
     "parts": [{"size": 100 + stage, "sha256": f"{stage}" * 64} for stage in range(3)],
 }
 
@@ -53,6 +53,8 @@ def read(directory: Path, content: bytes) -> Manifest | None:
 @example(b"null")
 @example(b"\xff\xfe")
 @example(b'{"format": NaN}')
+@example(json.dumps(DOCUMENT | {"format": 1}).encode())
+@example(json.dumps(DOCUMENT | {"format": 1, "run": {"--seed": 42, "the rows of a step": 8}}).encode())
 @example(b'{"format": ' + b"[" * 900 + b"]" * 900 + b"}")
 @example(b'{"format": 1, "step": ' + b"9" * 5000 + b"}")
 @example(DEEP.encode())

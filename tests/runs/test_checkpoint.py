@@ -263,7 +263,7 @@ def test_export_refuses(files: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 GOOD: dict[str, Any] = {
-    "format": 1,
+    "format": 2,
     "step": 6,
     "edges": [2, 4],
     "run": {},
@@ -274,7 +274,7 @@ GOOD: dict[str, Any] = {
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2},
+        {"format": 3},
         {"step": -1},
         {"step": "6"},
         {"step": True},

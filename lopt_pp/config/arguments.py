@@ -1,0 +1,145 @@
+"""Config dataclasses as flags of a command line: what `trl.TrlParser` makes of them, without its imports.
+
+TRL brings torch and transformers with it, and `--help` would wait for them. A test holds each flag against the one that
+`TrlParser` makes of the same field.
+"""
+
+import argparse
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
+from typing import Any, Literal
+
+from lopt_pp.errors import LoptError
+
+_YES = ("yes", "true", "t", "y", "1")
+_NO = ("no", "false", "f", "n", "0")
+
+
+class DataclassParser(argparse.ArgumentParser):
+    """A parser whose flags are the fields of config dataclasses, and whose complaints are raised.
+
+    A field `max_steps` is the flag `--max_steps`, or `--max-steps`. By its type: a `bool` takes a word such as `true`
+    or `no`, or nothing for true, and has a twin `--no_NAME` where it is true by default; a `Literal` of strings takes
+    one of them; a list takes one value or more; a number that may be None takes `none` too. A field without a default
+    is required.
+
+    Args:
+        components: the dataclasses; `_argument_group_name` of each is the title of its flags in the help.
+        prog, usage, description: of the help.
+
+    Raises:
+        TypeError: a field has a type that no flag can have.
+    """
+
+    def __init__(self, components: Sequence[type], prog: str, usage: str, description: str) -> None:
+        super().__init__(prog, usage, description, formatter_class=_HelpFormatter, allow_abbrev=False)
+        self._components = components
+        for component in components:
+            group = self.add_argument_group(component._argument_group_name)  # type: ignore[attr-defined]
+            declared = typing.get_type_hints(component)
+            for field in dataclasses.fields(component):
+                _add_flag(group, field, declared[field.name])
+
+    @property
+    def names(self) -> set[str]:
+        """Of the fields."""
+        return {field.name for component in self._components for field in dataclasses.fields(component)}
+
+    def set_file(self, settings: Mapping[str, Any]) -> None:
+        """Takes values of a file for defaults, by the fields' names; strings are read as on a command line."""
+        for action in self._actions:
+            if action.dest in settings:
+                action.default, action.required = settings[action.dest], False
+
+    def parse(self, arguments: Sequence[str]) -> tuple[list[Any], list[str]]:
+        """Reads a command line.
+
+        Returns:
+            One config of each component, and what is no flag and no value of one.
+
+        Raises:
+            LoptError: a value of the wrong type or out of range, or a required flag is missing.
+            SystemExit: after `--help`.
+        """
+        values, unknown = self.parse_known_args(arguments)
+        configs = [
+            component(**{field.name: getattr(values, field.name) for field in dataclasses.fields(component)})
+            for component in self._components
+        ]
+        return configs, unknown
+
+    def error(self, message: str) -> typing.NoReturn:
+        """Says what is wrong without a page of usage above it."""
+        raise LoptError(message.removeprefix("argument "))
+
+
+def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field[Any], declared: Any) -> None:
+    names = list(dict.fromkeys([f"--{field.name}", f"--{field.name.replace('_', '-')}"]))
+    text = field.metadata["help"]
+    if field.default is dataclasses.MISSING:
+        group.add_argument(*names, help=text, required=True, **_value_of(field.name, declared))
+        return
+    group.add_argument(*names, help=text, default=field.default, **_value_of(field.name, declared))
+    if field.default is True:
+        twins = [f"--no_{field.name}", f"--no-{field.name.replace('_', '-')}"]
+        group.add_argument(*twins, help=text, action="store_false", dest=field.name)
+
+
+def _value_of(name: str, declared: Any) -> dict[str, Any]:
+    """What argparse is told of the values of a flag, by the type of its field."""
+    kinds = [kind for kind in typing.get_args(declared) if kind is not NoneType]
+    is_optional = NoneType in typing.get_args(declared) and len(kinds) == 1
+    if is_optional:
+        (declared,) = kinds
+    if declared is bool:
+        return {"type": _boolean, "nargs": "?", "const": True}
+    if typing.get_origin(declared) is Literal and all(isinstance(choice, str) for choice in typing.get_args(declared)):
+        return {"choices": typing.get_args(declared)}
+    if declared in (list[str], list[int], list[float]):
+        return {"type": typing.get_args(declared)[0], "nargs": "+"}
+    if declared in (str, int, float):
+        return {"type": _or_none(declared) if is_optional and declared is not str else declared}
+    raise TypeError(f"{name}: no flag has values of the type {declared}")
+
+
+def _boolean(word: str) -> bool:
+    if word.lower() in _YES:
+        return True
+    if word.lower() in _NO:
+        return False
+    raise argparse.ArgumentTypeError(
+        f"Truthy value expected: got {word} but expected one of yes/no, true/false, t/f, y/n, 1/0 (case insensitive)."
+    )
+
+
+def _or_none(kind: type) -> Callable[[str], Any]:
+    """Reads numbers, and the words `none` and `null` for None."""
+
+    def read(word: str) -> Any:
+        return None if word.lower() in ("none", "null") else kind(word)
+
+    read.__name__ = kind.__name__  # What argparse calls the type in its complaints.
+    return read
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows each flag once, under the name that the docs use."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        # `--no_NAME` says nothing that `--NAME false` does not.
+        if not isinstance(action, argparse._StoreFalseAction):
+            super().add_argument(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        if action.choices:
+            value = "|".join(map(str, action.choices))
+        else:
+            value = "BOOL" if action.type is _boolean else getattr(action.type, "__name__", "value").upper()
+        return f"{action.option_strings[0]} {value}"
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)

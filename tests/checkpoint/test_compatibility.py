@@ -1,0 +1,301 @@
+"""What ranks share, what must match on resume, what may change: each flag does what it declares."""
+
+import dataclasses
+import logging
+import re
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig
+
+from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, shared_by_ranks
+from lopt_pp.checkpoint.manifest import write_manifest
+from lopt_pp.checkpoint.resume import resume
+from lopt_pp.config.fields import Resume
+from lopt_pp.config.train_config import COMPONENTS, EFFECTS, Config
+from lopt_pp.distributed.world import World
+from lopt_pp.errors import LoptError, shown
+from lopt_pp.model.partition import split_evenly
+
+COMPONENT_OF = {field.name: component for component in COMPONENTS for field in dataclasses.fields(component)}
+GROUP_OF = {
+    name: group.name
+    for name, kind in COMPONENT_OF.items()
+    for group in dataclasses.fields(Config)
+    if group.type is kind
+}
+
+STEPS = 20
+MODEL = LlamaConfig(num_hidden_layers=4)
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "dataset_name": {"train_file": None, "dataset_name": "one"},
+    "eval_on_start": {"eval_file": "held.jsonl"},
+    "load_best_model_at_end": {"eval_file": "held.jsonl"},
+}
+"""What a flag needs beside it."""
+
+
+def make(**flags: Any) -> Config:
+    flags = {"model_name_or_path": "a-model", "output_dir": "out", "train_file": ["rows.jsonl"]} | flags
+    groups: dict[str, Any] = {group.name: {} for group in dataclasses.fields(Config)}
+    for name, value in flags.items():
+        groups[GROUP_OF[name]][name] = value
+    return Config(**{group.name: group.type(**groups[group.name]) for group in dataclasses.fields(Config)})  # type: ignore
+
+
+def another(name: str, value: object) -> object:
+    """A value of the flag's type that is not the one it has."""
+    declared = typing.get_type_hints(COMPONENT_OF[name])[name]
+    kinds = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
+    (kind,) = [kind for kind in kinds if kind is not type(None)]
+    if typing.get_origin(kind) is typing.Literal:
+        return next(choice for choice in typing.get_args(kind) if choice != value)
+    if typing.get_origin(kind) is list:
+        return ["other"]
+    if kind is bool:
+        return not value
+    if kind in (int, float):
+        return kind(1 if value is None else value + 2)  # type: ignore[operator]
+    return {"split": "2", "auxiliary_choice": "2", "trace": "1-2"}.get(name, "other")
+
+
+def two_configs(name: str) -> tuple[Config, Config]:
+    """Two that differ in one flag."""
+    given = GIVEN.get(name, {})
+    before = make(**given)
+    after = make(**given | {name: another(name, before.flags()[name])})
+    assert [flag for flag in EFFECTS if before.flags()[flag] != after.flags()[flag]] == [name]
+    return before, after
+
+
+def rows(digest: str = "rows") -> Any:
+    return SimpleNamespace(digest=digest)
+
+
+class Told:
+    """What a run says where it goes on from a checkpoint of another one."""
+
+    def __init__(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        self._path, self._caplog = tmp_path / "checkpoint-6", caplog
+
+    def __call__(
+        self,
+        before: Config,
+        after: Config,
+        train_rows: tuple[str, str] = ("rows", "rows"),
+        held_out: tuple[str | None, str | None] = (None, None),
+        model: tuple[LlamaConfig, LlamaConfig] = (MODEL, MODEL),
+        replicas: tuple[int, int] = (1, 1),
+        num_steps: tuple[int, int] = (STEPS, STEPS),
+    ) -> list[str]:
+        """The warnings.
+
+        Raises:
+            LoptError: it does not go on.
+        """
+        made: list[Mapping[str, Any]] = []
+        for place, config in enumerate((before, after)):
+            digest = held_out[place]
+            made.append(must_match(config, model[place], rows(train_rows[place]), replicas[place]))
+            made.append(may_change(config, num_steps[place], None if digest is None else rows(digest)))
+        specs = split_evenly(4, 2)
+        self._path.mkdir()
+        parts = [{"size": 1, "sha256": "0" * 64}] * 2
+        write_manifest(self._path, {"step": 6, "edges": [2, 4], "run": {**made[0], **made[1]}, "parts": parts})
+        store = dist.HashStore()
+        with self._caplog.at_level(logging.WARNING):
+            steps = resume(
+                World(0, 1, torch.device("cpu"), "gloo", store, store),
+                which=str(self._path),
+                output_dir=self._path.parent,
+                stages=[],
+                specs=specs,
+                num_steps=num_steps[1],
+                must_match=made[2],
+                may_change=made[3],
+                checks_parts=False,
+            )
+        assert steps == 6
+        return [record.getMessage() for record in self._caplog.records]
+
+
+@pytest.fixture
+def told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Told:
+    return Told(tmp_path, caplog)
+
+
+def flags_that(effect: Resume) -> list[str]:
+    return [name for name, effects in EFFECTS.items() if effects.on_resume is effect]
+
+
+def difference(name: str, before: Config, after: Config) -> str:
+    return f"--{name} is {shown(after.flags()[name])}, and was {shown(before.flags()[name])}"
+
+
+@pytest.mark.parametrize("name", flags_that(Resume.MUST_MATCH))
+def test_a_flag_that_must_match_is_refused(name: str, told: Told) -> None:
+    before, after = two_configs(name)
+    expected = f"checkpoint-6 is of another run: {difference(name, before, after)}"
+    with pytest.raises(LoptError, match=f"{re.escape(expected)}$"):
+        told(before, after)
+
+
+@pytest.mark.parametrize("name", flags_that(Resume.MAY_CHANGE))
+def test_a_flag_that_may_change_is_warned_of(name: str, told: Told) -> None:
+    before, after = two_configs(name)
+    assert told(before, after) == [f"going on with another setting than before: {difference(name, before, after)}"]
+
+
+@pytest.mark.parametrize("name", flags_that(Resume.NO_EFFECT))
+def test_a_flag_without_effect_on_the_result_is_not_spoken_of(name: str, told: Told) -> None:
+    assert told(*two_configs(name)) == []
+
+
+DECIDES = {
+    "train_rows_sha256": "train_file dataset_name dataset_config dataset_split dataset_mapping dataset_text_field "
+    "chat_template_path assistant_only_loss completion_only_loss max_length",
+    "evaluation_rows_sha256": "eval_file dataset_test_split",
+    "model_config": "model_name_or_path model_revision",
+    "edges": "num_stages split",
+    "rows_per_step": "per_device_train_batch_size gradient_accumulation_steps data_parallel",
+    "num_steps": "max_steps num_train_epochs",
+    "method": "method",
+    "local_objective": "local_objective",
+    "auxiliary_layers": "auxiliary_layers",
+    "auxiliary_choice": "auxiliary_choice",
+}
+"""What is compared in place of flags; `edges` are the cuts, which a manifest has by themselves."""
+
+
+def test_what_is_compared_in_place_of_a_flag_is_there() -> None:
+    flags = [flag for some in DECIDES.values() for flag in some.split()]
+    assert sorted(flags) == sorted(flags_that(Resume.DERIVED))
+    config = make(**NEXT)
+    assert DECIDES.keys() - {"edges"} <= {*must_match(config, MODEL, rows(), 1), *may_change(config, STEPS, rows())}
+
+
+NEXT = {"local_objective": "next_token"}
+GROUPED = {"train_sampling_strategy": "group_by_length"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ({}, {"per_device_train_batch_size": 9}, "the rows of a step is 9, and was 8"),
+        ({}, {"gradient_accumulation_steps": 2}, "the rows of a step is 16, and was 8"),
+        (
+            GROUPED,
+            {**GROUPED, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},
+            "the rows that are grouped by length is 4, and was 8",
+        ),
+        ({"packing": True}, {"packing": True, "max_length": 512}, "--max_length is 512, and was 1024"),
+        ({}, {"method": "e2e"}, "--method is 'e2e', and was 'lopt'"),
+        ({}, {"method": "frozen"}, "--local_objective is 'none', and was 'reconstruction'"),
+        ({}, NEXT, "--local_objective is 'next_token', and was 'reconstruction'"),
+        (NEXT, {**NEXT, "auxiliary_layers": 1}, "--auxiliary_layers is 1, and was 2"),
+        (NEXT, {**NEXT, "auxiliary_choice": "3"}, "--auxiliary_choice is '3', and was 'even'"),
+        ({}, {"dtype": "pure_bfloat16"}, "the dtype of the weights is 'torch.bfloat16', and was 'torch.float32'"),
+    ],
+)
+def test_what_flags_decide_must_match(before: dict[str, Any], after: dict[str, Any], expected: str, told: Told) -> None:
+    with pytest.raises(LoptError, match=f"is of another run: {re.escape(expected)}$"):
+        told(make(**before), make(**after))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"per_device_train_batch_size": 8}, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}),
+        ({}, {"max_length": 512}),
+        ({}, {"auxiliary_layers": 1}),
+        ({}, {"auxiliary_choice": "3"}),
+        ({**NEXT, "auxiliary_choice": "2,3"}, {**NEXT, "auxiliary_choice": "2,3", "auxiliary_layers": 1}),
+        ({"method": "frozen"}, {"local_objective": "none"}),
+        ({}, {"train_file": ["moved.jsonl"], "model_name_or_path": "moved"}),
+    ],
+)
+def test_what_decides_nothing_else_goes_on_without_a_word(
+    before: dict[str, Any], after: dict[str, Any], told: Told
+) -> None:
+    assert told(make(**before), make(**after)) == []
+
+
+def test_what_a_run_is_made_of_must_match(told: Told) -> None:
+    with pytest.raises(LoptError, match="is of another run: the training rows .sha256. is 'b', and was 'a'$"):
+        told(make(), make(), train_rows=("a", "b"))
+
+
+def test_the_model_must_match(told: Told) -> None:
+    with pytest.raises(LoptError, match="is of another run: the model's config is "):
+        told(make(), make(), model=(MODEL, LlamaConfig(num_hidden_layers=4, rope_theta=1e6)))
+
+
+def test_rows_that_are_held_out_are_named_before_what_is_left_of_the_others(told: Told) -> None:
+    with pytest.raises(LoptError, match="is of another run: --eval_split_size is 5, and was None$"):
+        told(make(), make(eval_split_size=5), train_rows=("all", "some"))
+
+
+def test_more_replicas_have_more_rows(told: Told) -> None:
+    with pytest.raises(LoptError, match="the rows of a step is 16, and was 8$"):
+        told(make(), make(), replicas=(1, 2))
+    assert must_match(make(per_device_train_batch_size=4), MODEL, rows(), 2) == must_match(make(), MODEL, rows(), 1)
+
+
+def test_other_steps_and_other_evaluation_rows_are_warned_of(told: Told) -> None:
+    assert told(make(), make(), held_out=("a", "b"), num_steps=(20, 30)) == [
+        "going on with another setting than before: the number of steps is 30, and was 20",
+        "going on with another setting than before: the evaluation rows (sha256) is 'b', and was 'a'",
+    ]
+
+
+def check_ranks(facts: Mapping[str, object], other: Mapping[str, object]) -> None:
+    store = dist.HashStore()
+    for rank, own in enumerate((facts, other)):
+        World(rank, 2, torch.device("cpu"), "gloo", store, store).check_consistent(own, in_words)
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_ranks_share_the_flags_that_say_so(name: str) -> None:
+    first, second = (shared_by_ranks(config, MODEL, rows(), rows("held")) for config in two_configs(name))
+    if not EFFECTS[name].shared_by_ranks:
+        return check_ranks(first, second)
+    said = f"rank 0 and rank 1 disagree on --{name}: {first[name]!r} against {second[name]!r}; all processes must be"
+    with pytest.raises(LoptError, match=f"^{re.escape(said)} given the same$"):
+        check_ranks(first, second)
+
+
+def test_ranks_share_what_they_read() -> None:
+    config = make()
+    own = shared_by_ranks(config, MODEL, rows(), rows("held"))
+    check_ranks(own, dict(own))
+    others = {
+        "the training rows (sha256)": shared_by_ranks(config, MODEL, rows("other"), rows("held")),
+        "the evaluation rows (sha256)": shared_by_ranks(config, MODEL, rows(), rows("other")),
+        "the model's config": shared_by_ranks(config, LlamaConfig(num_hidden_layers=5), rows(), rows("held")),
+        "the version of torch": own | {"torch_version": "1.0"},
+        "the version of transformers": own | {"transformers_version": "1.0"},
+    }
+    for words, other in others.items():
+        with pytest.raises(LoptError, match=f"^rank 0 and rank 1 disagree on {re.escape(words)}: "):
+            check_ranks(own, other)
+
+
+def test_names_are_identifiers_and_what_is_no_flag_has_words() -> None:
+    config = make(**NEXT, packing=True, eval_split_size=5)
+    names = {
+        *shared_by_ranks(config, MODEL, rows(), rows()),
+        *must_match(config, MODEL, rows(), 1),
+        *may_change(config, STEPS, rows()),
+    }
+    assert all(name.isidentifier() for name in names)
+    for name in names:
+        assert in_words(name).startswith("--") == (name in EFFECTS), name
+    assert not must_match(config, MODEL, rows(), 1).keys() & may_change(config, STEPS, rows()).keys()
