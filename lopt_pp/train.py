@@ -6,11 +6,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-import transformers
-
 from lopt_pp.config.parser import parse_config
+from lopt_pp.config.train_config import Config
 from lopt_pp.errors import LoptError
-from lopt_pp.training.trainer import RunError, Trainer
 from lopt_pp.util.console import print_error
 
 STOPPED_STATUS = 75
@@ -25,11 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         which can go on from its checkpoint; under torchrun 0, since it takes all others for failures and starts anew.
     """
     try:
-        trainer = Trainer(parse_config(sys.argv[1:] if arguments is None else arguments))
-        _set_up_logging(trainer.name)
-        return 0 if trainer.train() or "TORCHELASTIC_RUN_ID" in os.environ else STOPPED_STATUS
-    except RunError:
-        return 1
+        return _train(parse_config(sys.argv[1:] if arguments is None else arguments))
     except LoptError as error:  # All processes have the same flags, and the same to say of them.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print_error(str(error))
@@ -38,8 +32,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+def _train(config: Config) -> int:
+    # Late, so that --help and a mistake in a flag do not wait for torch.
+    from lopt_pp.training.trainer import RunError, Trainer
+
+    trainer = Trainer(config)
+    _set_up_logging(trainer.name)
+    try:
+        has_finished = trainer.train()
+    except RunError:
+        return 1
+    return 0 if has_finished or "TORCHELASTIC_RUN_ID" in os.environ else STOPPED_STATUS
+
+
 def _set_up_logging(name: str) -> None:
     """Log lines on standard error that say which stage speaks."""
+    import transformers
+
     logging.basicConfig(format=f"[{name}] %(message)s", level=logging.INFO, force=True)
     for library in ("transformers", "datasets", "httpx", "huggingface_hub", "torch.distributed"):
         logging.getLogger(library).setLevel(logging.ERROR)

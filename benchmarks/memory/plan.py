@@ -35,8 +35,9 @@ from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.config.pipeline import PipelineConfig
+from lopt_pp.config.plan import PlanConfig
 from lopt_pp.objectives import ObjectiveConfig
-from lopt_pp.planning.plan import PlanConfig, plan
+from lopt_pp.planning.plan import plan
 
 MIB = 2**20
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 
 from lopt_pp.config.train_config import Config
-from lopt_pp.data.sources import find_files
+from lopt_pp.data.files import find_files
 from lopt_pp.errors import LoptError
 
 _EARLY = 60

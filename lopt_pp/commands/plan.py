@@ -4,8 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
-
-import transformers
+from typing import Any
 
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.model import ModelConfig
@@ -13,8 +12,8 @@ from lopt_pp.config.objective import ObjectiveConfig
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.config.parser import parse_components
 from lopt_pp.config.pipeline import PipelineConfig
+from lopt_pp.config.plan import PlanConfig
 from lopt_pp.errors import LoptError
-from lopt_pp.planning.plan import PlanConfig, plan
 from lopt_pp.planning.tables import describe
 from lopt_pp.util.console import print_error
 
@@ -34,17 +33,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and not given[0].startswith("-"):
         given.insert(0, "--model_name_or_path")
-    for library in ("transformers", "httpx", "huggingface_hub", "torch.distributed"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    transformers.logging.set_verbosity_error()
     components = [ModelConfig, PipelineConfig, ObjectiveConfig, OptimConfig, StageConfig, PlanConfig]
+    usage = "lopt-pp plan MODEL_OR_CONFIG [--config FILE] FLAGS"
     try:
-        configs = parse_components(
-            components, given, "lopt-pp plan", "lopt-pp plan MODEL_OR_CONFIG [--config FILE] FLAGS", _DESCRIPTION
-        )
-        result = plan(*configs)
+        configs = parse_components(components, given, "lopt-pp plan", usage, _DESCRIPTION)
+        result = _plan(*configs)
     except LoptError as error:
         print_error(str(error))
         return 2
     print(json.dumps(result, indent=1) if configs[-1].json else describe(result))
     return 0
+
+
+def _plan(*configs: Any) -> dict[str, Any]:
+    # Late, so that --help and a mistake in a flag do not wait for torch.
+    import transformers
+
+    from lopt_pp.planning.plan import plan
+
+    for library in ("transformers", "httpx", "huggingface_hub", "torch.distributed"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    return plan(*configs)

@@ -5,13 +5,18 @@ Start at `loading.py`: `sources.py` reads rows, `formats.py` tells what they are
 `sampler.py` deals them out.
 """
 
+import importlib
+from typing import TYPE_CHECKING
+
 from lopt_pp.config.data import DataConfig
-from lopt_pp.data.dataset import Rows, TokenizedRows
-from lopt_pp.data.encoding import EncodedRow, RowEncoder
-from lopt_pp.data.formats import IGNORE_INDEX
-from lopt_pp.data.loading import load_rows, with_chat_template
-from lopt_pp.data.microbatch import Microbatch
-from lopt_pp.data.sampler import MicrobatchSampler, TokenCounts
+
+if TYPE_CHECKING:
+    from lopt_pp.data.dataset import Rows, TokenizedRows
+    from lopt_pp.data.encoding import EncodedRow, RowEncoder
+    from lopt_pp.data.formats import IGNORE_INDEX
+    from lopt_pp.data.loading import load_rows, with_chat_template
+    from lopt_pp.data.microbatch import Microbatch
+    from lopt_pp.data.sampler import MicrobatchSampler, TokenCounts
 
 __all__ = [
     "IGNORE_INDEX",
@@ -26,3 +31,23 @@ __all__ = [
     "load_rows",
     "with_chat_template",
 ]
+
+_HOMES = {
+    "IGNORE_INDEX": "lopt_pp.data.formats",
+    "MicrobatchSampler": "lopt_pp.data.sampler",
+    "EncodedRow": "lopt_pp.data.encoding",
+    "Microbatch": "lopt_pp.data.microbatch",
+    "RowEncoder": "lopt_pp.data.encoding",
+    "Rows": "lopt_pp.data.dataset",
+    "TokenCounts": "lopt_pp.data.sampler",
+    "TokenizedRows": "lopt_pp.data.dataset",
+    "load_rows": "lopt_pp.data.loading",
+    "with_chat_template": "lopt_pp.data.loading",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports what is asked for only then: `lopt-pp submit` looks for files, and need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,7 +1,6 @@
 """Reads raw rows: local files and directories, data sets of the hub, and data sets that were saved to disk."""
 
 import bisect
-import glob
 import json
 import mmap
 from collections.abc import Iterator, Sequence
@@ -17,10 +16,8 @@ from datasets import Dataset, DatasetDict, Features, Value
 from datasets.exceptions import DatasetsError
 
 from lopt_pp.config.data import DataConfig
+from lopt_pp.data.files import COMPRESSIONS, builder_of, find_files, is_saved
 from lopt_pp.errors import LoptError, first_line
-
-_BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv", ".arrow": "arrow"}
-_COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 
 
 class RawRows(Protocol):
@@ -182,44 +179,6 @@ def _read_files(given: Sequence[str], in_place: bool) -> RawRows:
         ) from error
 
 
-def find_files(given: Sequence[str]) -> Iterator[Path]:
-    """The files, and the directories of saved data sets, that `--train_file` names."""
-    for name in given:
-        matches = [name] if Path(name).exists() or not glob.has_magic(name) else sorted(glob.glob(name, recursive=True))
-        if not matches:
-            raise LoptError(f"--train_file {name} matches no file")
-        for path in map(Path, matches):
-            if not path.exists():
-                raise LoptError(f"--train_file {path} does not exist")
-            if not path.is_dir() or is_saved(path):
-                yield _check_file(path)
-                continue
-            files = sorted(file for file in path.rglob("*") if file.is_file() and _builder(file))
-            if not files:
-                raise LoptError(f"--train_file {path} is a directory without files that end in {', '.join(_BUILDERS)}")
-            yield from map(_check_file, files)
-
-
-def _check_file(path: Path) -> Path:
-    if path.is_file() and _builder(path) is None:
-        raise LoptError(f"--train_file {path} ends in none of {', '.join(_BUILDERS)}; convert it to one of these")
-    if path.is_file() and path.stat().st_size == 0:
-        raise LoptError(f"--train_file {path} is empty; give a file with a row or more")
-    return path
-
-
-def _builder(path: Path) -> str | None:
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _COMPRESSIONS:
-        suffixes.pop()
-    return _BUILDERS.get(suffixes[-1]) if suffixes else None
-
-
-def is_saved(path: Path) -> bool:
-    """Whether `datasets` has saved a data set, or several splits, in this directory."""
-    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
-
-
 def load_saved(path: Path, split: str) -> Dataset:
     """A data set that `datasets` has saved to disk, or a split of one.
 
@@ -238,14 +197,14 @@ def load_saved(path: Path, split: str) -> Dataset:
 
 
 def _load_file(path: Path) -> Dataset:
-    builder = _builder(path)
+    builder = builder_of(path)
     size = path.stat().st_size
     try:
         options: dict[str, Any] = {}
         if builder == "json":
             # `datasets` takes the columns from the first chunk and fails at a key that first appears in a later one.
             # It would also take rows with the columns of an agent's trace for such a trace, whatever they hold.
-            unpacked = 40 * size if path.suffix.lower() in _COMPRESSIONS else size
+            unpacked = 40 * size if path.suffix.lower() in COMPRESSIONS else size
             options = {"chunksize": max(unpacked, 10 << 20), "parse_agent_traces": False}
         elif builder == "csv":
             # All columns are text: an answer "007" or "None" is neither a number nor an absent value.
