@@ -84,7 +84,7 @@ def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field[Any], dec
     group.add_argument(*names, help=text, default=field.default, **_value_of(field.name, declared))
     if field.default is True:
         twins = [f"--no_{field.name}", f"--no-{field.name.replace('_', '-')}"]
-        group.add_argument(*twins, help=text, action="store_false", dest=field.name)
+        group.add_argument(*twins, help=text, action="store_false", dest=field.name, default=False)
 
 
 def _value_of(name: str, declared: Any) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def _value_of(name: str, declared: Any) -> dict[str, Any]:
     is_optional = NoneType in typing.get_args(declared) and len(kinds) == 1
     if is_optional:
         (declared,) = kinds
-    if declared is bool:
+    if declared is bool and not is_optional:
         return {"type": _boolean, "nargs": "?", "const": True}
     if typing.get_origin(declared) is Literal and all(isinstance(choice, str) for choice in typing.get_args(declared)):
         return {"choices": typing.get_args(declared)}

@@ -62,8 +62,10 @@ def another(name: str, value: object) -> object:
         return ["other"]
     if kind is bool:
         return not value
-    if kind in (int, float):
-        return kind(1 if value is None else value + 2)  # type: ignore[operator]
+    if kind is int:
+        return 1 if value is None else value + 2  # type: ignore[operator]
+    if kind is float:
+        return 0.5 if value is None else value / 2 + 0.25  # type: ignore[operator]
     return {"split": "2", "auxiliary_choice": "2", "trace": "1-2"}.get(name, "other")
 
 

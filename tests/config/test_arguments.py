@@ -75,7 +75,7 @@ COMMAND_LINES = [
     "--lr_scheduler_type cosine --dtype=bfloat16 --eval_split_size 0.1 --data_parallel none",
     "--max_step 3 --zzz x -q",
     "-- --seed 4",
-    "--seed -1 --adam_epsilon -1e-3",
+    "--seed -1 --adam_epsilon=-1e-3",
     "--split 1,2 x --trace= --run_name=a=b",
 ]
 UNUSABLE = [
