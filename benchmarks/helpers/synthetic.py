@@ -15,7 +15,6 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
-    SchedulerType,
 )
 
 from lopt_pp.config.optim import OptimConfig
@@ -24,7 +23,7 @@ from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.structure import ModelStructure
 from lopt_pp.model.verify import check_split
 
-OPTIM = OptimConfig(learning_rate=1e-6, lr_scheduler_type=SchedulerType.CONSTANT)
+OPTIM = OptimConfig(learning_rate=1e-6, lr_scheduler_type="constant")
 MANY_STEPS = 10**9
 """The length of the run for schedules of learning rates; the one here is constant."""
 

@@ -237,7 +237,7 @@ def test_what_a_run_is_made_of_must_match(told: Told) -> None:
 
 def test_the_model_must_match(told: Told) -> None:
     with pytest.raises(LoptError, match="is of another run: the model's config is "):
-        told(make(), make(), model=(MODEL, LlamaConfig(num_hidden_layers=4, rope_theta=1e6)))
+        told(make(), make(), model=(MODEL, LlamaConfig(num_hidden_layers=4, rms_norm_eps=1e-3)))
 
 
 def test_rows_that_are_held_out_are_named_before_what_is_left_of_the_others(told: Told) -> None:

@@ -31,7 +31,7 @@ def theirs(*components: type) -> argparse.ArgumentParser:
         ]
         title = {"_argument_group_name": component._argument_group_name}  # type: ignore[attr-defined]
         plain.append(dataclasses.make_dataclass(component.__name__, fields, namespace=title))
-    return TrlParser(plain, allow_abbrev=False)
+    return TrlParser(plain, allow_abbrev=False)  # type: ignore[arg-type]
 
 
 def ours(*components: type) -> DataclassParser:
@@ -49,8 +49,8 @@ def read(parser: argparse.ArgumentParser, action: argparse.Action, word: str) ->
     if action.nargs == 0:
         return None
     try:
-        value = parser._get_value(action, word)  # type: ignore[attr-defined]
-        parser._check_value(action, value)  # type: ignore[attr-defined]
+        value = parser._get_value(action, word)
+        parser._check_value(action, value)
     except argparse.ArgumentError as error:
         return str(error)
     return repr(value)
@@ -173,7 +173,7 @@ def test_schedules_are_those_of_transformers() -> None:
     for kind in SchedulerType:
         if kind.value in FOLLOW_A_METRIC:
             with pytest.raises(LoptError, match=f"^--lr_scheduler_type {kind.value} follows an evaluation"):
-                OptimConfig(lr_scheduler_type=kind)
+                OptimConfig(lr_scheduler_type=kind)  # type: ignore[arg-type]
         else:
-            taken = OptimConfig(lr_scheduler_type=kind).lr_scheduler_type
+            taken = OptimConfig(lr_scheduler_type=kind).lr_scheduler_type  # type: ignore[arg-type]
             assert type(taken) is str and taken == kind.value

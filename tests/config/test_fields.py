@@ -50,15 +50,13 @@ def test_a_field_that_says_nothing_is_no_flag_of_a_run() -> None:
 
 
 def test_flags_are_chosen_by_what_they_affect() -> None:
-    config = Config(
-        *(component(**{n: f"a-{n}" for n in _needed(component)}) for component in COMPONENTS)  # type: ignore[arg-type]
-    )
+    config = Config(*(component(**{n: f"a-{n}" for n in _needed(component)}) for component in COMPONENTS))
     assert config.flags().keys() == EFFECTS.keys()
     chosen = config.flags(lambda effects: effects.on_resume is Resume.MUST_MATCH)
     assert chosen["seed"] == 42 and "learning_rate" not in chosen
     assert chosen.keys() == {name for name, effects in EFFECTS.items() if effects.on_resume is Resume.MUST_MATCH}
 
 
-def _needed(component: type) -> list[str]:
+def _needed(component: Any) -> list[str]:
     names = [field.name for field in dataclasses.fields(component) if field.default is dataclasses.MISSING]
     return [*names, "dataset_name"] if "dataset_name" in component.__dataclass_fields__ else names
