@@ -1,5 +1,6 @@
 """`--split auto`: finds the cuts by a short timing of the model's parts."""
 
+import logging
 import statistics
 
 import torch
@@ -9,8 +10,10 @@ from lopt_pp.config.topology import Topology
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import MicrobatchSampler
 from lopt_pp.model.structure import ModelStructure
-from lopt_pp.planning.balance import balance, logger
+from lopt_pp.planning.balance import balance
 from lopt_pp.planning.profile import measure
+
+logger = logging.getLogger(__name__)
 
 _STEPS = 20
 """Of the run, whose microbatches say how long a usual one is."""

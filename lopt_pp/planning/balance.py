@@ -1,13 +1,11 @@
 """Finds the cuts that give every stage the same work: `--split auto`."""
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 from lopt_pp.model.partition import BlockSpec, split_at
 from lopt_pp.planning.costs import Costs
-
-logger = logging.getLogger(__name__)
+from lopt_pp.util.linear_partition import linear_partition
 
 
 def balance(costs: Costs, stages_per_process: Sequence[int]) -> tuple[BlockSpec, ...]:
@@ -24,7 +22,7 @@ def balance(costs: Costs, stages_per_process: Sequence[int]) -> tuple[BlockSpec,
         is_last = position == len(stages_per_process) - 1
         return costs.of(start, stop, stages_per_process[position] - is_last)
 
-    outer = _cut(0, depth, stages_per_process, process_cost)
+    outer, _ = linear_partition(0, depth, stages_per_process, process_cost)
     cuts: list[int] = []
     for position, (start, stop) in enumerate(pairwise([0, *outer, depth])):
         first = num_stages - stages_after[position]
@@ -32,28 +30,6 @@ def balance(costs: Costs, stages_per_process: Sequence[int]) -> tuple[BlockSpec,
         def stage_cost(stage: int, start: int, stop: int, first: int = first) -> float:
             return costs.of(start, stop, int(first + stage < num_stages - 1))
 
-        cuts += [*_cut(start, stop, [1] * stages_per_process[position], stage_cost), stop]
+        inner, _ = linear_partition(start, stop, [1] * stages_per_process[position], stage_cost)
+        cuts += [*inner, stop]
     return split_at(cuts[:-1], depth)
-
-
-def _cut(start: int, stop: int, sizes: Sequence[int], cost: Callable[[int, int, int], float]) -> list[int]:
-    """Cuts `start` to `stop` into parts of at least `sizes` layers so that the dearest part is as cheap as it can be.
-
-    Returns:
-        The first layer of each part after the first.
-    """
-    # By the end of the parts so far: the cost of the dearest of them, and their cuts.
-    best: dict[int, tuple[float, list[int]]] = {start: (0.0, [])}
-    for part, size in enumerate(sizes):
-        still_needed = sum(sizes[part + 1 :])
-        ends = [stop] if part == len(sizes) - 1 else range(start, stop - still_needed + 1)
-        best = {
-            end: min(
-                (max(dearest, cost(part, begin, end)), [*cuts, begin])
-                for begin, (dearest, cuts) in best.items()
-                if begin + size <= end
-            )
-            for end in ends
-            if any(begin + size <= end for begin in best)
-        }
-    return best[stop][1][1:]

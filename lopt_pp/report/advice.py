@@ -6,6 +6,7 @@ from lopt_pp.report.charts import means
 from lopt_pp.report.harm import harm
 from lopt_pp.report.page import Advice
 from lopt_pp.report.run_data import RunData, StageTimes
+from lopt_pp.util.linear_partition import linear_partition
 
 _IDLE = 0.05
 """The share of its time that the busiest stage may wait before something is wrong."""
@@ -96,21 +97,12 @@ def better_cuts(computing: Sequence[float], layers: Sequence[tuple[int, int]]) -
     each.append(min(each[-1], computing[-1] / last))
     head = computing[-1] - last * each[-1]
     cost = [each[stage] for stage, (start, stop) in enumerate(layers) for _ in range(start, stop)]
-    depth, number = len(cost), len(layers)
-    # By how many layers the stages so far have: the busiest stage's time, and the cuts after these stages.
-    best: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
-    for stage in range(number):
-        ends = [depth] if stage == number - 1 else range(stage + 1, depth - (number - 1 - stage) + 1)
-        best = {
-            end: min(
-                (max(busiest, sum(cost[begin:end]) + (head if end == depth else 0.0)), [*cuts, end])
-                for begin, (busiest, cuts) in best.items()
-                if begin < end
-            )
-            for end in ends
-        }
-    seconds, cuts = best[depth]
-    return cuts[:-1], seconds
+    depth = len(cost)
+
+    def stage_cost(_: int, start: int, stop: int) -> float:
+        return sum(cost[start:stop]) + (head if stop == depth else 0.0)
+
+    return linear_partition(0, depth, [1] * len(layers), stage_cost)
 
 
 def _queue(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
