@@ -12,6 +12,31 @@ EVEN, ALL = "even", "all"
 
 
 @dataclass(frozen=True)
+class LocalRates:
+    """The default learning rate of a local objective, and what was measured to be safe (docs/quality.md).
+
+    The objective's class takes its attributes of these names from here. `lopt-pp report` reads them here, too, since
+    importing the class would import PyTorch.
+
+    Attributes:
+        rate_share: the block's peak learning rate by default, as a share of `--learning_rate`.
+        safe_rate_share: the largest such share that did no harm.
+        needs_head_warmup: whether that holds only with `--local_head_warmup_steps`.
+    """
+
+    rate_share: float
+    safe_rate_share: float
+    needs_head_warmup: bool = False
+
+
+LOCAL_RATES = {
+    "reconstruction": LocalRates(rate_share=0.1, safe_rate_share=0.1),
+    "next_token": LocalRates(rate_share=0.5, safe_rate_share=0.5, needs_head_warmup=True),
+}
+"""Of each local objective that ships with the program, by its `--local_objective`."""
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """What the blocks learn from."""
 

@@ -13,7 +13,6 @@ from lopt_pp.objectives.choice import (
     local_objective_class,
     make_objective,
     nothing_to_load,
-    shipped_objective,
 )
 from lopt_pp.objectives.reconstruction import Reconstruction, reconstruction_head
 from lopt_pp.objectives.task import CUDA_LOGITS, NextToken
@@ -31,5 +30,4 @@ __all__ = [
     "make_objective",
     "nothing_to_load",
     "reconstruction_head",
-    "shipped_objective",
 ]

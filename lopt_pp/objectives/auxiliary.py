@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from lopt_pp.config.objective import ALL
+from lopt_pp.config.objective import ALL, LOCAL_RATES
 from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.errors import renamed_in_errors
 from lopt_pp.model.block import BlockModel, BlockOutput
@@ -23,9 +23,9 @@ class AuxiliaryNextToken(Objective):
     """
 
     name = "auxiliary_loss"
-    rate_share = 0.5
-    safe_rate_share = 0.5
-    needs_head_warmup = True
+    rate_share = LOCAL_RATES["next_token"].rate_share
+    safe_rate_share = LOCAL_RATES["next_token"].safe_rate_share
+    needs_head_warmup = LOCAL_RATES["next_token"].needs_head_warmup
     summary = "the next-token loss of a small auxiliary network that stood on it"
 
     def __init__(self, site: Site) -> None:

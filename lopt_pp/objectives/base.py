@@ -57,8 +57,8 @@ class Objective(nn.Module, ABC):
 
     safe_rate_share: ClassVar[float | None] = None
     """The largest share of `--learning_rate` at which the block may learn by what was measured: above it the task loss
-    on held-out rows suffered. None where nothing is known. `lopt-pp report` warns of runs outside; it looks at the
-    objectives that ship with the program alone, since it runs no code that a run's flags name."""
+    on held-out rows suffered. None where nothing is known. `lopt-pp report` warns of runs above it where the objective
+    ships with the program (`lopt_pp.config.objective.LOCAL_RATES`), and runs no code that a run's flags name."""
 
     needs_head_warmup: ClassVar[bool] = False
     """Whether that holds only with `--local_head_warmup_steps`."""

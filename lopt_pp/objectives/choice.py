@@ -30,11 +30,6 @@ def local_objective_class(config: ObjectiveConfig) -> type[Objective] | None:
     return _OWN.get(config.local) or _load(config.local)
 
 
-def shipped_objective(name: str) -> type[Objective] | None:
-    """The local objective of that name which ships with the program; None of any other. Imports nothing."""
-    return _OWN.get(name)
-
-
 def nothing_to_load(spec: BlockSpec) -> BlockModel:
     """For where there is no pretrained model to make an objective from."""
     raise LoptError(f"there is no pretrained model here to load {spec} from")

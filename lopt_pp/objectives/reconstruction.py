@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lopt_pp.config.objective import LOCAL_RATES
 from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.model.block import BlockOutput
 from lopt_pp.objectives.base import Objective, Site
@@ -17,8 +18,8 @@ class Reconstruction(Objective):
     """
 
     name = "reconstruction_loss"
-    rate_share = 0.1
-    safe_rate_share = 0.1
+    rate_share = LOCAL_RATES["reconstruction"].rate_share
+    safe_rate_share = LOCAL_RATES["reconstruction"].safe_rate_share
     summary = "the reconstruction of its own input"
 
     def __init__(self, site: Site) -> None:

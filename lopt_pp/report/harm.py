@@ -7,8 +7,7 @@ away from the pretrained model's, and a rate that measurements have not found sa
 
 import math
 
-from lopt_pp.config.objective import ALL
-from lopt_pp.objectives import shipped_objective
+from lopt_pp.config.objective import ALL, LOCAL_RATES
 from lopt_pp.report.page import Advice
 from lopt_pp.report.run_data import RunData
 
@@ -91,23 +90,23 @@ def _local_objective(run: RunData) -> str | None:
 
 def _local_rate(run: RunData) -> float | None:
     """The peak rate of the stages before the last; None where it is not known."""
-    given, kind = run.flags.get("local_learning_rate"), shipped_objective(_local_objective(run) or "")
-    if given is not None or kind is None or "learning_rate" not in run.flags:
+    given, rates = run.flags.get("local_learning_rate"), LOCAL_RATES.get(_local_objective(run) or "")
+    if given is not None or rates is None or "learning_rate" not in run.flags:
         return given
-    return kind.rate_share * run.flags["learning_rate"]
+    return rates.rate_share * run.flags["learning_rate"]
 
 
 def _rate(run: RunData) -> list[Advice]:
-    """Of rates outside of what was found safe for the objective: the table is that of `safe_rate_share`."""
+    """Of rates outside of what was measured to be safe for the objective."""
     local, rate = _local_objective(run), _local_rate(run)
-    kind = shipped_objective(local or "")
-    if kind is None or kind.safe_rate_share is None or rate is None or "learning_rate" not in run.flags:
+    rates = LOCAL_RATES.get(local or "")
+    if rates is None or rate is None or "learning_rate" not in run.flags:
         return []
     advice = []
     starts_whole = run.flags.get("auxiliary_choice") == ALL
     learns_all = run.flags.get("local_accumulation_steps") in (None, run.flags.get("gradient_accumulation_steps", 1))
     # A network of all layers that learns from all microbatches is end-to-end training, and safe where that is.
-    share = 1 if starts_whole and learns_all else kind.safe_rate_share
+    share = 1 if starts_whole and learns_all else rates.safe_rate_share
     safe = share * run.flags["learning_rate"]
     if rate > safe and not math.isclose(rate, safe):
         advice.append(
@@ -118,7 +117,7 @@ def _rate(run: RunData) -> list[Advice]:
                 f"harm. Lower --local_learning_rate (see docs/quality.md).",
             )
         )
-    if kind.needs_head_warmup and rate > 0 and not starts_whole and not run.flags.get("local_head_warmup_steps"):
+    if rates.needs_head_warmup and rate > 0 and not starts_whole and not run.flags.get("local_head_warmup_steps"):
         advice.append(
             Advice(
                 "warn",

@@ -9,7 +9,8 @@ import pytest
 from made_runs import about, record, write_run
 
 from lopt_pp import cli
-from lopt_pp.objectives import AuxiliaryNextToken, NextToken, Objective, Reconstruction, shipped_objective
+from lopt_pp.config.objective import LOCAL_RATES, LocalRates, ObjectiveConfig
+from lopt_pp.objectives import AuxiliaryNextToken, NextToken, Objective, Reconstruction, local_objective_class
 from lopt_pp.report.harm import harm, keeps_growing, quarters
 from lopt_pp.report.run_data import read_run
 
@@ -167,10 +168,18 @@ def test_runs_of_unknown_flags_are_not_judged_by_them(tmp_path: Path) -> None:
 
 def test_the_default_rates_are_safe() -> None:
     """And an objective that nobody has measured claims nothing."""
-    for name, kind in (("reconstruction", Reconstruction), ("next_token", AuxiliaryNextToken)):
-        assert shipped_objective(name) is kind
-        assert kind.safe_rate_share is not None and kind.rate_share <= kind.safe_rate_share
-    assert Objective.safe_rate_share is NextToken.safe_rate_share is shipped_objective("none") is None
+    for name, rates in LOCAL_RATES.items():
+        assert rates.rate_share <= rates.safe_rate_share, name
+    assert Objective.safe_rate_share is NextToken.safe_rate_share is None
+
+
+@pytest.mark.parametrize("name", LOCAL_RATES)
+def test_the_report_judges_by_the_rates_that_a_run_learns_at(name: str) -> None:
+    """The report reads a table in place of the classes; this class was found by its flag, as a run finds it."""
+    kind = local_objective_class(ObjectiveConfig(local_objective=name))
+    assert kind is {"reconstruction": Reconstruction, "next_token": AuxiliaryNextToken}[name]
+    taken = LocalRates(kind.rate_share, kind.safe_rate_share or 0.0, kind.needs_head_warmup)
+    assert taken == LOCAL_RATES[name]
 
 
 DRIFTS: dict[str, tuple[Callable[[float], float], bool]] = {
