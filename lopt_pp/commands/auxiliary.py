@@ -10,16 +10,8 @@ once; here each is tried again after every removal).
 import argparse
 from collections.abc import Sequence
 
-import numpy as np
-
-from lopt_pp.commands.common import add_common, be_quiet, dtype_of
-from lopt_pp.config.data import DataConfig
-from lopt_pp.config.model import ModelConfig
-from lopt_pp.data import TokenizedRows, load_rows
+from lopt_pp.commands.common import add_common, be_quiet, device_and_dtype
 from lopt_pp.errors import LoptError, renamed_in_errors
-from lopt_pp.evaluation.layer_pruning import prune_layers
-from lopt_pp.evaluation.losses import load_blocks
-from lopt_pp.model.pretrained import load_model_config, load_tokenizer
 from lopt_pp.util.console import print_error
 
 
@@ -42,16 +34,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--limit: at least 1")
     if given.split != "midpoint" and not given.split.isdecimal():
         parser.error(f"--split {given.split}: midpoint, or one layer number")
-    be_quiet()
     try:
-        _choose(given)
+        _run(given)
     except LoptError as error:
         print_error(str(error))
         return 1
     return 0
 
 
-def _choose(given: argparse.Namespace) -> None:
+def _run(given: argparse.Namespace) -> None:
+    import numpy as np
+
+    from lopt_pp.config.data import DataConfig
+    from lopt_pp.config.model import ModelConfig
+    from lopt_pp.data import TokenizedRows, load_rows
+    from lopt_pp.evaluation.layer_pruning import prune_layers
+    from lopt_pp.evaluation.losses import load_blocks
+    from lopt_pp.model.pretrained import load_model_config, load_tokenizer
+
+    be_quiet()
     with renamed_in_errors("--model_name_or_path ", ""):
         config = ModelConfig(given.model, trust_remote_code=given.trust_remote_code)
         depth = load_model_config(config).num_hidden_layers
@@ -65,13 +66,12 @@ def _choose(given: argparse.Namespace) -> None:
     assert isinstance(rows, TokenizedRows)
     if len(rows) > given.limit:
         rows = rows.select(np.linspace(0, len(rows) - 1, given.limit).astype(int), "beyond --limit")
+    device, dtype = device_and_dtype(given)
     with renamed_in_errors("--model_name_or_path ", ""):
-        front, rest = (
-            block.to(given.device, dtype_of(given.dtype, given.device)) for block in load_blocks(config, [cut])
-        )
+        front, rest = (block.to(device, dtype) for block in load_blocks(config, [cut]))
     print(f"{'layers':>6}  {'loss':>7}  left out", flush=True)
     layers: tuple[int, ...] = tuple(range(cut, depth))
-    for step in prune_layers(front, rest, given.auxiliary_layers, rows, given.device):
+    for step in prune_layers(front, rest, given.auxiliary_layers, rows, device):
         gone = "".join(str(layer) for layer in layers if layer not in step.layers)
         layers = step.layers
         print(f"{len(layers):>6}  {step.loss:>7.3f}  {gone}".rstrip(), flush=True)

@@ -1,17 +1,23 @@
-"""Flags and settings that several commands share."""
+"""Flags and settings that several commands share.
+
+PyTorch and Transformers take seconds to import, and neither `--help` nor mistakes in the flags are to wait for them. So
+here and in each command they are imported by the functions that need them, once the flags are parsed.
+"""
 
 import argparse
-
-import torch
-import transformers
+from typing import TYPE_CHECKING
 
 from lopt_pp.errors import first_line
+
+if TYPE_CHECKING:
+    import torch
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where and how a model is run."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=_device, default=device, help=f"where to run it (default here: {device})")
+    parser.add_argument(
+        "--device", type=_device, help="where to run it (default: cuda where PyTorch finds a GPU, else cpu)"
+    )
     parser.add_argument(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],
@@ -21,21 +27,28 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str) -> "torch.device":
+    import torch
+
     try:
         return torch.device(name)
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{name} is no device: {first_line(error)}") from error
 
 
-def dtype_of(name: str, device: torch.device) -> torch.dtype:
-    """The dtype of `--dtype` on a device."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return getattr(torch, name)
+def device_and_dtype(given: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
+    """What `--device` and `--dtype` come to on this machine."""
+    import torch
+
+    device = given.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if given.dtype == "auto":
+        return device, torch.float32 if device.type == "cpu" else torch.bfloat16
+    return device, getattr(torch, given.dtype)
 
 
 def be_quiet() -> None:
-    """Leaves the terminal to the answers."""
+    """Leaves the terminal to the command's own output."""
+    import transformers
+
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

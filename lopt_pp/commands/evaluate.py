@@ -8,83 +8,31 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-
-from lopt_pp.checkpoint.export import ordinary_model
-from lopt_pp.commands.common import add_common, be_quiet, dtype_of
-from lopt_pp.config.data import DataConfig
-from lopt_pp.config.model import ModelConfig
-from lopt_pp.data import TokenizedRows, load_rows
+from lopt_pp.commands.common import add_common, be_quiet, device_and_dtype
 from lopt_pp.errors import LoptError, renamed_in_errors
-from lopt_pp.evaluation.lm_eval_harness import Benchmarks, check_installed, run_benchmarks
-from lopt_pp.evaluation.losses import compare_on, load_whole, loss_on
-from lopt_pp.evaluation.scores import Measure, Score, Scores, as_data, perplexity, table
-from lopt_pp.model.block import BlockModel
-from lopt_pp.model.pretrained import load_tokenizer
 from lopt_pp.util.console import print_error
 from lopt_pp.util.files import write_text
-
-Kind = Literal["task", "general"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = _parser()
     given = parser.parse_args(arguments)
-    benchmarks = Benchmarks(
-        _names(given.tasks),
-        _names(given.general_tasks),
-        given.limit,
-        given.num_fewshot,
-        given.batch_size,
-        given.apply_chat_template,
-        given.include_path,
-    )
-    files: list[tuple[Kind, str, str]] = []
-    if given.eval_file is not None:
-        files.append(("task", "--eval_file", given.eval_file))
-    if given.general_eval_file is not None:
-        files.append(("general", "--general_eval_file", given.general_eval_file))
-    has_benchmarks = bool(benchmarks.tasks or benchmarks.general_tasks)
-    if not files and not has_benchmarks:
+    given.tasks, given.general_tasks = _names(given.tasks), _names(given.general_tasks)
+    has_files = given.eval_file is not None or given.general_eval_file is not None
+    if not (has_files or given.tasks or given.general_tasks):
         parser.error("nothing to measure: give --eval_file, --general_eval_file, --tasks or --general_tasks")
     if given.limit is not None and given.limit <= 0:
         parser.error("--limit: a number of items, or a share of them below 1")
     if given.divergence and (given.before is None or given.general_eval_file is None):
         parser.error("--divergence needs a model to diverge from, and text: give --before and --general_eval_file")
-    be_quiet()
     try:
-        if has_benchmarks:
-            check_installed()
-        measured: list[tuple[str, Scores]] = []
-        base: BlockModel | None = None
-        for name in [given.before, *given.models] if given.before is not None else given.models:
-            scores: dict[Measure, Score] = {}
-            with ordinary_model(name, given.trust_remote_code) as path:
-                if files:
-                    block, of_files = _measure_files(path, name, files, given, base)
-                    scores |= of_files
-                    if given.divergence and base is None:
-                        base = block
-                    del block  # One that is done with makes room for the next.
-                if has_benchmarks:
-                    with renamed_in_errors(path, name):
-                        dtype = dtype_of(given.dtype, given.device)
-                        scores |= run_benchmarks(path, benchmarks, given.device, dtype, given.trust_remote_code)
-            measured.append((name, scores))
-        before = measured.pop(0) if given.before is not None else None
-        if given.output_path is not None:
-            content = {"limit": given.limit, "measures": as_data(measured, before)}
-            try:
-                write_text(given.output_path, json.dumps(content, indent=2) + "\n")
-            except OSError as error:
-                raise LoptError(f"--output_path {given.output_path} cannot be written: {error.strerror}") from error
+        result = _run(given)
     except LoptError as error:
         print_error(str(error))
         return 1
-    print(table(measured, before))
+    print(result)
     return 0
 
 
@@ -117,30 +65,48 @@ def _names(given: str) -> list[str]:
     return [name.strip() for name in given.split(",") if name.strip()]
 
 
-def _measure_files(
-    path: str, name: str, files: Sequence[tuple[Kind, str, str]], given: argparse.Namespace, base: BlockModel | None
-) -> tuple[BlockModel, dict[Measure, Score]]:
-    """A model, and its loss and perplexity on files, each (kind, flag, path), and its divergence from `base`."""
-    scores: dict[Measure, Score] = {}
-    with renamed_in_errors("--model_name_or_path ", ""), renamed_in_errors(path, name):
-        config = ModelConfig(path, trust_remote_code=given.trust_remote_code)
-        block = load_whole(config).to(given.device, dtype_of(given.dtype, given.device))
-        tokenizer = load_tokenizer(config)
-    for kind, flag, file in files:
-        with renamed_in_errors("--train_file", flag):
-            rows = load_rows(DataConfig(train_file=[file], max_length=given.max_length), tokenizer)
-        assert isinstance(rows, TokenizedRows)
-        if given.limit is not None:
-            number = int(given.limit) if given.limit >= 1 else max(1, round(given.limit * len(rows)))
-            rows = rows.select(np.arange(min(number, len(rows))), "beyond --limit")
-        what = f"{name} on {file}"
-        moved: Score | None = None
-        if base is not None and kind == "general":
-            score, moved = compare_on(base, block, rows, given.device, what)
-        else:
-            score = loss_on(block, rows, given.device, what)
-        scores[Measure(kind, file, "loss", False)] = score
-        scores[Measure(kind, file, "perplexity", False)] = Score(perplexity(score.value))
-        if moved is not None:
-            scores[Measure(kind, file, "KL from before", False)] = moved
-    return block, scores
+def _run(given: argparse.Namespace) -> str:
+    """Measures every model and writes the file for the numbers; returns the table."""
+    from lopt_pp.checkpoint.export import ordinary_model
+    from lopt_pp.evaluation.files import EvalFile, measure_on, open_model
+    from lopt_pp.evaluation.lm_eval_harness import Benchmarks, check_installed, run_benchmarks
+    from lopt_pp.evaluation.scores import Measure, Score, Scores, as_data, table
+    from lopt_pp.model.block import BlockModel
+
+    be_quiet()
+    files, rows = [], (given.max_length, given.limit)
+    if given.eval_file is not None:
+        files.append(EvalFile("task", "--eval_file", given.eval_file, *rows))
+    if given.general_eval_file is not None:
+        files.append(EvalFile("general", "--general_eval_file", given.general_eval_file, *rows))
+    how = given.limit, given.num_fewshot, given.batch_size, given.apply_chat_template, given.include_path
+    benchmarks = Benchmarks(given.tasks, given.general_tasks, *how)
+    has_benchmarks = bool(given.tasks or given.general_tasks)
+    if has_benchmarks:  # Before the models are loaded, which may take minutes.
+        check_installed()
+    device, dtype = device_and_dtype(given)
+    # One model after the other, BASE first, so that no more than one is in memory, or two with --divergence.
+    measured: list[tuple[str, Scores]] = []
+    base: BlockModel | None = None
+    for name in [given.before, *given.models] if given.before is not None else given.models:
+        scores: dict[Measure, Score] = {}
+        with ordinary_model(name, given.trust_remote_code) as path:
+            if files:
+                block, tokenizer = open_model(path, name, device, dtype, given.trust_remote_code)
+                for file in files:
+                    scores |= measure_on(file, block, tokenizer, device, name, base)
+                if given.divergence and base is None:
+                    base = block
+                del block  # One that is done with makes room for the next.
+            if has_benchmarks:
+                with renamed_in_errors(path, name):
+                    scores |= run_benchmarks(path, benchmarks, device, dtype, given.trust_remote_code)
+        measured.append((name, scores))
+    before = measured.pop(0) if given.before is not None else None
+    if given.output_path is not None:
+        content = {"limit": given.limit, "measures": as_data(measured, before)}
+        try:
+            write_text(given.output_path, json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            raise LoptError(f"--output_path {given.output_path} cannot be written: {error.strerror}") from error
+    return table(measured, before)

@@ -4,9 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import transformers
-
-from lopt_pp.checkpoint.export import export
+from lopt_pp.commands.common import be_quiet
 from lopt_pp.errors import LoptError
 from lopt_pp.util.console import print_error
 
@@ -18,12 +16,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, help="directory for the model; must not hold one yet")
     parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
     given = parser.parse_args(arguments)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     try:
-        export(given.checkpoint, given.output, given.trust_remote_code)
+        _run(given)
     except LoptError as error:
         print_error(str(error))
         return 1
     print(f"the model of {given.checkpoint} is in {given.output}")
     return 0
+
+
+def _run(given: argparse.Namespace) -> None:
+    from lopt_pp.checkpoint.export import export
+
+    be_quiet()
+    export(given.checkpoint, given.output, given.trust_remote_code)

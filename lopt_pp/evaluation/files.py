@@ -1,0 +1,106 @@
+"""Measures finished models on files of rows."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from lopt_pp.config.data import DataConfig
+from lopt_pp.config.model import ModelConfig
+from lopt_pp.data import TokenizedRows, load_rows
+from lopt_pp.errors import renamed_in_errors
+from lopt_pp.evaluation.losses import compare_on, load_whole, loss_on
+from lopt_pp.evaluation.scores import Measure, Score, perplexity
+from lopt_pp.model.block import BlockModel
+from lopt_pp.model.pretrained import load_tokenizer
+
+
+@dataclass(frozen=True)
+class EvalFile:
+    """Rows of a file that models are measured on.
+
+    Attributes:
+        kind: `task` for rows of what was trained on, `general` for rows of what is to be kept.
+        flag: that names the file, for error messages.
+        path: of the file.
+        max_length: longest row in tokens.
+        limit: number of rows, the first ones, or a share of them below 1; None for all.
+    """
+
+    kind: Literal["task", "general"]
+    flag: str
+    path: str
+    max_length: int
+    limit: float | None = None
+
+    def load(self, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
+        """The rows, as a model's tokenizer encodes them.
+
+        Raises:
+            LoptError: the file cannot be read, or has no usable row.
+        """
+        with renamed_in_errors("--train_file", self.flag):
+            rows = load_rows(DataConfig(train_file=[self.path], max_length=self.max_length), tokenizer)
+        assert isinstance(rows, TokenizedRows)
+        if self.limit is None:
+            return rows
+        number = int(self.limit) if self.limit >= 1 else max(1, round(self.limit * len(rows)))
+        return rows.select(np.arange(min(number, len(rows))), "beyond --limit")
+
+
+def open_model(
+    path: str, name: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[BlockModel, PreTrainedTokenizerBase]:
+    """A whole model on a device, and its tokenizer.
+
+    Args:
+        path: directory or hub id of the model.
+        name: that the user has given it, for error messages.
+        device: to hold it on.
+        dtype: to hold it in.
+        trust_remote_code: whether code that comes with the model may run.
+
+    Raises:
+        LoptError: the model cannot be read, or is of a class that is not trained here.
+    """
+    with renamed_in_errors("--model_name_or_path ", ""), renamed_in_errors(path, name):
+        config = ModelConfig(path, trust_remote_code=trust_remote_code)
+        return load_whole(config).to(device, dtype), load_tokenizer(config)
+
+
+def measure_on(
+    file: EvalFile,
+    block: BlockModel,
+    tokenizer: PreTrainedTokenizerBase,
+    device: torch.device,
+    name: str,
+    base: BlockModel | None,
+) -> dict[Measure, Score]:
+    """Loss and perplexity of a model on a file; of kind `general` also how far its predictions are from `base`'s.
+
+    Args:
+        file: to measure on.
+        block: the whole model, on `device`.
+        tokenizer: of the model.
+        device: to measure on.
+        name: of the model, for the progress bar.
+        base: the model before training, on `device`; None where the divergence from it is not wanted.
+
+    Raises:
+        LoptError: the file cannot be read, or has no usable row.
+    """
+    rows = file.load(tokenizer)
+    what, moved = f"{name} on {file.path}", None
+    if base is not None and file.kind == "general":
+        loss, moved = compare_on(base, block, rows, device, what)
+    else:
+        loss = loss_on(block, rows, device, what)
+    scores = {
+        Measure(file.kind, file.path, "loss", False): loss,
+        Measure(file.kind, file.path, "perplexity", False): Score(perplexity(loss.value)),
+    }
+    if moved is not None:
+        scores[Measure(file.kind, file.path, "KL from before", False)] = moved
+    return scores
