@@ -12,11 +12,11 @@ _IDLE = 0.05
 """The share of its time that the busiest stage may wait before something is wrong."""
 
 _WORTH_IT = 0.03
-"""The gain below which another cut is not worth a word."""
+"""The share of the busiest stage's time below which the gain of another cut is not mentioned."""
 
 
 def advise(run: RunData) -> list[Advice]:
-    """All there is to say about a run, the warnings first."""
+    """All advice on a run, the warnings first."""
     times = [run.times(stage) for stage in range(len(run.stages))]
     advice: list[Advice] = []
     if any(time.seconds["schedule"] > 0 for time in times):
@@ -34,12 +34,12 @@ def advise(run: RunData) -> list[Advice]:
 
 
 def _bottleneck(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
-    held = run.stages_of_processes
-    computing = [sum(times[stage].computing for stage in stages) for stages in held]
-    busiest = max(range(len(held)), key=lambda process: computing[process])
-    share = computing[busiest] / times[held[busiest][0]].wall
+    processes = run.stages_of_processes
+    computing = [sum(times[stage].computing for stage in stages) for stages in processes]
+    busiest = max(range(len(processes)), key=lambda process: computing[process])
+    share = computing[busiest] / times[processes[busiest][0]].wall
     others = [seconds for process, seconds in enumerate(computing) if process != busiest]
-    which = _named(held[busiest])
+    which = _named(processes[busiest])
     if min(others) > (1 - _IDLE) * computing[busiest]:
         return [
             Advice(

@@ -64,7 +64,7 @@ class Chart:
     drawn: "Sequence[Line]" = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "drawn", [_thin(line) for line in self.lines if line.xs])
+        object.__setattr__(self, "drawn", [_downsample(line) for line in self.lines if line.xs])
 
     @property
     def legend(self) -> list[tuple[str, int, bool, str]]:
@@ -74,7 +74,7 @@ class Chart:
         ]
 
     def text(self, value: float) -> str:
-        """A value, for people."""
+        """A value as the page shows it."""
         return f"{value:.1%}" if self.percent else number(value)
 
     def svg(self) -> str:
@@ -193,8 +193,8 @@ def _path(x_axis: _Axis, y_axis: _Axis, xs: Sequence[float], ys: Sequence[float]
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) if points else ""
 
 
-def _thin(line: Line) -> Line:
-    """The line with at most so many points as can be seen, each the mean of its neighbours."""
+def _downsample(line: Line) -> Line:
+    """The line with at most `_MOST_POINTS` points, each the mean of as many neighbouring ones."""
     size = math.ceil(len(line.xs) / _MOST_POINTS)
     if size == 1:
         return line
@@ -213,7 +213,7 @@ def means(values: Sequence[float]) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A number, for people: four digits, k and M for large ones."""
+    """A number as the page shows it: four digits, with k and M for large ones."""
     size = abs(value)
     if size >= 1e6:
         return f"{value / 1e6:.4g}M"

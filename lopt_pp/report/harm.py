@@ -1,8 +1,8 @@
 """Whether a run has done harm to its model, as far as its figures tell, and what helps.
 
-Local learning can: the blocks before the last know little of the task, or nothing. Fixed rules say what is harm, so
-that runs are judged alike: a task loss on the held-out rows above its start or its lowest, a boundary that keeps moving
-away from the pretrained model's, and a rate that measurements have not found safe.
+Local learning can do harm: the blocks before the last know little of the task, or nothing. Fixed rules say what is
+harm, so that all runs are judged alike: a task loss on the held-out rows above its start or its lowest, a boundary that
+keeps moving away from the pretrained model's, and a rate that measurements have not found safe.
 """
 
 import math
@@ -15,20 +15,21 @@ _ROUNDING = 1e-3
 """The share of a loss by which two measurements of the same model may differ: other microbatches, bfloat16."""
 
 _CLEARLY, _PART = 0.01, 0.1
-"""A loss has risen again once it is above its lowest by this share of it, and by this part of what had been won."""
+"""A loss has risen again once it is above its lowest by this share of it, and by this part of what had been gained."""
 
 _QUARTERS = 4
 
 _PACE = 2 / 3
-"""A drift keeps growing that grows in the last quarter at this share of its mean pace or more. The share is 1 straight
-on, 0.73 of a random walk, and at most 0.5 where the steps get shorter, as in a linear schedule."""
+"""A drift keeps growing where it grows in the last quarter by at least this share of its mean growth per quarter. The
+share is 1 for steady growth, 0.73 for a random walk, and at most 0.5 where the steps get shorter, as in a linear
+schedule of the learning rate."""
 
 _SLIGHT = 0.05
 """The drift that is not worth a warning, however it grows."""
 
 
 def harm(run: RunData) -> list[Advice]:
-    """What there is to say of it: warnings, and what the drift is where it gives no reason for one."""
+    """Warnings of harm; of a boundary whose drift gives no reason for one, what the drift is."""
     return [*_held_out(run), *_rate(run), *_drift(run)]
 
 

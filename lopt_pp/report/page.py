@@ -1,4 +1,4 @@
-"""The page that reports are: one HTML file that needs nothing else, in the reader's light or dark theme."""
+"""Renders a report as one self-contained HTML page, in the reader's light or dark theme."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Section:
         bar_names: of the phases.
         picture: SVG over the whole width.
         picture_names: of the phases in it.
-        table: rows, the first of which is the head; but for the first column they are numbers.
+        table: lines of cells, the first line is the head; all columns but the first are numbers.
         pairs: names and values, folded away.
         pairs_title: what is shown of them then.
     """

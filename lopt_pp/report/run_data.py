@@ -75,7 +75,7 @@ class RunData:
 
     @property
     def is_over(self) -> bool:
-        """Whether it makes no more steps; it is taken to where that is not known."""
+        """Whether it makes no more steps; True as well where its number of steps is not known."""
         return self.stopped is not None or self.steps >= self.about.get("num_steps", 0)
 
     @property
@@ -91,8 +91,8 @@ class RunData:
     @property
     def stages_of_processes(self) -> list[list[int]]:
         """The stages that each process of a replica holds; one each where that is not known."""
-        held = {tuple(s["stage"] for s in process["stages"]) for process in self._processes}
-        return [list(stages) for stages in sorted(held)] or [[stage] for stage in range(len(self.stages))]
+        processes = {tuple(s["stage"] for s in process["stages"]) for process in self._processes}
+        return [list(stages) for stages in sorted(processes)] or [[stage] for stage in range(len(self.stages))]
 
     @property
     def _processes(self) -> list[dict[str, Any]]:
