@@ -19,4 +19,5 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 ruff check .
 ruff format --check .
 mypy
+mypy --strict --cache-dir .mypy_cache/strict lopt_pp
 python -m pytest "$@"

@@ -175,7 +175,7 @@ class Stage(BaseStage):
                     loss.backward()
         return measured
 
-    def _accumulating(self, is_last: bool) -> contextlib.AbstractContextManager:
+    def _accumulating(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
         """For forward and backward of one microbatch: before the last of a step, replicas need not hear of each other.
 
         Sharded replicas add up their gradients in each microbatch, since none has room for all of them.
@@ -312,5 +312,5 @@ class Stage(BaseStage):
             self.steps_done += 1
         return record
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
         return torch.autocast(self.device.type, self.dtype, enabled=self._autocasts)
