@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from lopt_pp.data.presets import find_preset, find_reader
 from lopt_pp.data.sources import Table, quiet_unless, read_rows
 from lopt_pp.data.streaming import StreamedRows
 from lopt_pp.errors import LoptError, first_line
+from lopt_pp.util.compat_datasets import signals_as_usual_in_workers
 
 _FEATURES = Features(
     {
@@ -156,7 +155,7 @@ def _encode(raw: Table, encoder: RowEncoder, num_proc: int | None, version: str)
     if num_proc is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_proc = min(cores, len(raw) // _ROWS_PER_PROCESS)
-    with _workers():
+    with signals_as_usual_in_workers():
         return raw.dataset.map(
             encode,
             batched=True,
@@ -167,31 +166,3 @@ def _encode(raw: Table, encoder: RowEncoder, num_proc: int | None, version: str)
             features=_FEATURES,
             desc="Tokenizing",
         )
-
-
-_forks_workers = False
-
-
-@contextmanager
-def _workers() -> Iterator[None]:
-    """Has the processes that are forked in it mind signals in the usual way.
-
-    They would inherit this process's handling of SIGTERM, by which their pool ends them: it would take their end for
-    its own.
-    """
-    global _forks_workers
-    _forks_workers = True
-    try:
-        yield
-    finally:
-        _forks_workers = False
-
-
-def _mind_signals() -> None:
-    if _forks_workers:
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-
-
-os.register_at_fork(after_in_child=_mind_signals)

@@ -5,6 +5,7 @@ Leaving out layers of a pretrained model by what the loss says is known from dep
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from lopt_pp.data import Microbatch, TokenizedRows
 from lopt_pp.evaluation.losses import means_over_targets, single_rows
 from lopt_pp.model.block import BlockModel
 from lopt_pp.objectives import Objective
+from lopt_pp.util.compat_torch import replaced_forward
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,7 @@ def _left_out(block: BlockModel) -> Iterator[set[int]]:
 
         return forward
 
-    for number, layer in zip(block.spec.layers, block.layers, strict=True):
-        layer.forward = passing(number, layer.forward)
-    try:
+    with contextlib.ExitStack() as stack:
+        for number, layer in zip(block.spec.layers, block.layers, strict=True):
+            stack.enter_context(replaced_forward(layer, functools.partial(passing, number)))
         yield numbers
-    finally:
-        for layer in block.layers:
-            del layer.forward

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import register_dataclass
+from torch.export import register_dataclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.model.structure import ModelStructure
+from lopt_pp.util.compat_transformers import pass_for
 
 
 class _Layers(nn.ModuleList):
@@ -65,9 +66,7 @@ def block_class(
                 for name in structure.outputs:
                     self.set_submodule(name, nn.Identity())
 
-    # transformers finds the conversions of old checkpoints by the class's name, for classes of its own modules.
-    Block.__name__ = Block.__qualname__ = model_class.__name__
-    Block.__module__ = model_class.__module__
+    pass_for(Block, model_class)
     return Block
 
 

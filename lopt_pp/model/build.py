@@ -17,7 +17,8 @@ from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel, block_class
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.model.structure import ModelStructure
-from lopt_pp.model.weights import PretrainedWeights, parameter_names
+from lopt_pp.model.weights import PretrainedWeights
+from lopt_pp.util.compat_transformers import parameter_names
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ class BlockBuilder:
         Raises:
             LoptError: tensors of the block are missing from the files or have another shape.
         """
-        names = parameter_names(weights.files, self.model_class, self.config)
+        with torch.device("meta"):
+            whole = self.model_class(self.config)
+        names = parameter_names(whole, weights.files)
         tensors = weights.read([stored for stored, name in names.items() if self.structure.owns(spec, name)])
         if spec.is_last and self.config.tie_word_embeddings and self.structure.head not in names.values():
             for tied in [stored for stored, name in names.items() if name == self.structure.embedding]:

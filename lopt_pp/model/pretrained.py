@@ -110,7 +110,7 @@ def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) ->
     if getattr(config, "num_hidden_layers", None) is None:
         raise LoptError(f"{config.model_type} cannot be split: its config has no num_hidden_layers")
     try:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet():
             return type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
     except ValueError as error:
         raise LoptError(f"{config.model_type} is no causal language model: {first_line(error)}") from error
@@ -119,7 +119,7 @@ def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) ->
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keeps back what `transformers` says about models that no user has asked for."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)

@@ -17,8 +17,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec
-from lopt_pp.model.pretrained import _quiet
+from lopt_pp.model.pretrained import quiet
 from lopt_pp.model.structure import ModelStructure, find_layers, modules_around
+from lopt_pp.util.compat_transformers import attention_of, set_attention
 
 TOKENS = 13
 VOCABULARY = 96
@@ -141,8 +142,8 @@ def miniature_config(config: PreTrainedConfig, widest_head: int | None = None) -
         if getattr(config, token, None) is not None:
             setattr(small, token, 0)
     small.dtype = torch.float32
-    if "flash" in (getattr(config, "_attn_implementation", None) or ""):
-        small._attn_implementation = "sdpa"  # Flash attention runs on GPUs only.
+    if "flash" in (attention_of(config) or ""):
+        set_attention(small, "sdpa")  # Flash attention runs on GPUs only.
     small.tie_word_embeddings = False
     return small
 
@@ -259,7 +260,7 @@ def chain(
 @contextlib.contextmanager
 def miniature(model_class: type[PreTrainedModel], small: PreTrainedConfig) -> Iterator[PreTrainedModel]:
     """A model of a small config with random weights; meanwhile nothing has a gradient or changes torch's seed."""
-    with _quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
+    with quiet(), torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         whole = model_class(small).float().eval()
         # Initial values hide mistakes: a norm of ones and a bias of zeros are the same in every layer.

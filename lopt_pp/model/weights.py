@@ -4,26 +4,20 @@ A process opens only the files that hold tensors of its own blocks and reads onl
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    rename_source_key,
-    revert_weight_conversion,
-)
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.partition import BlockSpec
+from lopt_pp.util.compat_transformers import checkpoint_tensors, find_file
 from lopt_pp.util.files import write_file
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -86,12 +80,7 @@ class PretrainedWeights:
     def _find(self, file_name: str) -> str | None:
         """The local path of a file (fetched from the hub if need be), or None where there is no such file."""
         try:
-            return cached_file(
-                self.name_or_path,
-                file_name,
-                revision=self._revision,
-                _raise_exceptions_for_missing_entries=False,
-            )
+            return find_file(self.name_or_path, file_name, self._revision)
         except OSError as error:
             reason = " ".join(str(error).split())
             raise LoptError(
@@ -121,24 +110,6 @@ def _read_index(path: Path) -> dict[str, str]:
         if Path(file_name).name != file_name or file_name in ("", ".", "..") or set(file_name) & {"\\", "\0"}:
             raise LoptError(f"{path} names the file {file_name!r}, which is not a plain file name beside it")
     return files
-
-
-def parameter_names(
-    stored: Iterable[str], model_class: type[PreTrainedModel], config: PreTrainedConfig
-) -> dict[str, str]:
-    """The name in today's `model_class` of each stored tensor, as `transformers` itself maps old names and layouts.
-
-    Tensors that several others are fused into one of (the experts of a mixture) share the fused parameter's name.
-    """
-    with torch.device("meta"):
-        whole = model_class(config)
-    conversions = get_model_conversion_mapping(whole)
-    renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
-    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
-    parameters = whole.state_dict()
-    return {
-        name: rename_source_key(name, renamings, converters, whole.base_model_prefix, parameters)[0] for name in stored
-    }
 
 
 def shard_name(spec: BlockSpec) -> str:
@@ -180,8 +151,7 @@ def save_shard(
     Returns:
         The size in bytes of each tensor, by name.
     """
-    reverted = revert_weight_conversion(model, dict(state))
-    tensors = {name: tensor.contiguous() for name, tensor in reverted.items()}
+    tensors = {name: tensor.contiguous() for name, tensor in checkpoint_tensors(model, state).items()}
     path = directory / shard_name(spec)
     write_file(path, lambda unfinished: save_file(tensors, unfinished, metadata={"format": "pt"}))
     return {name: tensor.nbytes for name, tensor in tensors.items()}

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 from transformers import PreTrainedConfig
 
 from lopt_pp.errors import LoptError, first_line
@@ -32,6 +31,7 @@ from lopt_pp.stage.compute import prepare_block
 from lopt_pp.stage.end_to_end import PipelineModule, clip_grad_norm
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.stage.stage import Stage
+from lopt_pp.util.compat_torch import real_tensors
 
 _CPU = torch.device("cpu")
 
@@ -111,7 +111,7 @@ class Model:
         """What a block learns from. What it copies of the model is made where blocks are: outside of fake tensors."""
 
         def copy(spec: BlockSpec) -> BlockModel:
-            with unset_fake_temporarily():
+            with real_tensors():
                 return self.builder.on_meta(spec)
 
         return local_objective(block, workload.objective, seed=0, load=copy)

@@ -8,15 +8,13 @@ import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import masking_utils
 
 from lopt_pp.objectives import CUDA_LOGITS
+from lopt_pp.util import compat_torch, compat_transformers
 
 _WIDEST_FLASH_HEAD = 256
 _HALF = (torch.float16, torch.bfloat16)
@@ -30,17 +28,16 @@ def fake_tensors(device: torch.device) -> Iterator[None]:
         device: whose kernels are to be taken; the tensors are on the CPU in any case.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(FakeTensorMode())
-        # Fake tensors pass for traced ones, of which transformers thinks that their rows could be packed: it would make
-        # masks that a run has no need of. The positions in a run of this trainer are those of whole rows.
-        stack.enter_context(mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda positions: None))
-        # It would swap tensors, which fake ones do not bear; `make_fake` has made them as they are to be.
-        stack.enter_context(mock.patch.object(nn.Module, "to", lambda module, *_, **__: module))
+        stack.enter_context(compat_torch.fake_tensors())
+        # The positions in a run of this trainer are those of whole rows.
+        stack.enter_context(compat_transformers.no_packed_rows())
+        # `make_fake` has made modules as they are to be.
+        stack.enter_context(compat_torch.modules_stay())
         if device.type == "cuda":
-            stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", _attention))
+            stack.enter_context(compat_torch.replaced_function("scaled_dot_product_attention", _attention))
             if hasattr(F, "linear_cross_entropy"):  # PyTorch 2.13.
                 loss = functools.partial(_linear_cross_entropy, F.linear_cross_entropy)
-                stack.enter_context(mock.patch.object(F, "linear_cross_entropy", loss))
+                stack.enter_context(compat_torch.replaced_function("linear_cross_entropy", loss))
         yield
 
 
@@ -85,16 +82,14 @@ def _attention(
     width = query.shape[-1]
     if attn_mask is None and query.dtype in _HALF and width == value.shape[-1] <= _WIDEST_FLASH_HEAD:
         scale = width**-0.5 if scale is None else scale
-        padded = [F.pad(tensor, (0, -width % 8)) if width % 8 else tensor for tensor in (query, key, value)]
-        flash = torch.ops.aten._scaled_dot_product_flash_attention
-        return flash(*padded, dropout_p, is_causal, False, scale=scale)[0][..., :width]
+        if width % 8:
+            query, key, value = (F.pad(tensor, (0, -width % 8)) for tensor in (query, key, value))
+        return compat_torch.flash_attention(query, key, value, dropout_p, is_causal, scale)[..., :width]
     if key.shape[1] == query.shape[1]:
         mask = _additive(attn_mask, query, key.shape[-2])
         needs_sums = torch.is_grad_enabled() and query.requires_grad
-        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
-        return efficient(query, key, value, mask, needs_sums, dropout_p, is_causal, scale=scale)[0]
-    plain = torch.ops.aten._scaled_dot_product_attention_math
-    return plain(query, key, value, attn_mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa)[0]
+        return compat_torch.efficient_attention(query, key, value, mask, needs_sums, dropout_p, is_causal, scale)
+    return compat_torch.plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
 
 
 def _additive(mask: torch.Tensor | None, query: torch.Tensor, keys: int) -> torch.Tensor | None:
@@ -114,16 +109,19 @@ def _linear_cross_entropy(
     linear_weight: torch.Tensor,
     targets: torch.Tensor,
     *,
-    linear_bias: torch.Tensor | None,
-    reduction: str,
-    options: Any,
+    linear_bias: torch.Tensor | None = None,
+    reduction: str = "mean",
+    options: Any = None,
+    **others: Any,
 ) -> torch.Tensor:
-    """The chunked loss, in chunks as large as on a GPU."""
+    """The chunked loss, in chunks as large as on a GPU; without options it is not chunked."""
+    if options is None:
+        return function(features, linear_weight, targets, linear_bias=linear_bias, reduction=reduction, **others)
     chunk = min(features.shape[0], max(1, CUDA_LOGITS // linear_weight.shape[0]))
-    if features.dtype in _HALF:
+    if features.dtype in _HALF and reduction == "none":
         return _HalfLoss.apply(features, linear_weight, linear_bias, chunk)
-    options = type(options)(batch_chunk_size=chunk)
-    return function(features, linear_weight, targets, linear_bias=linear_bias, reduction=reduction, options=options)
+    others |= {"linear_bias": linear_bias, "reduction": reduction, "options": type(options)(batch_chunk_size=chunk)}
+    return function(features, linear_weight, targets, **others)
 
 
 class _HalfLoss(torch.autograd.Function):

@@ -7,22 +7,27 @@ models of a hundred layers.
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch._library.custom_ops import OPDEFS
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from lopt_pp.util.compat_torch import (
+    FUSED_ATTENTION,
+    GROUPED_PRODUCT,
+    DispatchMode,
+    arguments_by_name,
+    is_fake,
+    python_code,
+)
 
 Kind = Literal["weights", "gradients", "optimizer", "activations"]
 
 aten = torch.ops.aten
 
 
-class MemoryTracker(TorchDispatchMode):
+class MemoryTracker(DispatchMode):
     """Follows the storages of all tensors that are made while it is on, and of those that it is told of.
 
     What operators hold for a moment besides their results is not seen.
@@ -47,12 +52,12 @@ class MemoryTracker(TorchDispatchMode):
 
     def note(self, tensors: Any, kind: Kind = "activations") -> None:
         """Counts the storages of these tensors that are new, and knows from now on what they are for."""
-        for tensor in [tensors] if isinstance(tensors, torch.Tensor) else tree_leaves(tensors):
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+        for tensor in _tensors(tensors):
+            if not tensor.is_meta:
                 self._note(tensor.untyped_storage(), kind)
 
     def _note(self, storage: torch.UntypedStorage, kind: Kind) -> None:
-        key = storage._cdata
+        key = id(storage)  # The same for as long as it is alive, whoever asks a tensor for it.
         if key not in self._known:
             size = -(-storage.nbytes() // self._multiple) * self._multiple
             self._known[key] = kind, size, weakref.ref(storage, lambda _: self._forget(key))
@@ -79,13 +84,10 @@ class MemoryTracker(TorchDispatchMode):
         self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if (inside := _implementation(function)) is not None:
+        if (inside := python_code(function)) is not None:
             with self:
                 return inside(*args, **kwargs)
-        if (
-            isinstance(args[0] if args else None, FakeTensor)
-            and (shape := _fake_shape(function, *args, **kwargs)) is not None
-        ):
+        if args and is_fake(args[0]) and (shape := _fake_shape(function, *args, **kwargs)) is not None:
             result = args[0].new_empty(shape)
         else:
             result = function(*args, **kwargs)
@@ -94,11 +96,15 @@ class MemoryTracker(TorchDispatchMode):
         return result
 
 
-def _implementation(function: Any) -> Callable[..., Any] | None:
-    """What a custom operator of PyTorch runs, in Python; None of any other operator."""
-    schema = getattr(function, "_schema", None)
-    definition = OPDEFS.get(schema.name) if schema is not None else None
-    return None if definition is None else definition._init_fn
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in lists, tuples and dictionaries of them."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
 
 
 def _fake_shape(function: Any, *args: Any, **kwargs: Any) -> tuple[int, ...] | None:
@@ -112,7 +118,7 @@ def _fake_shape(function: Any, *args: Any, **kwargs: Any) -> tuple[int, ...] | N
         if first is None or first.dtype != torch.bool or others:
             return None
         return (first.numel(), *args[0].shape[first.ndim :])
-    if function._overloadpacket is _GROUPED and args[0].dtype == torch.float32:
+    if function.overloadpacket is GROUPED_PRODUCT and args[0].dtype == torch.float32:
         left, right = args[:2]
         if left.ndim == right.ndim == 2:
             return len(kwargs.get("offs", args[2] if len(args) > 2 else ())), len(left), right.shape[1]
@@ -123,39 +129,23 @@ def _fake_shape(function: Any, *args: Any, **kwargs: Any) -> tuple[int, ...] | N
 
 
 def _operations(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> int:
-    packet: Any = getattr(function, "_overloadpacket", None)
-    if packet in _ATTENTION:
-        return _attention(function, args, kwargs, is_backward=_ATTENTION[packet])
-    if packet is _GROUPED:
+    packet: Any = getattr(function, "overloadpacket", None)
+    if packet in FUSED_ATTENTION:
+        return _attention(function, args, kwargs, is_backward=FUSED_ATTENTION[packet])
+    if packet is GROUPED_PRODUCT:
         return _grouped(*args[:2])
     formula = flop_registry.get(_IN_PLACE.get(packet, packet))
     return 0 if formula is None else formula(*args, **kwargs, out_val=result)
 
 
-_ATTENTION = {
-    getattr(aten, name + suffix): is_backward
-    for name in (
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
-    )
-    for suffix, is_backward in (("", False), ("_backward", True))
-}
-"""Fused kernels, with whether they are of a backward."""
-
 _IN_PLACE: dict[Any, Any] = {aten.addmm_: aten.addmm, aten.baddbmm_: aten.baddbmm}
 """Products that have no formula of their own."""
-
-_GROUPED = getattr(aten, "_grouped_mm", None)
-"""The products of several experts at once."""
 
 
 def _attention(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], is_backward: bool) -> int:
     """Two products forward, five backward, since a fused kernel makes the scores again; of a causal one the half that
     its mask leaves."""
-    names = (argument.name for argument in function._schema.arguments)
-    given = dict(zip(names, args, strict=False)) | dict(kwargs)
+    given = arguments_by_name(function, args, kwargs)
     query, key, value = (given[name] for name in ("query", "key", "value"))
     rows, heads, tokens, width = query.shape
     products = 3 * width + 2 * value.shape[-1] if is_backward else width + value.shape[-1]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
 from lopt_pp.config.optim import OptimConfig
@@ -56,12 +57,14 @@ class Optimizer:
         )
         warmup = config.warmup_steps or math.ceil(config.warmup_ratio * num_steps)
         try:
-            self.schedule = get_scheduler(config.lr_scheduler_type, self.adamw, warmup, num_steps)
+            schedule = get_scheduler(config.lr_scheduler_type, self.adamw, warmup, num_steps)
         except (TypeError, ValueError) as error:
             raise LoptError(
                 f"--lr_scheduler_type {config.lr_scheduler_type} needs settings that have no flag ({error}); take "
                 f"another"
             ) from error
+        assert isinstance(schedule, LambdaLR)  # All of transformers are that do not follow a metric.
+        self.schedule = schedule
 
     @property
     def learning_rate(self) -> float:
@@ -88,13 +91,9 @@ class Optimizer:
         """
         for parameter, state in states.items():
             self.adamw.state[parameter] = state
-        # The schedules of transformers are functions of the step, so their place is all their state.
-        place = {"last_epoch": steps_done, "_step_count": steps_done + 1}
-        self.schedule.load_state_dict(self.schedule.state_dict() | place)
-        rates = self.schedule.get_lr()
-        for group, rate in zip(self.adamw.param_groups, rates, strict=True):
-            group["lr"] = rate
-        self.schedule.load_state_dict(self.schedule.state_dict() | {"_last_lr": rates})
+        # The schedules of transformers are functions of the step, so their place is all their state. A new one takes
+        # its first step when it is made, which is that of the place after `last_epoch`, and sets the rates.
+        self.schedule = LambdaLR(self.adamw, self.schedule.lr_lambdas, last_epoch=steps_done - 1)
 
     def step(self) -> None:
         """Applies the gradient, drops it, and moves the schedule on."""

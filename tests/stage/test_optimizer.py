@@ -104,6 +104,24 @@ def test_schedules_are_those_of_transformers(kind: SchedulerType) -> None:
     assert rates(OptimConfig(lr_scheduler_type=kind.value, warmup_steps=3)) == rates_of_transformers(kind, 3)
 
 
+@pytest.mark.parametrize("kind", WORKING)
+@pytest.mark.parametrize("done", [0, 1, 4, 9])
+def test_a_resumed_schedule_goes_on_where_it_stopped(
+    kind: SchedulerType, done: int, recwarn: pytest.WarningsRecorder
+) -> None:
+    config = OptimConfig(lr_scheduler_type=kind.value, warmup_steps=3)
+    (matrix, vector), (head, _) = make_parameters(), make_parameters()
+    optimizer = Optimizer([matrix, vector], config, PEAK, STEPS, [head], 10 * PEAK)
+    optimizer.resume({}, done)
+    expected = rates(config)
+    for step in range(done, STEPS):
+        assert optimizer.learning_rate == expected[step]
+        block, decay_free, own = (group["lr"] for group in optimizer.adamw.param_groups)
+        assert block == decay_free == expected[step] and own == pytest.approx(10 * expected[step])
+        optimizer.step()
+    assert not recwarn.list
+
+
 def test_linear_schedule_in_numbers() -> None:
     expected = [0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
     assert rates(OptimConfig(warmup_steps=2)) == pytest.approx([PEAK * share for share in expected])

@@ -1,0 +1,104 @@
+"""All that reaches into private parts of `transformers`, or puts something in the place of a part of it.
+
+Each item says what it reaches into, why there is no public way, and where it was seen to work. The test
+`test_compat_transformers.py` tries each of them, and `test_private.py` sees that no other file does such a thing.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+    revert_weight_conversion,
+)
+from transformers.utils import cached_file
+
+from lopt_pp.util.patching import replaced
+
+
+def no_packed_rows() -> AbstractContextManager[None]:
+    """Lets no model look into positions for several rows that share one: each row is one sequence.
+
+    A patch of `masking_utils.find_packed_sequence_indices`: fake tensors pass for traced ones, of which `transformers`
+    cannot read the positions; it would make masks that a run does not need. Seen in 5.23 and 5.24.
+    """
+    return replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+
+
+def attention_of(config: PreTrainedConfig) -> str | None:
+    """The name of the attention that a model of this config will have; None where it is left to `transformers`.
+
+    Private: the property `_attn_implementation`. The public `attn_implementation` is an argument only: of the config,
+    or of whatever makes a model. Seen in 5.23 and 5.24.
+    """
+    return getattr(config, "_attn_implementation", None)
+
+
+def set_attention(config: PreTrainedConfig, name: str) -> None:
+    """Gives a config that there is already another attention.
+
+    Private: the property `_attn_implementation`. The public `set_attn_implementation` is a model's, which would have
+    to be made with the first one before. Seen in 5.23 and 5.24.
+    """
+    config._attn_implementation = name
+
+
+def find_file(name_or_path: str, file_name: str, revision: str) -> str | None:
+    """The local path of a model's file, fetched from the hub if need be; None where the model has no such file.
+
+    Private: the argument `_raise_exceptions_for_missing_entries` of `cached_file`. Without it a file that is missing
+    and a hub that does not answer raise the same error. Seen in 5.23 and 5.24.
+
+    Raises:
+        OSError: the hub does not answer, or does not have the model.
+    """
+    return cached_file(name_or_path, file_name, revision=revision, _raise_exceptions_for_missing_entries=False)
+
+
+def pass_for(own: type[PreTrainedModel], original: type[PreTrainedModel]) -> None:
+    """Has a subclass of a model's class loaded and saved as that class is.
+
+    Reaches into how `transformers` finds the conversions of old checkpoints: by the class's name, and of classes from
+    its own modules only. There is no way to tell it of another class. Seen in 5.23 and 5.24.
+    """
+    own.__name__ = own.__qualname__ = original.__name__
+    own.__module__ = original.__module__
+
+
+def parameter_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:
+    """The name of the parameter that each tensor of a checkpoint goes into when `transformers` loads it.
+
+    Tensors that several others are fused into one of (the experts of a mixture) share the fused parameter's name.
+
+    Reaches into how `from_pretrained` maps old names and layouts, which has no underscore and no documentation either:
+    a block is to read its own tensors only, and `from_pretrained` reads files whole. Seen in 5.23 and 5.24.
+
+    Args:
+        model: of the whole model's class; may be on the meta device.
+        stored: the names in the checkpoint.
+    """
+    conversions = get_model_conversion_mapping(model)
+    renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
+    converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
+    parameters = model.state_dict()
+    return {
+        name: rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)[0] for name in stored
+    }
+
+
+def checkpoint_tensors(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of a model as `save_pretrained` would write them: named and laid out as in its family's checkpoints.
+
+    Reaches into what `save_pretrained` does to them, as above: a stage writes a shard of the whole model, and
+    `save_pretrained` would name it as a model of its own. Seen in 5.23 and 5.24.
+
+    Args:
+        model: of the class; its own tensors do not matter.
+        state: the tensors, by the names that they have in the model.
+    """
+    return revert_weight_conversion(model, dict(state))
