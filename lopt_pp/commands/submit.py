@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lopt_pp.checkpoint.output_dir import check_output_dir
 from lopt_pp.cluster.slurm import Job, check_run, places, submit
-from lopt_pp.config.objective import ObjectiveConfig
+from lopt_pp.config.objective import LOCAL_RATES, ObjectiveConfig
 from lopt_pp.config.parser import parse_config
 from lopt_pp.errors import LoptError
 from lopt_pp.util.console import print_error
@@ -77,7 +77,7 @@ def _check_objective(config: ObjectiveConfig) -> None:
     Raises:
         LoptError: there is none.
     """
-    if config.local not in ("none", ObjectiveConfig.local_objective):
+    if config.local not in ("none", *LOCAL_RATES):  # One of the user's own, or none at all.
         # Late: to import what blocks learn from takes seconds.
         from lopt_pp.objectives import local_objective_class
 

@@ -180,6 +180,7 @@ def test_times_as_slurm_writes_them(time: str) -> None:
     [
         ({"lerning_rate": 1}, "", "run.yaml: unknown flag lerning_rate; did you mean --learning_rate?"),
         ({"queue_depth": 0}, "", "--queue_depth 0: at least 1"),
+        ({"local_objective": "recon"}, "", "--local_objective recon: give reconstruction, next_token, none, or an"),
         ({"save_steps": 0}, "", "--save_steps 0: a job that comes back would begin anew"),
         (
             {"resume_from_checkpoint": "out/checkpoint-5"},
