@@ -45,10 +45,12 @@ def test_an_import_would_be_seen() -> None:
     assert status == 2 and "--device: nonsense is no device" in text and "torch" in imported
 
 
-@pytest.mark.parametrize("command", ["", "export", "generate", "evaluate", "auxiliary", "report", "compare"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "export", "generate", "evaluate", "plan", "auxiliary", "submit", "report", "compare"]
+)
 def test_help_imports_nothing_heavy(command: str) -> None:
     status, text, imported = run(*command.split(), "--help")
-    assert status == 0 and "usage: lopt-pp" in text
+    assert status == 0 and text.startswith("usage: ") and "lopt-pp" in text
     assert imported == []
 
 
@@ -58,6 +60,13 @@ def test_help_imports_nothing_heavy(command: str) -> None:
         ("nonsense", "invalid choice: 'nonsense'"),
         ("generate a-model --prompt a --temperature -1", "--temperature at least 0"),
         ("evaluate a-model", "nothing to measure"),
+        ("train --lerning_rate 1", "required: --model_name_or_path"),
+        (
+            "train --model_name_or_path m --train_file r --output_dir o --lerning_rate 1",
+            "did you mean --learning_rate?",
+        ),
+        ("plan a-model --lerning_rate 1", "did you mean --learning_rate?"),
+        ("submit no-such.yaml", "No such file"),
         ("auxiliary a-model --train_file rows.jsonl --auxiliary_layers 2 --limit 0", "--limit: at least 1"),
     ],
 )
@@ -78,3 +87,44 @@ def test_a_comparison_imports_nothing_heavy(run_dir: Path, tmp_path: Path) -> No
     status, text, imported = run("compare", run_dir, run_dir, "--output", tmp_path / "both.html")
     assert status == 0 and f"the comparison is {tmp_path / 'both.html'}" in text
     assert imported == []
+
+
+def test_a_job_script_imports_nothing_heavy(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    (tmp_path / "run.yaml").write_text(
+        f"model_name_or_path: a-model\ntrain_file: {tmp_path}/*.jsonl\noutput_dir: {tmp_path}/out\n"
+    )
+    status, text, imported = run("submit", tmp_path / "run.yaml", "--gpus-per-node", "2", "--dry-run")
+    assert status == 0 and text.startswith("#!")
+    assert imported == []
+
+
+def test_the_module_that_trains_imports_nothing_heavy_for_its_help() -> None:
+    """`python -m lopt_pp.train --help`; the flags are read in it as well, of which one is missing."""
+    code = f"""
+import runpy, sys
+import lopt_pp.train
+assert lopt_pp.train.main(["--output_dir", "out"]) == 2
+try:
+    runpy.run_module("lopt_pp.train", run_name="__main__", alter_sys=True)
+except SystemExit as left:
+    assert left.code == 0
+print(*(name for name in {HEAVY} if name in sys.modules))
+"""
+    result = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("usage: torchrun ") and result.stdout.endswith("\n\n")
+
+
+def test_flags_are_read_without_anything_heavy() -> None:
+    """By all of the config room, which none of these may enter."""
+    code = f"""
+import importlib, pkgutil, sys
+import lopt_pp, lopt_pp.config
+for module in pkgutil.iter_modules(lopt_pp.config.__path__, "lopt_pp.config."):
+    importlib.import_module(module.name)
+lopt_pp.load_config(["--model_name_or_path", "m", "--train_file", "r", "--output_dir", "o"]).flags()
+print(*(name for name in {HEAVY} if name in sys.modules))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "\n", "")

@@ -11,6 +11,7 @@ import pytest
 from made_runs import about, record, write_run
 
 from lopt_pp import cli
+from lopt_pp.config.train_config import EFFECTS
 from lopt_pp.errors import LoptError
 from lopt_pp.metrics.records import PHASES
 from lopt_pp.metrics.trace import trace_events
@@ -202,6 +203,19 @@ def test_comparisons_overlay_runs(run_dir: Path, tmp_path: Path, capsys: pytest.
     assert charts["Task loss over tokens"]["lines"][1]["xs"][-1] == 2000
     differing = page.text[page.text.index("What differs") :]
     assert "--queue_depth" in differing and "--max_grad_norm" not in differing
+
+
+def test_a_comparison_lists_the_flags_that_say_so(tmp_path: Path) -> None:
+    """All flags differ here; one that no version knows any more is listed too."""
+    runs = []
+    for name in ("one", "two"):
+        flags = {flag: name for flag in [*EFFECTS, "bygone"]}
+        facts = about([(0, 1), (1, 2)], [[0], [1]], **flags)
+        runs.append(read_run(write_run(tmp_path / name, records(3), facts)))
+    text = Page(compare(runs)).text
+    listed = re.findall(r"--(\w+)", text[text.index("What differs") :])
+    assert sorted(listed) == sorted([*(name for name, effects in EFFECTS.items() if effects.compared), "bygone"])
+    assert {"queue_depth", "learning_rate"} <= {*listed} and not {"output_dir", "run_name"} & {*listed}
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
