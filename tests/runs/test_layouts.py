@@ -11,7 +11,7 @@ import reference
 import torch
 from ranks import ranks
 from results import weights
-from tiny import write_model, write_rows
+from tiny import InputsWith, write_model
 from transformers import AutoTokenizer
 
 from lopt_pp.data import DataConfig, MicrobatchSampler, load_rows
@@ -22,12 +22,9 @@ NEXT_TOKEN = "--local_objective next_token --local_head_warmup_steps 3 --train_e
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("files")
-    write_model(folder / "model", tie_word_embeddings=True)
+def files(inputs_with: InputsWith) -> Path:
     # Neither whole steps nor whole microbatches: the last step of an epoch has a replica without rows.
-    write_rows(folder / "rows.jsonl", number=37)
-    return folder
+    return inputs_with(rows=37, tie_word_embeddings=True)
 
 
 def train(files: Path, out: Path, processes: int, flags: str) -> dict[str, torch.Tensor]:
