@@ -39,7 +39,7 @@ def write_files(folder: Path) -> None:
     """A model with dropout, rows to train on, and two kinds of rows to measure."""
     write_inputs(folder, rows=37, tie_word_embeddings=True, attention_dropout=0.1)
     # The last microbatch of 13 rows has one; of two replicas, one has no rows left.
-    write_rows(folder / "held.jsonl", number=13, seed=9)
+    write_rows(folder / "held_out.jsonl", number=13, seed=9)
     write_odd_rows(folder / "odd.jsonl")
 
 

@@ -47,7 +47,7 @@ class Ended:
         return ([""] + re.findall(r"lopt-pp: error: (.*)", self.text))[-1]
 
 
-class Ground:
+class Testbed:
     """Starts runs in an output directory that each trial has for itself.
 
     Attributes:
