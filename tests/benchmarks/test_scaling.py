@@ -14,7 +14,7 @@ import pytest
 import torch
 from families import tiny_config
 from launching import TESTS
-from made_stages import optimizer_of
+from small_stages import optimizer_of
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -296,7 +296,7 @@ def test_a_model_that_the_formulas_do_not_fit_is_refused(tmp_path: Path) -> None
 
 
 def documented_commands() -> list[str]:
-    """The flags of the commands in docs/scaling.md that stand there without their output."""
+    """The flags of the commands in docs/scaling.md that are there without their output."""
     return re.findall(r"^python -m benchmarks.scaling *(.*?) *(?:#.*)?$", PAGE.read_text(), flags=re.M)
 
 
@@ -312,7 +312,7 @@ def test_documented_commands_run(
 
 
 def documented_tables() -> list[tuple[str, str]]:
-    """The commands in docs/scaling.md with the output that stands below each."""
+    """The commands in docs/scaling.md with the output below each."""
     text = PAGE.read_text()
     blocks = re.findall(r"^```text\n\$ python -m benchmarks.scaling ?(.*?)\n(.*?)```$", text, flags=re.M | re.S)
     return [(flags, output) for flags, output in blocks]

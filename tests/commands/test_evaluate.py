@@ -109,7 +109,7 @@ def test_files_before_and_after(files: Path, tmp_path: Path, capsys: pytest.Capt
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[0] == kind and cells[4] == f"{new['value']:.4f} ± {new['stderr']:.4f}"
         assert cells[5] == f"{new['change']:+.4f} ± {new['change_stderr']:.4f}"
-    assert len({len(line) for line in lines}) == 1, "the columns do not stand below each other"
+    assert len({len(line) for line in lines}) == 1, "the columns are not aligned"
     assert f"before: {base}" in lines[0] and f"after: {tuned}" in lines[0]
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import write_model, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lopt_pp.cli
@@ -14,13 +13,11 @@ from lopt_pp.training.run import run
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def out(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output directory of a run, with a checkpoint."""
     folder = tmp_path_factory.mktemp("generate")
-    write_model(folder / "model")
-    write_rows(folder / "rows.jsonl")
     given = (
-        f"--model_name_or_path {folder / 'model'} --train_file {folder / 'rows.jsonl'} --output_dir {folder / 'out'}"
+        f"--model_name_or_path {inputs / 'model'} --train_file {inputs / 'rows.jsonl'} --output_dir {folder / 'out'}"
     )
     config = parse_config([*given.split(), *["--max_steps", "30", "--save_steps", "20", "--learning_rate", "1e-2"]])
     with connect(config.pipeline) as world:

@@ -12,11 +12,11 @@ LAYOUTS = [(stages, processes) for stages in range(1, 9) for processes in range(
 @pytest.mark.parametrize(("num_stages", "num_processes"), LAYOUTS)
 def test_every_stage_has_one_process_and_the_order_is_kept(num_stages: int, num_processes: int) -> None:
     topology = Topology(num_stages, num_processes)
-    held = [list(topology.stages_of(rank)) for rank in range(num_processes)]
-    assert [stage for stages in held for stage in stages] == list(range(num_stages))
-    assert all(held), "a process without a stage"
-    assert max(map(len, held)) - min(map(len, held)) <= 1
-    assert all(stage in held[topology.rank_of(stage)] for stage in range(num_stages))
+    owned = [list(topology.stages_of(rank)) for rank in range(num_processes)]
+    assert [stage for stages in owned for stage in stages] == list(range(num_stages))
+    assert all(owned), "a process without a stage"
+    assert max(map(len, owned)) - min(map(len, owned)) <= 1
+    assert all(stage in owned[topology.rank_of(stage)] for stage in range(num_stages))
 
 
 def test_two_stages_on_one_process_and_on_two() -> None:

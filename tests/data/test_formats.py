@@ -53,7 +53,7 @@ def test_columns_decide(row: dict[str, Any], shape: object) -> None:
     assert read_row(row) == shape
 
 
-def test_text_may_stand_in_another_column() -> None:
+def test_text_may_be_in_another_column() -> None:
     assert read_row({"content": "ab", "text": "no"}, text_field="content") == Text("ab")
     with pytest.raises(
         LoptError, match=r"no usable columns \(it has: text\); a row needs .*; or content; --dataset_mapping"

@@ -197,9 +197,9 @@ def test_the_tokens_of_some_microbatches(rows: TokenizedRows, num_replicas: int)
     orders = [make_order(rows, replica=replica, num_replicas=num_replicas) for replica in range(num_replicas)]
     for step in range(orders[0].steps_per_epoch):
         parts = [sampler.microbatches(step) for sampler in orders]
-        for turns in ([0], [len(parts[0]) - 1], range(len(parts[0]))):
-            batches = [part[turn] for part in parts for turn in turns]
-            counts = orders[-1].counts(step, turns)
+        for indices in ([0], [len(parts[0]) - 1], range(len(parts[0]))):
+            batches = [part[index] for part in parts for index in indices]
+            counts = orders[-1].counts(step, indices)
             assert counts.num_tokens == sum(batch.num_tokens for batch in batches)
             assert counts.num_targets == sum(batch.num_targets for batch in batches)
         assert orders[0].counts(step, []) == TokenCounts(0, 0)

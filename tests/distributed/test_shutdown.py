@@ -8,7 +8,7 @@ from lopt_pp.distributed.shutdown import StopCoordinator, ask_to_stop, stop_reas
 
 
 def walk(stop_signal: StopCoordinator, steps: int) -> int:
-    """Makes steps until the course ends or `steps` are made; their number."""
+    """Makes steps until the run is stopped or `steps` are made; their number."""
     step = 0
     while step < steps and stop_signal.runs(step):
         step += 1

@@ -28,7 +28,6 @@ import pytest
 import yaml
 from launching import environment
 from pages import PAGES, ROOT, RUNS, Block, blocks_of, indented_code, without_fences
-from tiny import write_model, write_rows
 
 from lopt_pp import cli
 from lopt_pp.config.parser import parse_config
@@ -151,15 +150,6 @@ def all_code() -> str:
     folders = ("lopt_pp", "benchmarks", "launch", "tests")
     files = (path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))
     return "".join(path.read_text() for path in files if path.parent != Path(__file__).parent)
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The model and the rows of all pages."""
-    folder = tmp_path_factory.mktemp("inputs")
-    write_model(folder / "model")
-    write_rows(folder / "rows.jsonl")
-    return folder
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks_of(page))], ids=str)

@@ -26,7 +26,7 @@ TASK = task_objective(ObjectiveConfig())
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of four layers that differ in how much they do, and rows."""
-    folder = tmp_path_factory.mktemp("thinning")
+    folder = tmp_path_factory.mktemp("pruning")
     write_model(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model")
     with torch.no_grad():

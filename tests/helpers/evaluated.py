@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from launching import HELPERS, run, torchrun
-from tiny import write_model, write_rows
+from tiny import write_inputs, write_rows
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -37,10 +37,9 @@ MEASURED = "--eval_steps 2 --per_device_eval_batch_size 4"
 
 def write_files(folder: Path) -> None:
     """A model with dropout, rows to train on, and two kinds of rows to measure."""
-    write_model(folder / "model", tie_word_embeddings=True, attention_dropout=0.1)
-    write_rows(folder / "rows.jsonl", number=37)
+    write_inputs(folder, rows=37, tie_word_embeddings=True, attention_dropout=0.1)
     # The last microbatch of 13 rows has one; of two replicas, one has no rows left.
-    write_rows(folder / "held.jsonl", number=13, seed=9)
+    write_rows(folder / "held_out.jsonl", number=13, seed=9)
     write_odd_rows(folder / "odd.jsonl")
 
 

@@ -11,7 +11,7 @@ from lopt_pp.objectives import Objective, Site
 
 
 class TokenItself(Objective):
-    """A linear head on the block's output tells which token stands there, of the first 40."""
+    """A linear head on the block's output predicts the token at each place, of the first 40."""
 
     name = "token_loss"
     rate_share = 0.5

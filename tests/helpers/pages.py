@@ -22,7 +22,7 @@ class Block:
     """A fenced block of a page.
 
     Attributes:
-        page: where it stands.
+        page: that it is on.
         line: of its fence, from 1.
         language: after the fence.
         code: in it.
@@ -73,7 +73,7 @@ def without_fences(text: str) -> str:
 def indented_code(text: str) -> Iterator[tuple[int, str]]:
     """The lines that Markdown takes for code by their indentation alone, and their numbers.
 
-    Such a line is four spaces deeper than the text, or the list item, that it stands in, and goes on no paragraph.
+    Such a line is four spaces deeper than the text, or the list item, that it belongs to, and continues no paragraph.
     """
     depth, in_paragraph = 0, False
     for number, line in enumerate(without_fences(text).expandtabs(4).splitlines(), 1):

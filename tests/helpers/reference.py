@@ -52,7 +52,7 @@ def train(
 
     Without a boundary, the whole model learns from the task. Without a head's state, the first half learns from the
     task too, by a copy of the layer `auxiliary_layer` and of what comes after the last one. It learns from `learned` of
-    the microbatches of each step, in turn, or from all of them.
+    the microbatches of each step, one after another through the steps, or from all of them.
 
     Returns:
         The weights of the whole model.
@@ -61,7 +61,7 @@ def train(
     model.config.tie_word_embeddings = False
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     head: nn.Module = Head(model.config.hidden_size)
-    standing = model.lm_head.weight.detach().clone()
+    frozen = model.lm_head.weight.detach().clone()
     if auxiliary_layer is not None:
         head = nn.ModuleList([copy.deepcopy(model.model.layers[auxiliary_layer]), copy.deepcopy(model.model.norm)])
     elif boundary is not None and head_state is not None:
@@ -81,7 +81,7 @@ def train(
             return weight * (head(seen["middle"]) - seen["input"]).pow(2).mean(-1).sum() / real
         assert isinstance(head, nn.ModuleList)
         layer, norm = head
-        logits = norm(layer(seen["middle"], **seen["places"]))[0] @ standing.T
+        logits = norm(layer(seen["middle"], **seen["places"]))[0] @ frozen.T
         return nn.functional.cross_entropy(logits[:-1], torch.tensor(labels[1:]), reduction="sum") / own_targets
 
     layers = model.model.layers
@@ -103,11 +103,11 @@ def train(
     ]
     adam = torch.optim.AdamW(groups, eps=epsilon)
     decay = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / len(steps))
-    turn = 0
+    next_place = 0
     for step in steps:
         targets = sum(label != -100 for microbatch in step for _, labels in microbatch for label in labels[1:])
-        places = [(turn + place) % len(step) for place in range(min(learned or len(step), len(step)))]
-        turn += len(places)
+        places = [(next_place + place) % len(step) for place in range(min(learned or len(step), len(step)))]
+        next_place += len(places)
         own = [row for place in places for row in step[place]]
         real = sum(len(ids) for ids, _ in own)
         own_targets = sum(label != -100 for _, labels in own for label in labels[1:])

@@ -247,7 +247,7 @@ def peer_gone(world: World, folder: Path) -> str:
 
 
 class Until:
-    """A course that ends before a step, and knows up to another."""
+    """Stops the run before a step, which has been decided up to another."""
 
     def __init__(self, end: int, known: int = 1000) -> None:
         self.end, self.known = end, known

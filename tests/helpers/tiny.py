@@ -1,9 +1,10 @@
-"""A tiny model with a tokenizer, and rows to train it on, as files."""
+"""A tiny model with a tokenizer, and rows to train it on, as files; conftest.py has fixtures of them."""
 
 import json
 import random
 from pathlib import Path
 from string import ascii_lowercase
+from typing import Any, Protocol
 
 import torch
 from families import tiny_config
@@ -44,3 +45,16 @@ def write_rows(path: Path, number: int = 40, seed: int = 0) -> Path:
             row = {"question": "what is " + " + ".join(map(str, terms)) + "?", "answer": str(sum(terms))}
             file.write(json.dumps(row) + "\n")
     return path
+
+
+def write_inputs(folder: Path, rows: int = 40, **changes: Any) -> Path:
+    """Writes what a run needs into a folder: `model` (a Llama with changes) and `rows.jsonl`."""
+    write_model(folder / "model", **changes)
+    write_rows(folder / "rows.jsonl", rows)
+    return folder
+
+
+class InputsWith(Protocol):
+    """See `write_inputs`; the fixture `inputs_with` chooses the folder."""
+
+    def __call__(self, rows: int = 40, **changes: object) -> Path: ...

@@ -11,7 +11,7 @@ import torch
 import yaml
 from ranks import ranks
 from results import weights
-from tiny import write_model, write_rows
+from tiny import InputsWith, write_rows
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
 
 from lopt_pp import cli, load_config
@@ -188,12 +188,9 @@ def test_the_table_has_every_recipe() -> None:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(inputs_with: InputsWith) -> Path:
     """A tiny model with as many layers as the deepest recipe has stages, and rows."""
-    folder = tmp_path_factory.mktemp("files")
-    write_model(folder / "model", tie_word_embeddings=True)
-    write_rows(folder / "rows.jsonl", number=200)
-    return folder
+    return inputs_with(rows=200, tie_word_embeddings=True)
 
 
 @by_recipe

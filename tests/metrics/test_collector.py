@@ -181,9 +181,9 @@ def test_an_evaluation_is_logged_joined_and_kept(tmp_path: Path, caplog: pytest.
     store = dist.HashStore()
     collector = Collector(clone(store), tmp_path / "metrics.jsonl", LOSS_NAMES, 3, 100, num_replicas=2)
     for step in (1, 2, 3):
-        for replica, share in enumerate((0.5, 0.25)):
+        for replica, eval_loss in enumerate((0.5, 0.25)):
             post(store, replica, record_of(0, step))
-            measured = {2: {"eval_loss": share}, 3: {"eval_loss": float("inf")}}.get(step, {})
+            measured = {2: {"eval_loss": eval_loss}, 3: {"eval_loss": float("inf")}}.get(step, {})
             post(store, replica, record_of(1, step) | measured)
     assert [collector.eval_loss(step) for step in (1, 2, 3)] == [None, 0.75, None]
     collector.join()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import ranks
 from results import weights
-from tiny import write_model, write_rows
+from tiny import InputsWith, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lopt_pp.data import DataConfig, MicrobatchSampler, load_rows
@@ -22,11 +22,8 @@ COMMON = f"--max_steps {STEPS} --per_device_train_batch_size 3 --learning_rate 1
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("files")
-    write_model(folder / "model", tie_word_embeddings=True, attention_dropout=0.2)
-    write_rows(folder / "rows.jsonl", number=37)
-    return folder
+def files(inputs_with: InputsWith) -> Path:
+    return inputs_with(rows=37, tie_word_embeddings=True, attention_dropout=0.2)
 
 
 def train(files: Path, out: Path, processes: int, flags: str) -> list[dict[str, Any]]:

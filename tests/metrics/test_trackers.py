@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from made_runs import record
 from stores import clone
+from synthetic_runs import record
 
 from lopt_pp.config.monitoring import ReportConfig
 from lopt_pp.errors import LoptError

@@ -9,8 +9,8 @@ import pytest
 import torch
 from blocks import weight_of
 from families import FAMILIES, leave_out, tiny_config
-from made_stages import counts_of
 from microbatch import VOCABULARY, make_batch
+from small_stages import counts_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lopt_pp.errors import LoptError
@@ -179,24 +179,24 @@ def test_the_loss_is_that_of_the_task_on_what_the_network_gives(
 
 def test_the_output_head_stands_and_the_rest_learns(trained: tuple[BlockModel, AuxiliaryNextToken]) -> None:
     _, objective = trained
-    standing = [name for name, parameter in objective.named_parameters() if not parameter.requires_grad]
-    assert standing == ["network.model.lm_head.weight"]
+    frozen = [name for name, parameter in objective.named_parameters() if not parameter.requires_grad]
+    assert frozen == ["network.model.lm_head.weight"]
     names = [name for name, parameter in objective.named_parameters() if parameter.requires_grad]
     assert any(".norm." in name for name in names) and any(".layers.3." in name for name in names)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("stands", [True, False])
-def test_a_standing_embedding_is_held_once_where_it_is_tied(tmp_path: Path, tied: bool, stands: bool) -> None:
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_a_frozen_embedding_is_kept_once_where_it_is_tied(tmp_path: Path, tied: bool, is_frozen: bool) -> None:
     whole = write_model(tmp_path, "llama", tie_word_embeddings=tied)
     load = loader(tmp_path, whole, split_at([2], 4))
     block = load(BlockSpec(0, 2, 0, 2))
-    if stands:
+    if is_frozen:
         block.freeze_embeddings()
     embedding = weight_of(block.model.get_input_embeddings())
-    assert embedding.requires_grad != stands
+    assert embedding.requires_grad != is_frozen
     head = weight_of(make_objective(block, load).network.model.get_output_embeddings())
-    assert (head is embedding) == (tied and stands)
+    assert (head is embedding) == (tied and is_frozen)
     assert torch.equal(head, embedding) == tied and not head.requires_grad
 
 

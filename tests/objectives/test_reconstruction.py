@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from blocks import weight_of
-from made_stages import counts_of
 from microbatch import HIDDEN, LENGTHS, gradient, make_batch, random_output
+from small_stages import counts_of
 from torch import nn
 
 from lopt_pp.model.block import BlockOutput

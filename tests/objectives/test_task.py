@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from made_stages import counts_of
 from microbatch import HIDDEN, VOCABULARY, make_batch, random_output
+from small_stages import counts_of
 from torch import nn
 
 import lopt_pp

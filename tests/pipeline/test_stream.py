@@ -77,7 +77,7 @@ def test_a_tensor_that_was_not_announced_is_not_sent(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_stopped_ends_at_the_same_step_at_both_ends(tmp_path: Path) -> None:
-    """Wherever the sender's course ends, for several depths; the receiver learns it before it waits for a message."""
+    """Wherever the sender stops, for several depths; the receiver hears of it before it waits for a message."""
     sent, received = play("stopped", tmp_path)
     assert sent == received == [[depth, end, 3 * end] for depth in (1, 2, 5) for end in (0, 1, 2, 4)]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from families import FAMILIES, tiny_config
-from made_stages import objective_of
+from small_stages import objective_of
 from transformers import LlamaModel
 
 from benchmarks.helpers.process_memory import SavedTensors
@@ -222,7 +222,7 @@ def test_1f1b_holds_as_many_microbatches_as_are_under_way(accumulation: int) -> 
     specs = split_evenly(8, 4)
     kept = [model.pipeline_process(spec, given).kept for spec in specs]
     alone = [model.pipeline_process(spec, replace(given, accumulation=1)).kept for spec in specs]
-    # PyTorch's 1F1B refuses fewer microbatches than stages; GPipe, which stands in, has all of them under way.
+    # PyTorch's 1F1B refuses fewer microbatches than stages; GPipe runs in its place, and has all of them under way.
     under_way = [accumulation] * 4 if accumulation < 4 else [4, 3, 2, 1]
     assert [most / one for most, one in zip(kept, alone, strict=True)] == pytest.approx(under_way, rel=0.1)
     message = ROWS * TOKENS * 64 * 4

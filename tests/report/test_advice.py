@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from made_runs import about, record, write_run
+from synthetic_runs import about, record, write_run
 
 from lopt_pp.report.advice import advise, better_cuts
 from lopt_pp.report.run_data import read_run
@@ -16,7 +16,7 @@ def texts(
     folder: Path,
     seconds: Sequence[dict[str, float]],
     layers: Sequence[tuple[int, int]] = TWO,
-    held: Sequence[Sequence[int]] | None = None,
+    processes: Sequence[Sequence[int]] | None = None,
     values: Any = lambda stage, step: {},
     **flags: Any,
 ) -> list[tuple[str, str]]:
@@ -24,8 +24,8 @@ def texts(
     records = [
         record(stage, step, own, **values(stage, step)) for step in range(1, 41) for stage, own in enumerate(seconds)
     ]
-    held = [[stage] for stage in range(len(seconds))] if held is None else held
-    run = read_run(write_run(folder, records, about(layers, held, **flags)))
+    processes = [[stage] for stage in range(len(seconds))] if processes is None else processes
+    run = read_run(write_run(folder, records, about(layers, processes, **flags)))
     return [(advice.kind, advice.text) for advice in advise(run)]
 
 
@@ -76,14 +76,14 @@ def test_a_link_that_is_too_slow(tmp_path: Path) -> None:
 
 
 def test_stages_of_one_process_take_turns(tmp_path: Path) -> None:
-    found = texts(tmp_path, [{"forward": 0.3}, {"forward": 0.65}], held=[[0, 1]])
+    found = texts(tmp_path, [{"forward": 0.3}, {"forward": 0.65}], processes=[[0, 1]])
     assert "take turns" in found[0][1] and len(found) == 1
 
 
 def test_stages_that_share_processes_are_added_up(tmp_path: Path) -> None:
     seconds = [{"forward": 0.5}, {"forward": 0.45}, {"forward": 0.3}, {"forward": 0.3}]
     layers = [(0, 1), (1, 2), (2, 3), (3, 4)]
-    found = texts(tmp_path, seconds, layers=layers, held=[[0, 1], [2, 3]])
+    found = texts(tmp_path, seconds, layers=layers, processes=[[0, 1], [2, 3]])
     assert found[0][1].startswith("The process of stages 0, 1 is the bottleneck: it computes 950 ms in a step, 95%")
     assert not any("--split" in text for _, text in found)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_runs import about, record, write_run
+from synthetic_runs import about, record, write_run
 
 from lopt_pp import cli
 from lopt_pp.config.objective import LOCAL_RATES, LocalRates, ObjectiveConfig

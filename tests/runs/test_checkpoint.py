@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import Rank, ranks, until
 from results import weights
-from tiny import write_model, write_rows
+from tiny import write_inputs, write_model, write_rows
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lopt_pp.cli
@@ -48,9 +48,7 @@ def same(first: Path, second: Path) -> bool:
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, rows, and the run that nothing happened to: `whole/out`, with checkpoints after 3, 6 and 9 steps."""
-    folder = tmp_path_factory.mktemp("files")
-    write_model(folder / "model", tie_word_embeddings=True, attention_dropout=0.1)
-    write_rows(folder / "rows.jsonl", number=18)
+    folder = write_inputs(tmp_path_factory.mktemp("files"), rows=18, tie_word_embeddings=True, attention_dropout=0.1)
     train(folder, folder / "whole", 2, BATCH)
     return folder
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from ranks import ranks, until
-from tiny import write_model, write_rows
 
 from benchmarks.network.emulated_link import EmulatedLink, reason_not_possible
 
@@ -13,11 +12,11 @@ TIMEOUT = 3
 """--stream_timeout, in seconds."""
 
 
-def test_both_stages_stop_and_name_the_other(tmp_path: Path) -> None:
+def test_both_stages_stop_and_name_the_other(inputs: Path, tmp_path: Path) -> None:
     if reason := reason_not_possible():
         pytest.skip(reason)
-    model, rows, out = write_model(tmp_path / "model"), write_rows(tmp_path / "rows.jsonl"), tmp_path / "out"
-    flags = f"--model_name_or_path {model} --train_file {rows} --output_dir {out} --stream_timeout {TIMEOUT}"
+    out, data = tmp_path / "out", f"--model_name_or_path {inputs / 'model'} --train_file {inputs / 'rows.jsonl'}"
+    flags = f"{data} --output_dir {out} --stream_timeout {TIMEOUT}"
     flags += " --max_steps 100000 --save_steps 5 --per_device_train_batch_size 2"
     place = str(tmp_path / "devices")
     with socket.socket(socket.AF_UNIX) as meeting:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from end_to_end_worker import data_order
 from launching import HELPERS, run, torchrun
-from tiny import write_model, write_rows
+from tiny import write_inputs
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -37,10 +37,15 @@ CASES: dict[str, tuple[str | None, int, str]] = {
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """All cases, trained."""
     folder = tmp_path_factory.mktemp("end_to_end")
-    model = write_model(folder / "model", tie_word_embeddings=True)
     # 41 rows: the last step of an epoch has fewer microbatches, and the last of these fewer rows.
-    rows = write_rows(folder / "rows.jsonl", number=41)
-    common = {"model": str(model), "rows": str(rows), "steps": STEPS, "batch_size": 2, "rate": 1e-3}
+    write_inputs(folder, rows=41, tie_word_embeddings=True)
+    common = {
+        "model": str(folder / "model"),
+        "rows": str(folder / "rows.jsonl"),
+        "steps": STEPS,
+        "batch_size": 2,
+        "rate": 1e-3,
+    }
     cases = {
         name: common
         | {"schedule": schedule, "accumulation": accumulation, "dtype": dtype, "max_grad_norm": 0.5}

@@ -21,10 +21,10 @@ from evaluated import (
     train_layouts,
     write_files,
 )
-from made_runs import record
 from ranks import ranks, until
 from results import weights
 from stores import clone
+from synthetic_runs import record
 
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.config.parser import parse_config
@@ -49,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("start")
     write_files(folder)
     # A checkpoint is due when 2 steps are done, and none when 0 are.
-    kinds = {"without": "", "with": f"{MEASURED} --eval_file {folder / 'held.jsonl'} --eval_on_start"}
+    kinds = {"without": "", "with": f"{MEASURED} --eval_file {folder / 'held_out.jsonl'} --eval_on_start"}
     train_layouts(folder, LAYOUTS, lambda _: {kind: f"--save_steps 2 {more}" for kind, more in kinds.items()})
     return folder
 
@@ -83,7 +83,7 @@ def test_the_pretrained_model_is_measured(files: Path, layout: str) -> None:
         assert OF_TRAINING.isdisjoint(start) and start["eval_seconds"] > 0 and start["step_seconds"] > 0
         assert (start["num_tokens"], start["num_targets"], start["epoch"], start["tokens_per_second"]) == (0, 0, 0, 0)
     last = by_place[0, stages[-1]]
-    assert last["eval_loss"] == pytest.approx(plain_loss(files / "model", files / "held.jsonl"), rel=1e-5)
+    assert last["eval_loss"] == pytest.approx(plain_loss(files / "model", files / "held_out.jsonl"), rel=1e-5)
     assert last["eval_perplexity"] == pytest.approx(math.exp(last["eval_loss"]))
 
 
@@ -134,14 +134,15 @@ def test_the_pretrained_model_is_no_checkpoint(files: Path, tmp_path: Path, capl
 
 
 def test_a_run_that_got_better_says_nothing(files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    train(flags(files, tmp_path / "out", f"--eval_file {files / 'held.jsonl'} --eval_on_start --learning_rate 1e-2"))
+    more = f"--eval_file {files / 'held_out.jsonl'} --eval_on_start --learning_rate 1e-2"
+    train(flags(files, tmp_path / "out", more))
     losses = eval_losses(tmp_path / "out")
     assert losses[6] < losses[0] and "worse" not in caplog.text
 
 
 def test_a_run_that_is_stopped_after_its_start(files: Path, tmp_path: Path) -> None:
     """Three stages in three processes end after the same step, and go on without another evaluation at the start."""
-    more = f"--num_stages 3 --queue_depth 5 --eval_on_start --eval_file {files / 'held.jsonl'} --max_steps 200"
+    more = f"--num_stages 3 --queue_depth 5 --eval_on_start --eval_file {files / 'held_out.jsonl'} --max_steps 200"
     arguments = flags(files, tmp_path / "out", more)
     with ranks(tmp_path / "first", *[arguments] * 3) as started:
         until(lambda: "step 0/200: eval loss" in started[0].text)

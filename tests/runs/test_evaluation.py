@@ -49,7 +49,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_files(folder)
 
     def kinds(layout: str) -> dict[str, str]:
-        found = {"without": "", "with": f"{MEASURED} --eval_file {folder / 'held.jsonl'}"}
+        found = {"without": "", "with": f"{MEASURED} --eval_file {folder / 'held_out.jsonl'}"}
         best = {"best": f"{MEASURED} --eval_file {folder / 'odd.jsonl'} {BEST}"} if layout in BEST_LAYOUTS else {}
         return found | best
 
@@ -73,7 +73,7 @@ def test_the_loss_is_the_whole_models(files: Path, layout: str) -> None:
     losses = eval_losses(out)
     assert list(losses) == [2, 4, 6]
     tolerance = 2e-2 if "bfloat16" in layout else 1e-5
-    assert losses[6] == pytest.approx(plain_loss(out, files / "held.jsonl"), rel=tolerance)
+    assert losses[6] == pytest.approx(plain_loss(out, files / "held_out.jsonl"), rel=tolerance)
     for record in records(out):
         is_last = record["stage"] == max(r["stage"] for r in records(out))
         assert ("eval_perplexity" in record) == ("eval_loss" in record) == (is_last and record["step"] % 2 == 0)
@@ -134,7 +134,7 @@ def test_a_run_that_goes_on_measures_the_same(files: Path, tmp_path: Path) -> No
 
 def test_a_run_that_is_stopped(files: Path, tmp_path: Path) -> None:
     """Three stages in three processes, stopped while they run ahead of each other, end after the same step."""
-    more = f"--num_stages 3 --queue_depth 5 --eval_steps 3 --eval_file {files / 'held.jsonl'} --max_steps 200"
+    more = f"--num_stages 3 --queue_depth 5 --eval_steps 3 --eval_file {files / 'held_out.jsonl'} --max_steps 200"
     arguments = flags(files, tmp_path / "out", more)
     with ranks(tmp_path / "first", *[arguments] * 3) as started:
         until(lambda: "step 3/200: eval loss" in started[0].text)
@@ -199,11 +199,11 @@ def test_a_best_checkpoint_that_is_damaged_costs_only_itself(
 
 def test_the_last_model_may_be_the_best(files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="lopt_pp")
-    train(flags(files, tmp_path / "out", f"{MEASURED} --eval_file {files / 'held.jsonl'} {BEST}"))
+    train(flags(files, tmp_path / "out", f"{MEASURED} --eval_file {files / 'held_out.jsonl'} {BEST}"))
     losses = eval_losses(tmp_path / "out")
     assert losses[6] == min(losses.values())
     assert any("the model after the last step is the best" in line for line in caplog.messages)
-    assert plain_loss(tmp_path / "out", files / "held.jsonl") == pytest.approx(losses[6], rel=1e-5)
+    assert plain_loss(tmp_path / "out", files / "held_out.jsonl") == pytest.approx(losses[6], rel=1e-5)
     assert "Optimizer steps: 6\n" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -242,15 +242,15 @@ def test_rows_are_held_out_before_they_are_packed(files: Path) -> None:
 def test_a_file_is_read_whole_while_others_are_streamed(files: Path) -> None:
     data = DataConfig(train_file=[str(files / "rows.jsonl")], streaming=True, packing=True, max_length=120)
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
-    _, held = load_split(EvaluationConfig(eval_file=str(files / "held.jsonl")), data, tokenizer, seed=0)
-    assert held is not None and tokens(held) == tokens(plain_rows(files / "model", files / "held.jsonl"))
+    _, held = load_split(EvaluationConfig(eval_file=str(files / "held_out.jsonl")), data, tokenizer, seed=0)
+    assert held is not None and tokens(held) == tokens(plain_rows(files / "model", files / "held_out.jsonl"))
     with pytest.raises(LoptError, match="^--eval_split_size must know .* --streaming does not; give --eval_file$"):
         load_split(EvaluationConfig(eval_split_size=3), data, tokenizer, seed=0)
 
 
 def test_a_split_of_a_dataset(files: Path, tmp_path: Path) -> None:
     shutil.copy(files / "rows.jsonl", tmp_path / "train.jsonl")
-    shutil.copy(files / "held.jsonl", tmp_path / "test.jsonl")
+    shutil.copy(files / "held_out.jsonl", tmp_path / "test.jsonl")
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
     data = DataConfig(dataset_name=str(tmp_path))
     kept, held = load_split(EvaluationConfig(dataset_test_split="test"), data, tokenizer, seed=0)

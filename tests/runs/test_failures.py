@@ -15,16 +15,6 @@ from launching import environment, torchrun
 from ranks import ranks, until
 from results import load_model
 from safetensors.torch import load_file, save_file
-from tiny import write_model, write_rows
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model and rows."""
-    folder = tmp_path_factory.mktemp("inputs")
-    write_model(folder / "model")
-    write_rows(folder / "rows.jsonl")
-    return folder
 
 
 def loads(directory: Path) -> dict[str, torch.Tensor]:

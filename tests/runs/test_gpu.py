@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import ranks
 from safetensors.torch import load_file
-from tiny import write_model, write_rows
+from tiny import InputsWith
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,11 +18,8 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("files")
-    write_model(folder / "model", tie_word_embeddings=True)
-    write_rows(folder / "rows.jsonl", number=37)
-    return folder
+def files(inputs_with: InputsWith) -> Path:
+    return inputs_with(rows=37, tie_word_embeddings=True)
 
 
 def train(files: Path, out: Path, processes: int, flags: str = "") -> dict[str, torch.Tensor]:

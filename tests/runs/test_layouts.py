@@ -11,7 +11,7 @@ import reference
 import torch
 from ranks import ranks
 from results import weights
-from tiny import write_model, write_rows
+from tiny import InputsWith, write_model
 from transformers import AutoTokenizer
 
 from lopt_pp.data import DataConfig, MicrobatchSampler, load_rows
@@ -22,12 +22,9 @@ NEXT_TOKEN = "--local_objective next_token --local_head_warmup_steps 3 --train_e
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("files")
-    write_model(folder / "model", tie_word_embeddings=True)
+def files(inputs_with: InputsWith) -> Path:
     # Neither whole steps nor whole microbatches: the last step of an epoch has a replica without rows.
-    write_rows(folder / "rows.jsonl", number=37)
-    return folder
+    return inputs_with(rows=37, tie_word_embeddings=True)
 
 
 def train(files: Path, out: Path, processes: int, flags: str) -> dict[str, torch.Tensor]:
@@ -53,11 +50,11 @@ def assert_close(
     first: dict[str, torch.Tensor],
     second: dict[str, torch.Tensor],
     start: dict[str, torch.Tensor],
-    embeddings_stand: bool = False,
+    embeddings_are_frozen: bool = False,
 ) -> None:
     assert first.keys() == second.keys()
     for name, tensor in first.items():
-        if embeddings_stand and "embed_tokens" in name:
+        if embeddings_are_frozen and "embed_tokens" in name:
             assert torch.equal(tensor, start[name]) and torch.equal(second[name], start[name])
             continue
         moved = (tensor - start.get(name, start["model.embed_tokens.weight"])).abs().max()
@@ -103,10 +100,9 @@ def test_processes_change_nothing(files: Path, tmp_path: Path, name: str) -> Non
 def test_two_replicas_equal_one_on_the_whole_batch(files: Path, tmp_path: Path, flags: str, accumulation: int) -> None:
     """One with twice the batch, and for more than one microbatch, one with twice the microbatches."""
     stages = flags.split(" --data_parallel")[0]
-    size, turns = ("4", "1") if accumulation == 1 else ("2", "4")
-    alone = train(
-        files, tmp_path / "1", 1, f"{stages} --per_device_train_batch_size {size} --gradient_accumulation_steps {turns}"
-    )
+    rows, microbatches = ("4", "1") if accumulation == 1 else ("2", "4")
+    stages += f" --per_device_train_batch_size {rows} --gradient_accumulation_steps {microbatches}"
+    alone = train(files, tmp_path / "1", 1, stages)
     processes = 2 if "num_stages 1" in flags or "pipeline_processes 1" in flags else 4
     flags += f" --per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation}"
     assert_close(train(files, tmp_path / "2", processes, flags), alone, weights(files / "model"), NEXT_TOKEN in flags)
@@ -206,10 +202,10 @@ def test_end_to_end_is_the_same_in_one_process_and_as_a_pipeline(
     accumulation = flags.partition("--gradient_accumulation_steps ")[2][:1] or "1"
     # One process holds the whole model, wherever the cuts of others lie.
     alone = f"--method e2e --split 3 --per_device_train_batch_size {size} --gradient_accumulation_steps {accumulation}"
-    embeddings_stand = "train_embeddings" in flags
-    alone += " --train_embeddings false" * embeddings_stand
+    embeddings_are_frozen = "train_embeddings" in flags
+    alone += " --train_embeddings false" * embeddings_are_frozen
     expected = train(files, tmp_path / "1", 1, alone)
     trained = train(files, tmp_path / "2", processes, f"--method e2e --per_device_train_batch_size 3 {flags}")
-    assert_close(trained, expected, weights(files / "model"), embeddings_stand)
+    assert_close(trained, expected, weights(files / "model"), embeddings_are_frozen)
     losses = [[record["loss"] for record in metrics(tmp_path / run) if "loss" in record] for run in ("1", "2")]
     assert len(losses[0]) == 8 and losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -11,16 +11,14 @@ from failing import SETUP_SECONDS, error_of, failed, files, flags, steps_of
 from launching import train
 from ranks import ranks, until
 from safetensors.torch import load_file
-from tiny import write_model, write_rows
+from tiny import write_inputs, write_model, write_rows
 from transformers import AutoModelForCausalLM, BertConfig, BertLMHeadModel
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, usable rows, and unusable ones of every kind."""
-    folder = tmp_path_factory.mktemp("inputs")
-    write_model(folder / "model")
-    write_rows(folder / "rows.jsonl")
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
     (folder / "empty.jsonl").touch()
     rows = [{"question": "what is 1 + 1?", "answer": "2"}] * 4
     (folder / "columns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"query": "1", "id": 7}]))

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from launching import TESTS, environment, torchrun
 from ranks import ranks, until
-from tiny import write_model, write_rows
+from tiny import write_inputs
 from watched import WATCH
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -22,9 +22,7 @@ PATIENCE = 240
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model, rows, and what watches every Python process that has `watch` on its path."""
-    folder = tmp_path_factory.mktemp("inputs")
-    write_model(folder / "model")
-    write_rows(folder / "rows.jsonl")
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"))
     (folder / "watch").mkdir()
     (folder / "watch" / "sitecustomize.py").write_text(WATCH)
     return folder

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import Rank, ranks, until
 from results import weights
-from tiny import write_model, write_rows
+from tiny import InputsWith
 
 from lopt_pp.checkpoint.output_dir import STOPPED, complete_checkpoints
 from lopt_pp.train import STOPPED_STATUS
@@ -25,11 +25,8 @@ LAYOUTS = {
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_model(folder / "model", attention_dropout=0.1)
-    write_rows(folder / "rows.jsonl")
-    return folder
+def inputs(inputs_with: InputsWith) -> Path:
+    return inputs_with(attention_dropout=0.1)
 
 
 def flags(inputs: Path, out: Path, more: str = "", steps: int = STEPS) -> list[str]:

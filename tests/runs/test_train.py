@@ -19,7 +19,7 @@ import torch
 from launching import environment, torchrun, train
 from results import load_model
 from safetensors import safe_open
-from tiny import write_model, write_rows
+from tiny import write_inputs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lopt_pp.cli
@@ -32,10 +32,7 @@ STEPS = 60
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model whose embeddings are tied, and rows."""
-    folder = tmp_path_factory.mktemp("inputs")
-    write_model(folder / "model", tie_word_embeddings=True)
-    write_rows(folder / "rows.jsonl", number=100)
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"), rows=100, tie_word_embeddings=True)
 
 
 def flags(inputs: Path, output_dir: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""When a stage learns, and what of it: warm-up of its head, turns of microbatches, what stands."""
+"""When a stage learns, and what of it: warm-up of its head, which microbatches it learns from, what is frozen."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from blocks import weight_of
-from made_stages import (
+from small_stages import (
     LAST,
     accumulate,
     equal,
@@ -35,7 +35,7 @@ OBJECTIVES = {
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_block_stands_while_its_head_warms_up(llama: Path, name: str) -> None:
+def test_a_block_is_frozen_while_its_head_warms_up(llama: Path, name: str) -> None:
     """To the bit, weight decay and moments included; then it learns at the rate of the schedule."""
     stage = make_warming_stage(llama, OBJECTIVES[name], steps=2)
     block, head = dict(stage.block.named_parameters()), dict(objective_of(stage).named_parameters())
@@ -49,8 +49,8 @@ def test_a_block_stands_while_its_head_warms_up(llama: Path, name: str) -> None:
         assert all((parameter.grad is not None) == (step >= 2) for parameter in block.values())
         rates.append(stage.step(step)["learning_rate"])
         assert not any(torch.equal(parameter, start[name]) for name, parameter in head.items())
-        stands = [torch.equal(parameter, before[name]) for name, parameter in block.items()]
-        assert all(stands) if step < 2 else not any(stands)
+        unchanged = [torch.equal(parameter, before[name]) for name, parameter in block.items()]
+        assert all(unchanged) if step < 2 else not any(unchanged)
     share = objective_of(stage).rate_share
     assert rates == pytest.approx([0, 0, 1e-2 * share * 8 / 10, 1e-2 * share * 7 / 10])
     assert {float(optimizer_of(stage).state_of(parameter)["step"]) for parameter in block.values()} == {2.0}
@@ -75,13 +75,13 @@ def test_an_objective_without_a_head_has_nothing_to_warm_up(llama: Path) -> None
 
 
 @pytest.mark.parametrize(("learned", "num_microbatches"), [(1, 2), (2, 3), (3, 3), (2, 5), (4, 2)])
-def test_each_microbatch_has_its_turn(llama: Path, learned: int, num_microbatches: int) -> None:
+def test_each_microbatch_is_learned_from_as_often(llama: Path, learned: int, num_microbatches: int) -> None:
     stage = make_warming_stage(llama, ObjectiveConfig(), local_accumulation_steps=learned)
     number = min(learned, num_microbatches)
-    turns = [stage.learned_microbatches(step, num_microbatches) for step in range(num_microbatches)]
-    assert all(len(set(own)) == number and own == sorted(own) for own in turns)
-    for turn in range(num_microbatches):
-        assert sum(turn in own for own in turns) == number
+    learned_in = [stage.learned_microbatches(step, num_microbatches) for step in range(num_microbatches)]
+    assert all(len(set(own)) == number and own == sorted(own) for own in learned_in)
+    for index in range(num_microbatches):
+        assert sum(index in own for own in learned_in) == number
     assert stage.learned_share(num_microbatches) == number / num_microbatches
     last = make_stage(llama, LAST)
     assert (
@@ -99,7 +99,7 @@ def test_what_is_not_learned_from_goes_forward_alike(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_embeddings_may_stand(llama: Path, name: str) -> None:
+def test_embeddings_may_be_frozen(llama: Path, name: str) -> None:
     stage = make_warming_stage(llama, dataclasses.replace(OBJECTIVES[name], train_embeddings=False), steps=0)
     embedding = weight_of(stage.block.model.get_input_embeddings())
     before = values(stage)
@@ -110,7 +110,7 @@ def test_embeddings_may_stand(llama: Path, name: str) -> None:
     assert embedding.grad is None and not optimizer_of(stage).state_of(embedding)
 
 
-def test_standing_ends_the_learning(llama: Path) -> None:
+def test_freezing_ends_the_learning(llama: Path) -> None:
     """Between two steps; what the block gives from then on is what it gave, and it can be saved and gone on from."""
     stage = make_warming_stage(llama, ObjectiveConfig(), steps=0)
     accumulate(stage, microbatches())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from made_stages import (
+from small_stages import (
     FIRST,
     HIDDEN,
     LAST,

@@ -12,20 +12,11 @@ import pytest
 import torch
 from launching import environment, run, torchrun
 from ranks import until
-from tiny import write_model, write_rows
 from transformers import AutoModelForCausalLM
 
 import lopt_pp
 from lopt_pp import LoptError, RunError, Trainer, load_config
 from lopt_pp.config.parser import parse_config
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    write_model(folder / "model")
-    write_rows(folder / "rows.jsonl")
-    return folder
 
 
 def flags(inputs: Path, out: Path, **more: object) -> dict[str, Any]:
@@ -65,10 +56,11 @@ def test_mistakes_in_a_config() -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(inputs: Path) -> Trainer:
+def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     """A run of one process."""
-    trainer = Trainer(load_config(**flags(inputs, inputs / "alone")))
-    with pytest.raises(LoptError, match=f"--output_dir {inputs / 'alone'} has no trained model"):
+    out = tmp_path_factory.mktemp("alone") / "out"
+    trainer = Trainer(load_config(**flags(inputs, out)))
+    with pytest.raises(LoptError, match=f"--output_dir {out} has no trained model"):
         trainer.model()
     assert trainer.train() is True
     return trainer

@@ -28,8 +28,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # Where it is run by itself.
 sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 
-from faults.ground import STAGES, Ended, Ground, LostError
 from faults.kinds import DAMAGES, FAULTS, reason_not_possible
+from faults.testbed import STAGES, Ended, LostError, Testbed
 
 from lopt_pp.checkpoint.output_dir import STOPPED, holds_whole_model
 from lopt_pp.train import STOPPED_STATUS
@@ -59,47 +59,47 @@ class Trial:
 
 
 @contextmanager
-def output(ground: Ground, kind: str, number: int) -> Iterator[None]:
+def output(testbed: Testbed, kind: str, number: int) -> Iterator[None]:
     """Gives a trial an output directory of its own."""
-    ground.out = ground.out.parent / f"{kind}-{number}"
+    testbed.out = testbed.out.parent / f"{kind}-{number}"
     try:
         yield
     finally:
-        if ground.out.is_mount():
-            subprocess.run(["umount", ground.out], check=True)
-        shutil.rmtree(ground.out, ignore_errors=True)
+        if testbed.out.is_mount():
+            subprocess.run(["umount", testbed.out], check=True)
+        shutil.rmtree(testbed.out, ignore_errors=True)
 
 
-def run_trial(ground: Ground, kind: str, number: int, seed: int) -> Trial:
+def run_trial(testbed: Testbed, kind: str, number: int, seed: int) -> Trial:
     """One trial; what is wrong with it is in its `lost`."""
     done, how, checkpoints, resumed = "", "", list[int](), False
-    with output(ground, kind, number):
+    with output(testbed, kind, number):
         try:
-            done, ended = FAULTS[kind](ground, random.Random(f"{seed}/{kind}/{number}"))
-            how = _check_end(ground, ended)
+            done, ended = FAULTS[kind](testbed, random.Random(f"{seed}/{kind}/{number}"))
+            how = _check_end(testbed, ended)
             # What has been damaged on purpose is not looked for here: the run that goes on must find it.
-            checkpoints = ground.checkpoints() if kind not in DAMAGES else []
+            checkpoints = testbed.checkpoints() if kind not in DAMAGES else []
             resumed = how != "finished"
             if resumed:
-                with ground.by_hand(resume=True) as started:
-                    again = ground.end_of(started)
+                with testbed.by_hand(resume=True) as started:
+                    again = testbed.end_of(started)
                 if again.statuses != [0] * STAGES:
                     raise LostError(f"could not go on: {again.text}")
                 if kind in DAMAGES and "the checkpoint before it is tried" not in again.text:
                     raise LostError(f"the damage was not found: {again.text}")
-            ground.check_result()
+            testbed.check_result()
         except AssertionError as error:
             return Trial(kind, number, done, how, checkpoints, resumed, lost=str(error))
     return Trial(kind, number, done, how, checkpoints, resumed)
 
 
-def _check_end(ground: Ground, ended: Ended) -> str:
+def _check_end(testbed: Testbed, ended: Ended) -> str:
     """How a run ended, in words: well, stopped in good order, or with an error that says so without a traceback."""
-    if (ground.out / STOPPED).exists():
+    if (testbed.out / STOPPED).exists():
         if not set(ended.statuses) <= {0, 1, STOPPED_STATUS}:
             raise LostError(f"a run that stopped in good order left with {ended.statuses}: {ended.text}")
         return "stopped in good order"
-    if set(ended.statuses) == {0} or holds_whole_model(ground.out):
+    if set(ended.statuses) == {0} or holds_whole_model(testbed.out):
         return "finished"
     if re.search(r'^ *File ".*/lopt_pp/', ended.text, re.MULTILINE):
         raise LostError(f"a traceback: {ended.text}")
@@ -117,11 +117,11 @@ def main() -> int:
     given = parser.parse_args()
     trials = []
     with tempfile.TemporaryDirectory() as folder:
-        ground = Ground(Path(folder))
+        testbed = Testbed(Path(folder))
         skipped = {kind: why for kind in given.kinds if (why := reason_not_possible(kind, Path(folder)))}
         kinds = [kind for kind in given.kinds if kind not in skipped]
         for number in range(given.trials):
-            trial = run_trial(ground, kinds[number % len(kinds)], number, given.seed)
+            trial = run_trial(testbed, kinds[number % len(kinds)], number, given.seed)
             print(f"{trial.kind} {number}: {trial.done}: {trial.lost or trial.ended}", flush=True)
             trials.append(trial)
     print(table(trials))

@@ -6,145 +6,146 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from faults.ground import SAVE_STEPS, STAGES, STEPS, Ended, Ground, LostError
+from faults.testbed import SAVE_STEPS, STAGES, STEPS, Ended, LostError, Testbed
 from ranks import Rank
 
 from lopt_pp.checkpoint.output_dir import STOPPED, complete_checkpoints, holds_whole_model
 
-Fault = Callable[[Ground, random.Random], tuple[str, Ended]]
+Fault = Callable[[Testbed, random.Random], tuple[str, Ended]]
 """Starts a run and does something to it; what, in words, and how the run ended."""
 
 
-def signal_stage(ground: Ground, number: signal.Signals, victim: int, moment: Callable[[], object]) -> Ended:
+def signal_stage(testbed: Testbed, number: signal.Signals, victim: int, moment: Callable[[], object]) -> Ended:
     """Sends a signal to one stage of a run without a launcher; one that hangs is killed when the others have left."""
-    with ground.by_hand() as started:
-        if ground.reach(moment, lambda: has_ended(started)) and started[victim].process.is_alive():
+    with testbed.by_hand() as started:
+        if testbed.reach(moment, lambda: has_ended(started)) and started[victim].process.is_alive():
             started[victim].kill(number)
         if number == signal.SIGSTOP:
-            ground.end_of([rank for rank in started if rank is not started[victim]])
+            testbed.end_of([rank for rank in started if rank is not started[victim]])
             started[victim].kill()
-        return ground.end_of(started)
+        return testbed.end_of(started)
 
 
 def has_ended(started: list[Rank]) -> bool:
     return not any(rank.process.is_alive() for rank in started)
 
 
-def at_step(ground: Ground, step: int) -> Callable[[], bool]:
-    return lambda: ground.steps_done() >= step
+def at_step(testbed: Testbed, step: int) -> Callable[[], bool]:
+    return lambda: testbed.steps_done() >= step
 
 
-def kill_a_stage(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+def kill_a_stage(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     victim, step = draw.randrange(STAGES), draw.randrange(1, STEPS - 1)
-    return f"stage {victim} killed at step {step}", signal_stage(ground, signal.SIGKILL, victim, at_step(ground, step))
+    ended = signal_stage(testbed, signal.SIGKILL, victim, at_step(testbed, step))
+    return f"stage {victim} killed at step {step}", ended
 
 
-def kill_in_the_first_step(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+def kill_in_the_first_step(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     victim = draw.randrange(STAGES)
-    ended = signal_stage(ground, signal.SIGKILL, victim, at_step(ground, 0))
+    ended = signal_stage(testbed, signal.SIGKILL, victim, at_step(testbed, 0))
     return f"stage {victim} killed in the first step", ended
 
 
-def kill_in_the_last_step(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+def kill_in_the_last_step(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     victim = draw.randrange(STAGES)
-    ended = signal_stage(ground, signal.SIGKILL, victim, at_step(ground, STEPS - 1))
+    ended = signal_stage(testbed, signal.SIGKILL, victim, at_step(testbed, STEPS - 1))
     return f"stage {victim} killed in the last step", ended
 
 
-def kill_during_a_save(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+def kill_during_a_save(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     victim, step = draw.randrange(STAGES), SAVE_STEPS * draw.randrange(1, STEPS // SAVE_STEPS)
-    unfinished = ground.out / f"checkpoint-{step}.unfinished"
-    ended = signal_stage(ground, signal.SIGKILL, victim, unfinished.exists)
+    unfinished = testbed.out / f"checkpoint-{step}.unfinished"
+    ended = signal_stage(testbed, signal.SIGKILL, victim, unfinished.exists)
     return f"stage {victim} killed while checkpoint {step} is written", ended
 
 
-def kill_while_the_model_is_saved(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+def kill_while_the_model_is_saved(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     victim = draw.randrange(STAGES)
-    ended = signal_stage(ground, signal.SIGKILL, victim, (ground.out / ".unfinished").exists)
+    ended = signal_stage(testbed, signal.SIGKILL, victim, (testbed.out / ".unfinished").exists)
     return f"stage {victim} killed while the model is saved", ended
 
 
-def stop_a_stage(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+def stop_a_stage(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     victim, step = draw.randrange(STAGES), draw.randrange(1, STEPS - 5)
-    return f"stage {victim} hangs at step {step}", signal_stage(ground, signal.SIGSTOP, victim, at_step(ground, step))
+    return f"stage {victim} hangs at step {step}", signal_stage(testbed, signal.SIGSTOP, victim, at_step(testbed, step))
 
 
-def ask_to_stop(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+def ask_to_stop(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     number = draw.choice([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
     victim, step = draw.randrange(STAGES), draw.randrange(1, STEPS)
-    ended = signal_stage(ground, number, victim, at_step(ground, step))
+    ended = signal_stage(testbed, number, victim, at_step(testbed, step))
     return f"{number.name} for stage {victim} at step {step}", ended
 
 
-def restart_by_torchrun(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+def restart_by_torchrun(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     victim, step = draw.randrange(STAGES), draw.randrange(0, STEPS - 1)
-    with ground.by_torchrun(restarts=1) as launcher:
-        if ground.reach(at_step(ground, step), lambda: launcher.poll() is not None):
-            ground.worker(launcher, victim).kill()
-        ended = ground.end_of(launcher)
+    with testbed.by_torchrun(restarts=1) as launcher:
+        if testbed.reach(at_step(testbed, step), lambda: launcher.poll() is not None):
+            testbed.worker(launcher, victim).kill()
+        ended = testbed.end_of(launcher)
         if ended.statuses != [0]:
             raise LostError(f"torchrun --max-restarts 1 did not bring the run to its end: {ended.text}")
         return f"stage {victim} killed at step {step} under torchrun --max-restarts 1", ended
 
 
-def kill_the_launcher(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+def kill_the_launcher(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     step = draw.randrange(0, STEPS - 1)
-    with ground.by_torchrun() as launcher:
-        if ground.reach(at_step(ground, step), lambda: launcher.poll() is not None):
+    with testbed.by_torchrun() as launcher:
+        if testbed.reach(at_step(testbed, step), lambda: launcher.poll() is not None):
             launcher.kill()
-        return f"torchrun killed at step {step}", ground.end_of(launcher)
+        return f"torchrun killed at step {step}", testbed.end_of(launcher)
 
 
-def stop_the_launcher(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+def stop_the_launcher(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     number, step = draw.choice([signal.SIGTERM, signal.SIGINT]), draw.randrange(1, STEPS - 1)
-    with ground.by_torchrun(restarts=1) as launcher:
-        if ground.reach(at_step(ground, step), lambda: launcher.poll() is not None):
+    with testbed.by_torchrun(restarts=1) as launcher:
+        if testbed.reach(at_step(testbed, step), lambda: launcher.poll() is not None):
             launcher.send_signal(number)
-        ended = ground.end_of(launcher)
-        if not (ground.out / STOPPED).exists() and not holds_whole_model(ground.out):
+        ended = testbed.end_of(launcher)
+        if not (testbed.out / STOPPED).exists() and not holds_whole_model(testbed.out):
             raise LostError(f"torchrun's {number.name} did not stop the run in good order: {ended.text}")
         return f"{number.name} for torchrun at step {step}", ended
 
 
-def fill_the_disk(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
-    size = int(ground.checkpoint_bytes * draw.uniform(0.3, 4.5))
-    ground.out.mkdir()
-    mount(ground.out, size)
-    with ground.by_hand() as started:
-        ended = ground.end_of(started)
-    ground.checkpoints()
-    mount(ground.out, 100 * ground.checkpoint_bytes, again=True)
-    return f"a disk of {size / ground.checkpoint_bytes:.1f} checkpoints", ended
+def fill_the_disk(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
+    size = int(testbed.checkpoint_bytes * draw.uniform(0.3, 4.5))
+    testbed.out.mkdir()
+    mount(testbed.out, size)
+    with testbed.by_hand() as started:
+        ended = testbed.end_of(started)
+    testbed.checkpoints()
+    mount(testbed.out, 100 * testbed.checkpoint_bytes, again=True)
+    return f"a disk of {size / testbed.checkpoint_bytes:.1f} checkpoints", ended
 
 
-def lock_the_disk(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
+def lock_the_disk(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     """Makes the output directory read-only in mid-run."""
     step = draw.randrange(1, STEPS - 1)
-    ground.out.mkdir()
-    mount(ground.out, 100 * ground.checkpoint_bytes)
-    with ground.by_hand() as started:
-        ground.reach(at_step(ground, step), lambda: has_ended(started))
+    testbed.out.mkdir()
+    mount(testbed.out, 100 * testbed.checkpoint_bytes)
+    with testbed.by_hand() as started:
+        testbed.reach(at_step(testbed, step), lambda: has_ended(started))
         # Which is refused while a file is open for writing.
-        ground.reach(lambda: set_writable(ground.out, False), lambda: has_ended(started))
-        ended = ground.end_of(started)
-    ground.checkpoints()
-    set_writable(ground.out, True)
+        testbed.reach(lambda: set_writable(testbed.out, False), lambda: has_ended(started))
+        ended = testbed.end_of(started)
+    testbed.checkpoints()
+    set_writable(testbed.out, True)
     return f"the output directory is read-only from step {step} on", ended
 
 
-def flip_a_byte(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
-    return _damage(ground, draw, cut=False)
+def flip_a_byte(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
+    return _damage(testbed, draw, cut=False)
 
 
-def cut_a_file(ground: Ground, draw: random.Random) -> tuple[str, Ended]:
-    return _damage(ground, draw, cut=True)
+def cut_a_file(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
+    return _damage(testbed, draw, cut=True)
 
 
-def _damage(ground: Ground, draw: random.Random, cut: bool) -> tuple[str, Ended]:
+def _damage(testbed: Testbed, draw: random.Random, cut: bool) -> tuple[str, Ended]:
     """Kills a stage, then damages a file of the newest checkpoint; what is left must be found to be good."""
     step = draw.randrange(2 * SAVE_STEPS + 1, STEPS - 1)
-    ended = signal_stage(ground, signal.SIGKILL, draw.randrange(STAGES), at_step(ground, step))
-    newest = complete_checkpoints(ground.out)[0]
+    ended = signal_stage(testbed, signal.SIGKILL, draw.randrange(STAGES), at_step(testbed, step))
+    newest = complete_checkpoints(testbed.out)[0]
     file = draw.choice(sorted([*newest.glob("stage-*"), newest / "manifest.json"]))
     content = bytearray(file.read_bytes())
     place = draw.randrange(len(content) - 1)

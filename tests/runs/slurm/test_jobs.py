@@ -20,7 +20,7 @@ from launching import environment
 from results import load_model, weights
 from safetensors.torch import load_file
 from slurm.cluster import NODES, Cluster, missing, until
-from tiny import write_model, write_rows
+from tiny import write_inputs
 
 from lopt_pp import cli
 
@@ -117,9 +117,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model and rows. Its name needs quoting in the shell, and in what Slurm reads."""
     folder = tmp_path_factory.mktemp("inputs") / "one's 100% runs"
     folder.mkdir()
-    write_model(folder / "model")
-    write_rows(folder / "rows.jsonl")
-    return folder
+    return write_inputs(folder)
 
 
 def submit(cluster: Cluster, inputs: Path, name: str, *flags: str, **changes: object) -> Submitted:

@@ -22,8 +22,8 @@ def record(stage: int, step: int, seconds: dict[str, float], wall: float = 1.0, 
     }
 
 
-def about(layers: Sequence[tuple[int, int]], held: Sequence[Sequence[int]], **flags: Any) -> dict[str, Any]:
-    """What `run.json` says of stages with these layers, and of processes that hold them."""
+def about(layers: Sequence[tuple[int, int]], processes: Sequence[Sequence[int]], **flags: Any) -> dict[str, Any]:
+    """What `run.json` says of stages with these layers, and of processes with these stages."""
     stages = [
         {"stage": stage, "layers": ends, "loss": "loss", "parameters": 1_000_000} for stage, ends in enumerate(layers)
     ]
@@ -38,7 +38,7 @@ def about(layers: Sequence[tuple[int, int]], held: Sequence[Sequence[int]], **fl
         "flags": {"model_name_or_path": "a-model", "queue_depth": 2, "max_grad_norm": 1.0} | flags,
         "processes": [
             {"rank": rank, "host": "a", "device": "CPU", "stages": [stages[stage] for stage in own]}
-            for rank, own in enumerate(held)
+            for rank, own in enumerate(processes)
         ],
     }
 

@@ -14,7 +14,7 @@ import torch
 from launching import environment, torchrun
 from ranks import Rank, ranks
 from results import weights
-from tiny import write_model, write_rows
+from tiny import write_inputs
 
 from lopt_pp.checkpoint.manifest import read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
@@ -47,7 +47,7 @@ class Ended:
         return ([""] + re.findall(r"lopt-pp: error: (.*)", self.text))[-1]
 
 
-class Ground:
+class Testbed:
     """Starts runs in an output directory that each trial has for itself.
 
     Attributes:
@@ -61,8 +61,7 @@ class Ground:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        write_model(folder / "model", attention_dropout=0.1)
-        write_rows(folder / "rows.jsonl")
+        write_inputs(folder, attention_dropout=0.1)
         self.out = folder / "undisturbed"
         with self.by_hand() as started:
             ended = self.end_of(started)
