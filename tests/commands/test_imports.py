@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from made_runs import about, record, write_run
+from synthetic_runs import about, record, write_run
 
 HEAVY = ("torch", "transformers", "datasets", "trl", "numpy", "pandas")
 """Libraries that take long to import."""

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from made_stages import counts_of
 from microbatch import HIDDEN, TARGETS, VOCABULARY, gradient, make_batch, random_output
+from small_stages import counts_of
 from torch import nn
 
 from lopt_pp.model.block import BlockOutput
