@@ -136,7 +136,9 @@ class BlockModel(nn.Module):
         for name in self._structure.inputs:
             self.model.get_submodule(name).requires_grad_(False)
 
-    def _enter(self, layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    def _enter(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Lets the received hidden states into the first layer, whatever the family's forward made of its inputs.
 
         Some families scale, shift or drop out what they are given before the layers (Granite, Gemma 2, GPT-2). The
@@ -150,7 +152,7 @@ class BlockModel(nn.Module):
         self._entered = entering.detach()
         return ((entering, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": entering})
 
-    def _leave(self, layer: nn.Module, args: tuple, output: torch.Tensor | Sequence[torch.Tensor]) -> None:
+    def _leave(self, layer: nn.Module, args: tuple[Any, ...], output: torch.Tensor | Sequence[torch.Tensor]) -> None:
         """Keeps what leaves the last layer, before anything that the family's forward does after it."""
         self._left = output if isinstance(output, torch.Tensor) else output[0]
 

@@ -8,7 +8,7 @@ the split does not carry, is refused here instead of being trained wrongly.
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -192,7 +192,7 @@ def _trace(model: PreTrainedModel, input_ids: torch.Tensor) -> tuple[ModelStruct
 
     features: list[torch.Tensor] = []
 
-    def keep(module: nn.Module, args: tuple, output: Sequence[torch.Tensor]) -> None:
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Sequence[torch.Tensor]) -> None:
         features.append(output[0])
 
     # Hooks on the first and the last layer tell whatever runs meanwhile where it is.

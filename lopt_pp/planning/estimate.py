@@ -23,8 +23,9 @@ from lopt_pp.model.pretrained import model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.objectives import Objective, local_objective
 from lopt_pp.planning.costs import Costs, layer_kinds
-from lopt_pp.planning.fake_tensors import fake_tensors, make_fake
+from lopt_pp.planning.fake_tensors import fake_tensors
 from lopt_pp.planning.memory_tracker import MemoryTracker
+from lopt_pp.planning.modules import parameters_of, place, prepare
 from lopt_pp.planning.synthetic import random_microbatch
 from lopt_pp.planning.workload import Memory, Requirements, Workload
 from lopt_pp.stage.compute import prepare_block
@@ -126,7 +127,7 @@ class Model:
             for block in blocks:
                 objective = self._objective(block, workload)
                 modules = [block] if objective is None else [block, objective]
-                _place(modules, workload, tracker)
+                place(modules, workload, tracker)
                 steps = workload.objective.local_accumulation_steps
                 stages.append(
                     Stage(block, objective, workload.optim, 1, config=workload.stage, local_accumulation_steps=steps)
@@ -135,7 +136,7 @@ class Model:
             learned = (
                 workload.accumulation if specs[-1].is_last else workload.objective.num_learned(workload.accumulation)
             )
-            _prepare(optimizers, workload, tracker, workload.finds_gradients(learned))
+            prepare(optimizers, workload, tracker, workload.finds_gradients(learned))
 
             @contextlib.contextmanager
             def watch(phase: str) -> Iterator[None]:
@@ -166,7 +167,7 @@ class Model:
                 for optimizer in optimizers:
                     optimizer.clip()
                     optimizer.step()
-            parameters = sum(parameter.numel() for stage in stages for parameter in _parameters(stage))
+            parameters = sum(parameter.numel() for stage in stages for parameter in parameters_of(stage))
         receives, sends = not specs[0].is_first, not specs[-1].is_last
         # The message at work is counted where it is: in the received buffer, in what is sent on. A stage that only
         # runs forward is fullest before it sends.
@@ -186,7 +187,7 @@ class Model:
     def _one_f_one_b(self, spec: BlockSpec, workload: Workload, under_way: int, finds_gradients: bool) -> Requirements:
         tracker, block = MemoryTracker(workload.memory_multiple), self.builder.on_meta(spec)
         with fake_tensors(workload.device):
-            _place([block], workload, tracker)
+            place([block], workload, tracker)
             module = PipelineModule(
                 prepare_block(block, workload.stage, _CPU),
                 workload.stage,
@@ -195,7 +196,7 @@ class Model:
                 objective=workload.objective,
             )
             optimizer = Optimizer(block.parameters(), workload.optim, 0.0, 1)
-            _prepare([optimizer], workload, tracker, finds_gradients)
+            prepare([optimizer], workload, tracker, finds_gradients)
             with tracker:
                 batch = random_microbatch((workload.rows, workload.tokens), self.config.vocab_size, _CPU)
                 received = None if spec.is_first else self._message(workload).requires_grad_()
@@ -284,40 +285,3 @@ class Model:
             local_head=share * local_head,
             output=operations(BlockSpec(1, 2, last, last + 1)) - layers[last],
         )
-
-
-def _place(modules: Sequence[torch.nn.Module], workload: Workload, tracker: MemoryTracker) -> None:
-    """Gives modules weights, and counts them."""
-    for module in modules:
-        make_fake(module, workload.stage.parameter_dtype)
-        tracker.note([*module.parameters(), *module.buffers()], "weights")
-
-
-def _prepare(
-    optimizers: Sequence[Optimizer], workload: Workload, tracker: MemoryTracker, finds_gradients: bool
-) -> None:
-    """Makes the optimizers' state, as their first step does, and if so the gradients that a microbatch finds."""
-    for optimizer in optimizers:
-        for group in optimizer.adamw.param_groups:
-            # AdamW sees that its parameters are of no plain class, and would go through them one by one.
-            group["foreach"] = workload.device.type == "cuda" and not optimizer.is_fused
-        _fill_gradients(optimizer)
-        optimizer.step()
-        tracker.note(list(optimizer.adamw.state.values()), "optimizer")
-        if finds_gradients:
-            _fill_gradients(optimizer)
-            tracker.note([parameter.grad for parameter in optimizer.parameters], "gradients")
-        for parameter in optimizer.parameters:
-            parameter.register_post_accumulate_grad_hook(lambda own: tracker.note(own.grad, "gradients"))
-    tracker.forget_peak()
-
-
-def _fill_gradients(optimizer: Optimizer) -> None:
-    for parameter in optimizer.parameters:
-        parameter.grad = torch.zeros_like(parameter)
-
-
-def _parameters(stage: Stage) -> Iterator[torch.nn.Parameter]:
-    yield from stage.block.parameters()
-    if stage.objective is not None:
-        yield from stage.objective.parameters()

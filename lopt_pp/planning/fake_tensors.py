@@ -119,7 +119,8 @@ def _linear_cross_entropy(
         return function(features, linear_weight, targets, linear_bias=linear_bias, reduction=reduction, **others)
     chunk = min(features.shape[0], max(1, CUDA_LOGITS // linear_weight.shape[0]))
     if features.dtype in _HALF and reduction == "none":
-        return _HalfLoss.apply(features, linear_weight, linear_bias, chunk)
+        apply: Callable[..., torch.Tensor] = _HalfLoss.apply
+        return apply(features, linear_weight, linear_bias, chunk)
     others |= {"linear_bias": linear_bias, "reduction": reduction, "options": type(options)(batch_chunk_size=chunk)}
     return function(features, linear_weight, targets, **others)
 

@@ -47,7 +47,7 @@ class MemoryTracker(DispatchMode):
         self.peak: Counter[Kind] = Counter()
         self.operations = 0
         self._multiple = multiple
-        self._known: dict[int, tuple[Kind, int, weakref.ref]] = {}
+        self._known: dict[int, tuple[Kind, int, weakref.ref[Any]]] = {}
         self._total = self._highest = 0
 
     def note(self, tensors: Any, kind: Kind = "activations") -> None:
