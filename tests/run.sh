@@ -1,13 +1,19 @@
 #!/usr/bin/env bash
 # Installs what the tests need into .venv-test/ of the checkout, then checks the code and runs the tests:
 #
-#   bash tests/run.sh [arguments of pytest]
+#   bash tests/run.sh [arguments of pytest]            all of them
+#   bash tests/run.sh --quick [arguments of pytest]    those that are not marked slow, two files at a time: two minutes
 #
 # PYTHON and TORCH_SPEC: see launch/venv.sh.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$root"
+quick=()
+if [[ "${1:-}" == --quick ]]; then
+    shift
+    quick=(-q -m "not slow" -n 2 --dist loadfile)
+fi
 bash launch/venv.sh .venv-test test
 # shellcheck source=/dev/null
 source .venv-test/bin/activate
@@ -20,4 +26,4 @@ ruff check .
 ruff format --check .
 mypy
 mypy --strict --cache-dir .mypy_cache/strict lopt_pp
-python -m pytest "$@"
+python -m pytest "${quick[@]}" "$@"

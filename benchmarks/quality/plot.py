@@ -26,10 +26,10 @@ def plot(path: Path, results: Results, untouched: Mapping[str, Any], steps: int,
     figure, axes = plt.subplots(figsize=(8, 5.5), layout="constrained")
     start = value_of(untouched, "test_loss")
     for color, method in enumerate(METHODS.values()):
-        time_shares = sorted(
+        rate_shares = sorted(
             {trial.local_share for trial in results if trial.method == method.name}, key=lambda share: -(share or 0)
         )
-        for share, style in zip(time_shares, itertools.cycle(("-", "--", ":", "-."))):
+        for share, style in zip(rate_shares, itertools.cycle(("-", "--", ":", "-."))):
             points = sorted(
                 (trial.learning_rate, value_of(result, "general_kl"), start - value_of(result, "test_loss"))
                 for trial, result in results.items()

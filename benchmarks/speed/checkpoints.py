@@ -99,8 +99,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for own in stages:
         step, pause, cost = (own[f"{name}_seconds"] for name in ("step", "pause", "cost"))
-        time_shares = f"{pause:.2f} s | {pause / step:.2f} | {cost:.2f} s | {cost / step:.2f}"
-        print(f"| {own['stage']:.0f} | {step:.2f} s | {time_shares} |")
+        shown = f"{pause:.2f} s | {pause / step:.2f} | {cost:.2f} s | {cost / step:.2f}"
+        print(f"| {own['stage']:.0f} | {step:.2f} s | {shown} |")
     print(f"a checkpoint has {size / 2**20:.0f} MiB; {one_line(machine)}")
     result = {"stages": stages, "checkpoint_bytes": size, "save_steps": given.save_steps, "machine": machine}
     given.output.write_text(json.dumps(result, indent=2) + "\n")

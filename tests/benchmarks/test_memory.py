@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from launching import run
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured on Linux only")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured on Linux only"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from launching import run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is measured on Linux only")
 def test_quick_run_measures_every_objective_at_both_cuts(tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from launching import run
+
+pytestmark = pytest.mark.slow
 
 
 def test_quick_run_keeps_every_method_and_figure(tmp_path: Path) -> None:

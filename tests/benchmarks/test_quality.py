@@ -25,6 +25,7 @@ def modules() -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"{BENCHMARK}.{name}") for name in names}
 
 
+@pytest.mark.slow
 def test_tiny_form_measures_and_goes_on_where_it_was(tmp_path: Path) -> None:
     command = [sys.executable, "-m", BENCHMARK, "--form", "tiny", "--folder", str(tmp_path)]
     command += ["--methods", "next_token", "--method_flags", "next_token=--split 1 --auxiliary_layers 3"]
@@ -64,6 +65,7 @@ def test_tiny_form_measures_and_goes_on_where_it_was(tmp_path: Path) -> None:
     assert other.returncode == 1 and "other values of max_length; give another --folder" in other.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed")
 def test_benchmarks_have_columns(tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text('{"question": "Is it so?", "answer": "yes"}\n' * 6)
@@ -189,6 +191,7 @@ def test_the_number_that_an_answer_comes_to(modules: dict[str, ModuleType], answ
     assert modules["word_problems"].result_of(answer) == number
 
 
+@pytest.mark.slow
 def test_word_problems_are_asked(tmp_path: Path) -> None:
     train, test = rewritten_and_tests(tmp_path)
     command = [sys.executable, "-m", BENCHMARK, "--form", "tiny", "--folder", str(tmp_path / "quality")]
@@ -228,6 +231,7 @@ def test_how_much_of_the_distance_a_method_closes(modules: dict[str, ModuleType]
     assert summary.closed(lines[:1], "next_token") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

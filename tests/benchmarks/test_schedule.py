@@ -4,7 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from launching import run
+
+pytestmark = pytest.mark.slow
 
 
 def test_quick_run_measures_both_schedules(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_stages_of_one_process_take_turns(config: Path, capsys: pytest.CaptureFi
         assert process["operations"] == sum(entry["operations"] for entry in own)
 
 
+@pytest.mark.slow
 def test_what_would_make_it_fit_is_kept_if_it_helps(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     roomy = plan(capsys, config, "--gpu_memory 1")
     assert roomy["fits"] and roomy["remedies"] == []
@@ -91,6 +92,7 @@ def test_tables_for_people(config: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "does not fit with a tenth to spare" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_gpu_is_planned_for_without_one(config: Path, dtype: str) -> None:
     """In a process of its own: what has run before must not matter."""

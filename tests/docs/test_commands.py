@@ -69,6 +69,7 @@ def test_a_block_says_what_it_is(block: Block) -> None:
         compile(block.code, str(block), "exec")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block", [b for b in BLOCKS if b.language in RUNS and not b.runs and "file" not in b.marks], ids=str
 )
@@ -152,6 +153,7 @@ def all_code() -> str:
     return "".join(path.read_text() for path in files if path.parent != Path(__file__).parent)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.runs for block in blocks_of(page))], ids=str)
 def test_the_commands_of_a_page_run(page: Path, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -15,6 +15,8 @@ import pytest
 from flags import FLAGS
 from pages import PAGES, ROOT, without_fences
 
+pytestmark = pytest.mark.slow
+
 
 def build(site: Path, config: Path = ROOT / "docs" / "site" / "mkdocs.yml") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config), "-d", str(site)]

@@ -44,7 +44,7 @@ WORDS = [
 WORD = st.sampled_from(WORDS) | st.text(max_size=8) | JUNK.map(str)
 
 
-def finalizer(arguments: Sequence[str]) -> Config | str:
+def parsed(arguments: Sequence[str]) -> Config | str:
     """The config, which has been used as a run would; or what is said against it."""
     with mock.patch.dict(os.environ), contextlib.redirect_stdout(io.StringIO()):
         try:
@@ -83,7 +83,7 @@ def flags(given: dict[str, str]) -> list[str]:
 @example(["--stream_timeout", "1e300"])
 @example(["--output_dir", ""])
 def test_command_lines(words: list[str]) -> None:
-    finalizer([*flags(REQUIRED), *words])
+    parsed([*flags(REQUIRED), *words])
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files_with_unlikely_values(file: Path, settings: dict[str, str]) -> None:
     text = "".join(f"{name}: {value}\n" for name, value in settings.items())
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
-    finalizer([*flags(REQUIRED), "--config", str(file)])
+    parsed([*flags(REQUIRED), "--config", str(file)])
 
 
 @given(st.dictionaries(WORD, WORD, max_size=3))
@@ -113,7 +113,7 @@ def test_environments(file: Path, environment: dict[str, str]) -> None:
     text = "env:\n" + "".join(f"  {name}: {value}\n" for name, value in environment.items())
     file.write_text(text, encoding="utf-8", errors="surrogatepass")
     before = dict(os.environ)
-    finalizer([*flags(REQUIRED), "--config", str(file)])
+    parsed([*flags(REQUIRED), "--config", str(file)])
     assert dict(os.environ) == before, "the test itself leaks"
 
 
@@ -121,7 +121,7 @@ def test_environments(file: Path, environment: dict[str, str]) -> None:
 @example(DEEP.encode())
 def test_files_that_are_broken(file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    finalizer([*flags(REQUIRED), "--config", str(file)])
+    parsed([*flags(REQUIRED), "--config", str(file)])
 
 
 def test_a_value_that_would_fill_the_memory(file: Path) -> None:
@@ -132,5 +132,5 @@ def test_a_value_that_would_fill_the_memory(file: Path) -> None:
         anchors = "".join(f"  {line}\n" for line in lines)
         # A key that is no flag may not stand in the file, but it may stand in a value.
         file.write_text(f"dataset_split:\n{anchors}{place}\n")
-        said = finalizer([*flags(REQUIRED | {"dataset_split": "train"}), "--config", str(file)])
+        said = parsed([*flags(REQUIRED | {"dataset_split": "train"}), "--config", str(file)])
         assert isinstance(said, str) and len(said) < 300, place

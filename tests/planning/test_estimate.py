@@ -152,6 +152,7 @@ def test_each_family_is_as_in_the_real_loop(family: str) -> None:
     check(requirements, real_peak(model, stages, workload()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("method", ["lopt", "frozen"])
 def test_checkpointing_and_methods(family: str, method: Literal["lopt", "frozen"]) -> None:
@@ -164,6 +165,7 @@ def test_checkpointing_and_methods(family: str, method: Literal["lopt", "frozen"
         check(model.process(specs, given), real_peak(model, real_stages(model, specs, given), given), queued)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 @pytest.mark.parametrize("embeddings", [True, False])
 def test_an_auxiliary_network_is_counted(family: str, embeddings: bool) -> None:
@@ -179,6 +181,7 @@ def test_an_auxiliary_network_is_counted(family: str, embeddings: bool) -> None:
     assert costs.of(0, spec.stop, 1) == pytest.approx(requirements.operations, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("local", ["reconstruction", "next_token"])
 def test_microbatches_that_only_go_forward_are_counted_so(local: str) -> None:
     model = small_model()
@@ -243,6 +246,7 @@ def test_end_to_end_in_one_process_is_a_pipeline_of_one_block() -> None:
     assert by_plan[0] == by_plan[1] == tracker.operations // 2
 
 
+@pytest.mark.slow
 def test_operations_of_parts_add_up_to_those_of_stages() -> None:
     model, given = small_model("qwen3_moe", num_hidden_layers=6, mlp_only_layers=[0, 3]), workload()
     costs = model.costs(given)

@@ -58,7 +58,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
     return cases
 
 
-def finalizer(case: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[float], list[list[float]]]:
+def results_of(case: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[float], list[list[float]]]:
     """The weights of all blocks of a case, its losses, and the gradient norms as each process has seen them."""
     parts = [torch.load(file) for file in sorted(Path(case["output"]).glob("*.pt"))]
     weights = {name: tensor for part in parts for name, tensor in part["weights"].items()}
@@ -97,7 +97,7 @@ def plain(case: dict[str, Any]) -> tuple[dict[str, torch.Tensor], list[float], l
 def test_the_plain_loop_gives_the_same_weights(cases: dict[str, dict[str, Any]], name: str) -> None:
     case = cases[name]
     expected, expected_losses, expected_norms = plain(case)
-    weights, losses, norms = finalizer(case)
+    weights, losses, norms = results_of(case)
     start = dict(AutoModelForCausalLM.from_pretrained(case["model"], dtype=torch.float32).named_parameters())
     assert max(expected_norms) > case["max_grad_norm"], "nothing was clipped: the comparison would not show it"
     assert losses == pytest.approx(expected_losses, rel=1e-5)
@@ -113,8 +113,8 @@ def test_the_plain_loop_gives_the_same_weights(cases: dict[str, dict[str, Any]],
 
 def test_bfloat16_trains_float32_weights(cases: dict[str, dict[str, Any]]) -> None:
     """What crosses the boundary is rounded, forward and back; the rest is one process's computation."""
-    pipelined, losses, _ = finalizer(cases["1F1B, bfloat16"])
-    alone, alone_losses, _ = finalizer(cases["one process, bfloat16"])
+    pipelined, losses, _ = results_of(cases["1F1B, bfloat16"])
+    alone, alone_losses, _ = results_of(cases["one process, bfloat16"])
     assert all(tensor.dtype == torch.float32 for tensor in pipelined.values())
     assert losses == pytest.approx(alone_losses, rel=1e-2)
     # Adam's first steps have full size for any gradient, so single weights differ; the mean tells.
