@@ -3,7 +3,7 @@
     python -m benchmarks.models.families [--output families.json] [--seconds 60] [NAME ...]
 
 For each model type: exact, or the reason why it is refused; whether rows may be packed; and how long the check took.
-Default configs differ from those of real models (some cannot even be built), so a refusal here is no verdict on a
+Default configs differ from those of real models (some cannot even be built), so a refusal here is not a verdict on a
 checkpoint; the program checks the config of the one that it is given.
 """
 

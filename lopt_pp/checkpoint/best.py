@@ -108,7 +108,7 @@ def load_best(
 def compare_with_start(start: float | None, model: Measured) -> None:
     """Warns where a run has made the model worse on the held-out rows than it was before the first step.
 
-    The pretrained model is no checkpoint of the run, so it is never the best one of it.
+    The pretrained model is not a checkpoint of the run, so it is never the best one of it.
 
     Args:
         start: the pretrained model's loss; None where it was not measured.

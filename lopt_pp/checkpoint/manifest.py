@@ -86,7 +86,7 @@ class Manifest:
         """A stage's tensors, on the CPU: those whose names begin with `prefix`.
 
         Raises:
-            LoptError: the file is no safetensors file.
+            LoptError: the file is not a safetensors file.
         """
         try:
             with safe_open(self.path(stage), framework="pt") as file:
@@ -126,7 +126,7 @@ def read_manifest(directory: Path) -> Manifest:
     """Reads a checkpoint's manifest and checks all that it says before any of it is used.
 
     Raises:
-        LoptError: the directory is no complete checkpoint.
+        LoptError: the directory is not a complete checkpoint.
     """
     path = directory / MANIFEST_FILE
     try:

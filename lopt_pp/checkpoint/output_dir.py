@@ -74,7 +74,7 @@ def open_output_dir(path: Path, overwrites: bool, resumes: bool, resumes_from: s
         resumes_from: the checkpoint that it is told to go on from, if any.
 
     Raises:
-        LoptError: it holds what the run may not replace, is no directory, or cannot be written.
+        LoptError: it holds what the run may not replace, is not a directory, or cannot be written.
     """
     check_output_dir(path, overwrites, resumes)
     if not (overwrites or resumes):
@@ -90,7 +90,7 @@ def check_output_dir(path: Path, overwrite: bool, resumes: bool = False) -> None
         resumes: whether it may hold what a run has left that was killed while it moved its model there.
 
     Raises:
-        LoptError: it holds a model already, is no directory, or cannot be written.
+        LoptError: it holds a model already, is not a directory, or cannot be written.
     """
     files = ("model.safetensors",) if resumes else ("*.safetensors*", "config.json")
     if not overwrite and any(any(path.glob(name)) for name in files):

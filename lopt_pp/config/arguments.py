@@ -57,7 +57,7 @@ class DataclassParser(argparse.ArgumentParser):
         """Reads a command line.
 
         Returns:
-            One config of each component, and what is no flag and no value of one.
+            One config of each component, and what is neither a flag nor a value of one.
 
         Raises:
             LoptError: a value of the wrong type or out of range, or a required flag is missing.

@@ -29,7 +29,7 @@ class Conversation:
 
     Attributes:
         messages: each with `role` and `content`, at least.
-        prompt_length: how many of them are the prompt of a completion; 0 of a conversation that is no such pair.
+        prompt_length: how many of them are the prompt of a completion; 0 of a conversation that is not such a pair.
         options: what else the template is given, such as `tools`.
     """
 

@@ -37,7 +37,7 @@ class RawRows(Protocol):
         """A row by its columns.
 
         Raises:
-            LoptError: it is no row.
+            LoptError: it is not a row.
         """
 
     def name(self, index: int) -> str:

@@ -33,7 +33,7 @@ class Score:
     Attributes:
         value: over all items.
         stderr: the value's standard error; None where it is not known.
-        items: float64 `[items]`, what each adds to the value's numerator; None where the value is no such mean.
+        items: float64 `[items]`, what each adds to the value's numerator; None where the value is not such a mean.
         weights: float64 `[items]`, what each adds to its denominator.
     """
 

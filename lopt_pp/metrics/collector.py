@@ -106,7 +106,7 @@ class Collector:
     def _collect(self) -> None:
         file = MetricsFile(self._path, self._steps_done)
         self._eval_losses |= file.eval_losses
-        # disable=None: no bar where standard error is no terminal.
+        # disable=None: no bar where standard error is not a terminal.
         with tqdm(total=self._num_steps, initial=self._steps_done, disable=None, bar_format=_BAR) as bar:
             for step in range(self._first_step, self._num_steps + 1):
                 first = self._take(0, step)

@@ -83,7 +83,7 @@ class Objective(nn.Module, ABC):
         Args:
             output: of the block. `hidden_states` carries the gradient into the block, but not in the steps of
                 `--local_head_warmup_steps`; `inputs`, what entered the first layer, is detached.
-            batch: the token ids and labels, and the mask of the tokens that are no padding.
+            batch: the token ids and labels, and the mask of the tokens that are not padding.
 
         Returns:
             The loss *summed* over the tokens that count, a float32 scalar. It is divided by the count of the whole

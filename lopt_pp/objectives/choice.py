@@ -23,7 +23,7 @@ def local_objective_class(config: ObjectiveConfig) -> type[Objective] | None:
     """What the blocks before the last learn from; None where they only run forward.
 
     Raises:
-        LoptError: `--local_objective` names nothing, or something that is no objective.
+        LoptError: `--local_objective` names nothing, or something that is not an objective.
     """
     if config.local == "none":
         return None

@@ -129,7 +129,7 @@ def test_every_phase_has_a_colour(run_dir: Path) -> None:
 
 
 def test_an_evaluation_before_the_first_step_is_on_the_chart_of_losses_alone(tmp_path: Path) -> None:
-    """It is no step: it has no throughput, and neither the mean times nor the sums of a comparison know of it."""
+    """It is not a step: it has no throughput, and neither the mean times nor the sums of a comparison know of it."""
     later = records()
     later[-1]["eval_loss"] = 2.25
     start = [
