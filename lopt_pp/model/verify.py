@@ -36,14 +36,14 @@ def check_split(
         specs: the blocks, in order.
 
     Returns:
-        The anatomy of the class, as found by running the miniature.
+        The structure of the class, as found by running the miniature.
 
     Raises:
         LoptError: the class does not split exactly (or is not causal); the text says why.
     """
     name = model_class.__name__
     structure, logits, chained = _on_miniature(
-        model_class, config, lambda small: _whole_and_chained(model_class, small, specs), f"{name} cannot be split"
+        config, lambda small: _whole_and_chained(model_class, small, specs), f"{name} cannot be split"
     )
     if not torch.equal(logits, chained):
         difference = (logits - chained).abs().max().item()
@@ -72,7 +72,7 @@ def check_sample(
     reason = f"{model_class.__name__} cannot give {spec} to an auxiliary network"
     singles = [BlockSpec(1 + (layer == spec.layers[-1]), 3, layer, layer + 1) for layer in spec.layers]
     together, one_by_one = _on_miniature(
-        model_class, config, lambda small: _sampled(model_class, small, structure, [[spec], singles]), reason
+        config, lambda small: _sampled(model_class, small, structure, [[spec], singles]), reason
     )
     if not torch.equal(together, one_by_one):
         raise LoptError(f"{reason}: its layers depend on something besides the hidden states that they get")
@@ -82,7 +82,6 @@ _Result = TypeVar("_Result")
 
 
 def _on_miniature(
-    model_class: type[PreTrainedModel],
     config: PreTrainedConfig,
     check: Callable[[PreTrainedConfig], _Result],
     reason: str,
@@ -151,7 +150,7 @@ def miniature_config(config: PreTrainedConfig, widest_head: int | None = None) -
 def _whole_and_chained(
     model_class: type[PreTrainedModel], small: PreTrainedConfig, specs: Sequence[BlockSpec]
 ) -> tuple[ModelStructure, torch.Tensor, torch.Tensor]:
-    """Builds the miniature; returns its anatomy, and its logits as a whole and as chained blocks."""
+    """Builds the miniature; returns its structure, and its logits as a whole and as chained blocks."""
     with miniature(model_class, small) as whole:
         # One row is padded on the right, as in training.
         input_ids = torch.randint(3, VOCABULARY, (2, TOKENS))
