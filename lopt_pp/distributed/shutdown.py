@@ -1,7 +1,7 @@
 """Which steps a run makes: all of them, or those until somebody asks it to stop.
 
 Every stage must stop after the same step, and none may wait for another to find out which. So the first stage decides,
-step by step, before it announces a step's first message; the others learn it from the stream, where the end stands in
+step by step, before it announces a step's first message; the others learn it from the stream, where the end comes in
 place of that message. Replicas of the first stage agree, but only once a stop is asked for.
 """
 
@@ -23,7 +23,7 @@ class StopSignal(Protocol):
     """Tells a process which steps are made, before somebody has asked the run to stop."""
 
     def is_decided(self, step: int) -> bool:
-        """Whether `goes_on(step)` answers without waiting for another process."""
+        """Whether `runs(step)` answers without waiting for another process."""
 
     def runs(self, step: int) -> bool:
         """Whether the step, counted from 0, is made. Asked in order; what has been answered stays so."""
@@ -47,7 +47,7 @@ def ask_to_stop(store: Store, reason: str) -> None:
 
     Args:
         store: of the run.
-        reason: one word, such as the name of a signal; that of who asks first stands.
+        reason: one word, such as the name of a signal; that of who asks first is kept.
     """
     store.compare_set(_KEY, "", reason)
 

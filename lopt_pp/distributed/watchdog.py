@@ -128,6 +128,7 @@ class Watchdog:
         self._threads[-1].start()
 
     def _watch_neighbour(self, work: dist.Work, goodbye: torch.Tensor, rank: int) -> None:
+        """Waits for a neighbour's goodbye. The thread holds the buffer that it arrives in."""
         try:
             work.wait(_FOREVER)
         except RuntimeError:

@@ -138,19 +138,19 @@ class World:
         store.set_timeout(timeout)
         return store
 
-    def check_consistent(self, facts: Mapping[str, Any], in_words: Callable[[str], str] = str) -> None:
+    def check_consistent(self, shared: Mapping[str, Any], in_words: Callable[[str], str] = str) -> None:
         """Compares what all processes must have in common.
 
         Args:
-            facts: by their names; plain data.
+            shared: values by name; plain data.
             in_words: what a message calls one, by its name.
 
         Raises:
-            LoptError: some process has something else than rank 0 has; the text names both and the fact.
+            LoptError: some process has something else than rank 0 has; the text names both and the value.
         """
-        self.store.set(f"agree/{self.rank}", json.dumps(facts))
+        self.store.set(f"agree/{self.rank}", json.dumps(shared))
         reference = json.loads(self.store.get("agree/0"))
-        for name, value in json.loads(json.dumps(facts)).items():
+        for name, value in json.loads(json.dumps(shared)).items():
             if value != reference.get(name):
                 raise LoptError(
                     f"rank 0 and rank {self.rank} disagree on {in_words(name)}: {reference.get(name)!r} against "
@@ -187,9 +187,9 @@ class World:
 
         Args:
             key: of the question, another one each time.
-            complaint: this process's; empty if it has none.
+            problem: this process's; empty if it has none.
         """
-        # A path in it may be no Unicode.
+        # A path in it may not be valid Unicode.
         self.store.set(f"{key}/{self.rank}", problem.encode("utf-8", "backslashreplace").decode())
         if self.rank == 0:
             problems = (self.store.get(f"{key}/{rank}").decode() for rank in range(self.size))
