@@ -2,7 +2,7 @@
 
 Knows tokenizers and files; no model and no processes.
 Start at `loading.py`: `sources.py` reads rows, `formats.py` tells what they are, `encoding.py` makes tokens of them,
-`sampler.py` deals them out.
+`sampler.py` says which step takes which of them.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The rows to train on, as the data order deals them out."""
+"""The rows to train on, as the sampler takes them."""
 
 import functools
 import hashlib
@@ -16,7 +16,7 @@ from lopt_pp.data.packing import pack
 
 @dataclass(frozen=True)
 class Pack:
-    """What stands in one row of a microbatch: a row of the data, or several.
+    """What makes one sequence of a microbatch: a row of the data, or several.
 
     Attributes:
         num_tokens: of all of them.
@@ -53,7 +53,7 @@ class Rows(Protocol):
         """
 
     def prefetch(self, numbers: np.ndarray) -> None:
-        """Says that these are dealt next, so that they may be made ready."""
+        """Says that these are read next, so that they may be made ready."""
 
     def summary(self) -> str:
         """One line for the log: where the rows are from, and what was left out or changed, and why."""

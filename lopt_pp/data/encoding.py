@@ -93,7 +93,7 @@ class RowEncoder:
         self._trl_template = _trl_template(tokenizer) if can_tell and not marked else None
 
     def __call__(self, row: Row) -> EncodedRow | None:
-        """Encodes one row; None values stand for absent columns. A row without anything to predict gets no targets.
+        """Encodes one row; None values are absent columns. A row without anything to predict gets no targets.
 
         Returns:
             The row; None where `--dataset_mapping` leaves it out.
@@ -242,7 +242,7 @@ class RowEncoder:
     def _encode_pieces(self, pieces: Sequence[_Piece], add_special_tokens: bool) -> EncodedRow:
         """Encodes the pieces so that no token reaches over a cut: generation, too, starts after a prompt's last token.
 
-        A piece is encoded behind what stands before it where that leaves the tokens before it alone, since tokenizers
+        A piece is encoded behind what comes before it where that leaves the tokens before it alone, since tokenizers
         that put a space before a text would put one before a piece encoded by itself.
         """
         try:

@@ -45,7 +45,7 @@ class Pair:
     Attributes:
         prompt: the user's turn, for a tokenizer with a chat template.
         completion: the answer.
-        plain: all that stands before the answer, for a tokenizer without a chat template.
+        plain: all that comes before the answer, for a tokenizer without a chat template.
     """
 
     prompt: str

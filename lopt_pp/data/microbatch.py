@@ -17,14 +17,15 @@ class Microbatch:
     Attributes:
         step: the optimizer step, from 0.
         index: the place of the microbatch within the step, over all replicas, from 0.
-        input_ids: int64 [rows, tokens], the padding token's id on padding.
-        labels: int64 [rows, tokens], aligned with `input_ids`; -100 on padding and wherever no loss counts.
-        token_mask: bool [rows, tokens], True on real tokens.
-        target_positions: int64 [n], the places along a row from which some row's next token is predicted with a loss.
+        input_ids: int64 [sequences, tokens], the padding token's id on padding.
+        labels: int64 [sequences, tokens], aligned with `input_ids`; -100 on padding and wherever no loss counts.
+        token_mask: bool [sequences, tokens], True on real tokens.
+        target_positions: int64 [n], the places along a sequence from which the next token of some sequence is predicted
+            with a loss.
         num_tokens: the number of real tokens.
         num_targets: the number of tokens with a loss, `(labels[:, 1:] != -100).sum()`.
-        position_ids: int64 [rows, tokens] where rows of the data share a row here: each, and the padding, counts from
-            0, by which `transformers` keeps their attention apart. None where each stands by itself.
+        position_ids: int64 [sequences, tokens] where rows of the data share a sequence here: each, and the padding,
+            counts from 0, by which `transformers` keeps their attention apart. None where each has one to itself.
     """
 
     step: int
@@ -56,11 +57,11 @@ def collate(
     """Makes a microbatch.
 
     Args:
-        packs: what stands in each row of it.
+        packs: the rows of the data in each sequence of it.
         step: the optimizer step.
         index: of the microbatch in the step.
         pad_token_id: what pads.
-        keep_apart: whether rows of the data may share a row of the microbatch, and are to be kept apart.
+        keep_apart: whether rows of the data may share a sequence of the microbatch, and are to be kept apart.
     """
     shape = max(len(packs), 1), max((sum(len(row.input_ids) for row in pack) for pack in packs), default=1)
     input_ids = torch.full(shape, pad_token_id)

@@ -32,7 +32,7 @@ class _Encoded:
 
 
 class StreamedRows:
-    """Raw rows, dealt out as the order draws them and tokenized then, one step ahead, in a thread.
+    """Raw rows, read as the order draws them and tokenized then, one step ahead, in a thread.
 
     Which rows can be used is not known before. The order is over all of them, and those that cannot be used are left
     out of their step, so that a step is a function of its own rows alone. With packing, the rows of a step are packed

@@ -112,9 +112,9 @@ def drift(now: torch.Tensor, then: torch.Tensor, mask: torch.Tensor) -> Record:
     which give it a hundred times the others' norm.
 
     Args:
-        now: `[rows, tokens, hidden]`.
+        now: `[sequences, tokens, hidden]`.
         then: the same.
-        mask: bool `[rows, tokens]`, the tokens that count.
+        mask: bool `[sequences, tokens]`, the tokens that count.
 
     Returns:
         `drift_norm`: the norm of the difference over the norm of `then`. `drift_cosine`: the cosine of the two.

@@ -35,7 +35,7 @@ class _Layers(nn.ModuleList):
 
 
 class _Elsewhere(nn.Module):
-    """Stands where a later block has no embedding. Its value is never used: the received hidden states replace it."""
+    """Replaces the embedding in a later block. Its value is never used: the received hidden states replace it."""
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         return torch.zeros(())
@@ -86,11 +86,13 @@ class BlockOutput:
     """What a block's forward gives.
 
     Attributes:
-        inputs: `[rows, tokens, hidden]`, what entered the first layer: the embedding output on the first block, the
-            received hidden states elsewhere. Detached.
-        hidden_states: `[rows, tokens, hidden]`, what left the last layer, before any final norm.
-        logits: `[rows, kept tokens, vocabulary]` on the last block, unless they are left to the loss; None elsewhere.
-        features: `[rows, tokens, hidden]` on the last block where the logits are left to the loss: what enters `head`.
+        inputs: `[sequences, tokens, hidden]`, what entered the first layer: the embedding output on the first block,
+            the received hidden states elsewhere. Detached.
+        hidden_states: `[sequences, tokens, hidden]`, what left the last layer, before any final norm.
+        logits: `[sequences, kept tokens, vocabulary]` on the last block, unless they are left to the loss; None
+            elsewhere.
+        features: `[sequences, tokens, hidden]` on the last block where the logits are left to the loss: what
+            enters `head`.
         head: the output head, with `features`.
     """
 
@@ -132,7 +134,7 @@ class BlockModel(nn.Module):
         return list(self.model.get_submodule(self._structure.layers).children())
 
     def freeze_embeddings(self) -> None:
-        """Lets what stands before the layers (token and position embeddings) stand: it is not trained."""
+        """Freezes what comes before the layers (token and position embeddings)."""
         for name in self._structure.inputs:
             self.model.get_submodule(name).requires_grad_(False)
 
@@ -167,12 +169,12 @@ class BlockModel(nn.Module):
         """Runs the block.
 
         Args:
-            input_ids: int64 `[rows, tokens]`, on the first block.
-            hidden_states: `[rows, tokens, hidden]`, on the others.
+            input_ids: int64 `[sequences, tokens]`, on the first block.
+            hidden_states: `[sequences, tokens, hidden]`, on the others.
             logits_to_keep: on the last block, the token positions (int64 `[n]`) whose logits are wanted; 0 is all.
             leave_logits: on the last block, whether to leave the logits to the loss where the head is plain.
-            position_ids: int64 `[rows, tokens]`, where several rows of the data share a row: each counts from 0, by
-                which `transformers` keeps them apart. None where each has a row of its own.
+            position_ids: int64 `[sequences, tokens]`, where several rows of the data share a sequence: each counts
+                from 0, by which `transformers` keeps them apart. None where each is a sequence of its own.
         """
         inputs = {"input_ids": input_ids} if self.spec.is_first else {"inputs_embeds": hidden_states}
         if position_ids is not None:

@@ -4,7 +4,7 @@ Per microbatch one tensor goes forward, and nothing comes back. A small header f
 messages ahead of it, over gloo; the payload goes over NCCL between GPUs and gloo between CPUs. So the receiver has
 checked what is coming before it posts a buffer for it, and has up to `queue_depth` receives posted before they are
 needed. A header that differs from what the receiver's own data order expects is an error that names both sides, instead
-of a hang. Where the run is asked to stop, the end stands in place of the first header of the step that is not made.
+of a hang. Where the run is asked to stop, the end comes in place of the first header of the step that is not made.
 """
 
 import math
@@ -27,7 +27,7 @@ class Receiver(Protocol):
     """A stage's end of the boundary before it."""
 
     def receive(self) -> torch.Tensor:
-        """The next microbatch's hidden states, `[rows, tokens, hidden]`, as soon as they are there.
+        """The next microbatch's hidden states, `[sequences, tokens, hidden]`, as soon as they are there.
 
         They are the caller's until it asks for the next ones.
         """
@@ -139,7 +139,7 @@ class StreamSender:
 
 
 class StreamReceiver:
-    """The receiving end of a boundary between two processes; the course of the stages behind it.
+    """The receiving end of a boundary between two processes; the stop signal of the stages behind it.
 
     Args:
         boundary: the two processes.

@@ -228,7 +228,7 @@ class PipelineModule(nn.Module):
         """Runs the block on one microbatch.
 
         Args:
-            hidden_states: `[rows, tokens, hidden]` from the block before; None on the first.
+            hidden_states: `[sequences, tokens, hidden]` from the block before; None on the first.
             index: int64 `[1]`, on the CPU: the microbatch's number within the step.
         """
         batch = self._batches[int(index)]

@@ -121,7 +121,7 @@ def efficient_attention(
     """Attention by the memory-efficient kernel of a GPU; fake tensors take it on the CPU as well.
 
     Args:
-        query: `[rows, heads, tokens, width]`, as `key` and `value` are.
+        query: `[sequences, heads, tokens, width]`, as `key` and `value` are.
         key: as above.
         value: as above.
         mask: to add to the scores.
