@@ -1,6 +1,6 @@
 """The best model of a run by its loss on the held-out rows, found among the checkpoints and brought back at the end.
 
-A checkpoint's loss stands in its manifest, so a run that was stopped and goes on knows of the models from before. Only
+A checkpoint's loss is in its manifest, so a run that was stopped and goes on knows of the models from before. Only
 rank 0 looks for the best, once training is over; it tells the step, and each stage reads its own part.
 """
 

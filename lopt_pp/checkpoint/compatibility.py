@@ -1,7 +1,7 @@
 """What the ranks of a run must have in common with each other, and a run with the one whose checkpoint it goes on from.
 
 Most of it are flags, which say in `lopt_pp.config` what they affect. What is derived from flags, or comes from
-elsewhere, is here. All of it has identifiers for names, which stand in manifests and stay when words for them change.
+elsewhere, is here. All of it has identifiers for names: they are in manifests, and stay when words for them change.
 """
 
 import torch

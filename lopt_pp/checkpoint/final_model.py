@@ -27,7 +27,7 @@ def save_stage(stage: BaseStage, path: Path, store: Store, is_writer: bool) -> N
     """Writes the stage's shard beside its place and tells rank 0 what is in it.
 
     Args:
-        stage: to save; of its replicas one writes, and where they hold a share each, all must call this.
+        stage: to save; of its replicas one writes, and where they hold a shard each, all must call this.
         path: the model's directory.
         store: of the run.
         is_writer: whether this replica writes.

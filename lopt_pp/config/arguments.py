@@ -18,7 +18,7 @@ _NO = ("no", "false", "f", "n", "0")
 
 
 class DataclassParser(argparse.ArgumentParser):
-    """A parser whose flags are the fields of config dataclasses, and whose complaints are raised.
+    """A parser whose flags are the fields of config dataclasses, and whose errors are raised.
 
     A field `max_steps` is the flag `--max_steps`, or `--max-steps`. By its type: a `bool` takes a word such as `true`
     or `no`, or nothing for true, and has a twin `--no_NAME` where it is true by default; a `Literal` of strings takes
@@ -120,7 +120,7 @@ def _or_none(kind: type) -> Callable[[str], Any]:
     def read(word: str) -> Any:
         return None if word.lower() in ("none", "null") else kind(word)
 
-    read.__name__ = kind.__name__  # What argparse calls the type in its complaints.
+    read.__name__ = kind.__name__  # What argparse calls the type in its errors.
     return read
 
 

@@ -1,4 +1,4 @@
-"""How far a process's clock is from rank 0's, so that what they time can stand on one clock.
+"""How far a process's clock is from rank 0's, so that what they time can be put on one clock.
 
 Each process asks rank 0 for its time some times over, through the run's store, and takes the answer that came soonest
 (Cristian's algorithm): rank 0 read its clock at some moment between question and answer, so half of the time between

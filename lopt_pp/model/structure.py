@@ -12,7 +12,7 @@ from lopt_pp.model.partition import BlockSpec
 
 @dataclass(frozen=True)
 class ModelStructure:
-    """Where the parts of a model class stand, as module names.
+    """Where the parts of a model class are, as module names.
 
     Attributes:
         layers: the list of decoder layers, such as `model.layers`.
@@ -61,7 +61,7 @@ def find_layers(model: PreTrainedModel) -> str:
 
 
 def modules_around(model: nn.Module, layers: str) -> Iterator[str]:
-    """The names of the topmost modules with parameters that stand outside the layers."""
+    """The names of the topmost modules with parameters that are outside the layers."""
     ancestors = [".".join(layers.split(".")[:depth]) for depth in range(layers.count(".") + 1)]
     for ancestor in ancestors:
         for name, child in model.get_submodule(ancestor).named_children():

@@ -121,8 +121,8 @@ def write_shard(block: BlockModel, directory: Path | None) -> dict[str, int]:
     """Writes the block's tensors, named and laid out as in the whole model's checkpoint, as its shard.
 
     Args:
-        block: of which replicas may hold a share each (FSDP2); then all of them must call this.
-        directory: where to write; None on the replicas that only give their shares.
+        block: of which replicas may hold a shard each (FSDP2); then all of them must call this.
+        directory: where to write; None on the replicas that only give their shards.
 
     Returns:
         The size in bytes of each tensor, by name; nothing where nothing is written.

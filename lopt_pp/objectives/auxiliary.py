@@ -13,10 +13,10 @@ from lopt_pp.objectives.task import task_objective
 
 
 class AuxiliaryNextToken(Objective):
-    """A thinned copy of the rest of the model on the block learns the task, and its gradient goes on into the block.
+    """A small copy of the rest of the model, on the block, learns the task; its gradient goes on into the block.
 
     The network is made of the pretrained model's own parts: some of the layers that follow the block, the final norm,
-    and the output head, which stands. The layers are those at even distances (the construction of AugLocal, arXiv
+    and the output head, which is frozen. The layers are those at even distances (the construction of AugLocal, arXiv
     2402.17318), all that follow, or those that the user names. With all of them the network starts as the rest of the
     model, and the block's first gradient is that of end-to-end training. It sees what the last stage sees of the task,
     the same labels at the same places, and nothing of its weights.
@@ -33,7 +33,7 @@ class AuxiliaryNextToken(Objective):
         self.network = site.load(_layers(site))
         head = self.network.model.get_output_embeddings()
         head.requires_grad_(False)
-        _share_standing(site.block, head)
+        _share_frozen(site.block, head)
         self._task = task_objective(site.config)
 
     def count(self, counts: TokenCounts) -> int:
@@ -52,8 +52,8 @@ def _layers(site: Site) -> BlockSpec:
         return spec.choose_after(depth, site.config.chosen_layers)
 
 
-def _share_standing(block: BlockModel, head: nn.Module) -> None:
-    """Holds the output head and the input embedding once where they are the same (tied) and both of them stand."""
+def _share_frozen(block: BlockModel, head: nn.Module) -> None:
+    """Holds the output head and the input embedding once where they are the same (tied) and both of them are frozen."""
     embedding = getattr(block.model.get_input_embeddings(), "weight", None)
     if not isinstance(embedding, nn.Parameter) or embedding.requires_grad:
         return

@@ -20,14 +20,14 @@ from lopt_pp.model.partition import BlockSpec
 
 @dataclass(frozen=True)
 class Site:
-    """Where an objective is to stand, and what it may be made from.
+    """The block that an objective is for, and what it may be made from.
 
     Attributes:
         block: that learns from it, with its pretrained weights, on the CPU in float32.
         config: the flags.
         generator: to draw initial weights from; a function of the run's seed and the stage alone.
         load: makes a model of further layers of the pretrained one, with their weights, on the CPU in float32. The
-            `Span` says which layers, and whether what stands after the last one (norm, output head) comes with them.
+            `BlockSpec` says which layers, and whether what follows the last one (norm, output head) comes with them.
     """
 
     block: BlockModel
@@ -45,7 +45,7 @@ class Objective(nn.Module, ABC):
     """A loss of one block: sees the block's output and input and the microbatch, and never another stage.
 
     It is made by `Class(site)`, in each process of the stage alike. Its parameters are trained with the block's, by the
-    same optimizer, and exist in training only. One that stands (`requires_grad` is False) is in no checkpoint, so the
+    same optimizer, and exist in training only. A frozen one (`requires_grad` is False) is in no checkpoint, so the
     constructor must give it the same value each time. It moves to the device and the dtype of the weights by itself.
     """
 

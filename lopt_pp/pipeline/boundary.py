@@ -68,7 +68,7 @@ class Boundary:
 
 
 def boundaries(world: World, topology: Topology, timeout: float) -> dict[int, Boundary]:
-    """The boundaries between processes that this process stands at, by the stage that sends. All must call this.
+    """The boundaries between processes that this process is at, by the stage that sends. All must call this.
 
     One group carries all streams, as messages between two processes each: making a group takes all processes, so one
     for every boundary and replica would take long where there are many. It is not the default group, whose connections

@@ -22,7 +22,7 @@ class Header:
 
     @classmethod
     def end(cls, step: int) -> "Header":
-        """What stands after the last message, in place of the first one of `step`, which is not made."""
+        """What comes after the last message, in place of the first one of `step`, which is not made."""
         return cls(step, -1, 0, 0, 0)
 
     @property
@@ -58,7 +58,7 @@ def dtype_code(dtype: torch.dtype) -> int:
 
 
 def with_end(headers: Iterable[Header | None]) -> Iterator[Header | None]:
-    """The headers of a run, and what stands after the last.
+    """The headers of a run, and then the end.
 
     A None among them says that the shape of the next message is not known yet; see `HeaderQueue`.
     """

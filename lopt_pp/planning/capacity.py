@@ -50,7 +50,7 @@ class Layout:
 
     def balanced(self, model: Model) -> tuple[BlockSpec, ...]:
         """The blocks that make the busiest process do as few operations as it can, and then the busiest stage."""
-        split_evenly(model.depth, self.pipeline.num_stages)  # Complains where there are too few layers.
+        split_evenly(model.depth, self.pipeline.num_stages)  # Raises where there are too few layers.
         topology = self.topology
         return balance(
             model.costs(self.workload), [len(topology.stages_of(rank)) for rank in topology.ranks_of_replica(0)]

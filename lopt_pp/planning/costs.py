@@ -27,7 +27,7 @@ class Costs:
     output: float
 
     def of(self, start: int, stop: int, num_local_heads: int) -> float:
-        """Of the layers `start` to `stop - 1`, with what stands before or after them, and local heads among them."""
+        """Of the layers `start` to `stop - 1`, with what comes before or after them, and local heads among them."""
         is_last = stop == len(self.layers)
         ends = (self.embedding if start == 0 else 0.0) + (self.output if is_last else 0.0)
         layers = self.layers if is_last else self.earlier_layers

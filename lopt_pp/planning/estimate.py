@@ -87,7 +87,7 @@ class Model:
         return self._once(key, lambda: self._fullest_of_1f1b(spec, workload, under_way))
 
     def _parts(self, specs: Sequence[BlockSpec]) -> tuple[object, ...]:
-        """What makes processes alike: the kinds of their layers, and what stands around these."""
+        """What makes processes alike: the kinds of their layers, and what is around these."""
         return tuple((spec.is_first, spec.is_last, *self._kinds[spec.start : spec.stop]) for spec in specs)
 
     def _once(self, key: object, find: Callable[[], Requirements]) -> Requirements:
@@ -236,7 +236,7 @@ class Model:
         )
 
     def _gathered(self, spec: BlockSpec, workload: Workload) -> int:
-        """Weights and gradients of two layers and of what stands around the layers, which FSDP2 has whole at a time:
+        """Weights and gradients of two layers and of what is around the layers, which FSDP2 has whole at a time:
         one layer at work, and the next on its way."""
         block = self.builder.on_meta(spec)
         with fake_tensors(workload.device):

@@ -147,9 +147,8 @@ class _HalfLoss(torch.autograd.Function):
         features, weight, bias = ctx.saved_tensors
         logits, rounded = _logits(ctx.chunk, weight)
         of_features = torch.empty_like(features)
-        of_weight = (
-            torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        )  # That of an auxiliary network stands.
+        # The head of an auxiliary network is frozen.
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         in_float32 = features.new_empty(ctx.chunk, features.shape[1], dtype=torch.float32)
         for part, gradient in zip(features.split(ctx.chunk), of_features.split(ctx.chunk), strict=True):
             torch.mm(part, weight.T, out=rounded[: len(part)])

@@ -51,7 +51,7 @@ def plan(
         device=torch.device(flags.device),
     )
     layout = Layout(workload, pipeline)
-    topology = layout.topology  # Complains early.
+    topology = layout.topology  # Raises early.
     config = load_model_config(model_flags)
     model = Model(config, _cut_by_hand(pipeline, config), model_flags.trust_remote_code)
     specs = layout.specs(model)

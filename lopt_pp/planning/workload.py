@@ -40,7 +40,7 @@ class Workload:
 
     @property
     def shards(self) -> int:
-        """Processes that hold a share each of one stage."""
+        """Processes that hold a shard each of one stage."""
         return self.replicas if self.sharding == "full" else 1
 
     @property

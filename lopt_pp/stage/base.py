@@ -39,7 +39,7 @@ class BaseStage:
         objective: what the block learns from by itself; None where it only runs forward, or learns end to end.
         optimizer: of its parameters; None where nothing is trained.
         steps_done: optimizer steps so far, those before a resume included.
-        is_sharded: whether each replica holds a share of the stage, so that all of them are needed to read its state.
+        is_sharded: whether each replica holds a shard of the stage, so that all of them are needed to read its state.
         updating: held while weights change, so that another thread can save them between two steps.
     """
 

@@ -3,7 +3,7 @@
 Each replica trains on microbatches of its own. Its loss is its share of the step's mean over all replicas, so their
 gradients are to be summed; both wrappers take the mean, which the stage makes up for by a factor.
 
-A block and its objective are wrapped apart, since one may learn while the other stands: each wrapper waits for the
+A block and its objective are wrapped apart, since one may learn while the other is frozen: each wrapper waits for the
 gradients of its own parameters, once there are any.
 """
 
@@ -68,7 +68,7 @@ class Replicas:
 
 
 def reshard(modules: Iterable[nn.Module]) -> None:
-    """Leaves replicas their shares again: what is sharded and only runs forward stays whole until it is told not to."""
+    """Leaves replicas their shards again: what is sharded and only runs forward stays whole until it is told not to."""
     for module in modules:
         if isinstance(module, FSDPModule):
             module.reshard()

@@ -26,11 +26,11 @@ class Stage(BaseStage):
 
     Args:
         block: the block, with its weights.
-        objective: what it learns from; None for a block that stands as it is.
+        objective: what it learns from; None for a block that is frozen.
         optim: learning rates and AdamW.
         num_steps: of the whole run, for the schedule.
         config: how it computes.
-        local_head_warmup_steps: at the beginning of the run in which the block stands, and only its objective learns.
+        local_head_warmup_steps: at the beginning of the run, in which the block is frozen and its objective learns.
         local_accumulation_steps: of a step's microbatches, those that a stage before the last learns from; None is all.
         seed: of the run. Dropout is a function of (seed, stage, step, microbatch), whatever process runs it.
         device: where the stage lives.
@@ -87,7 +87,7 @@ class Stage(BaseStage):
 
     @property
     def block_learns(self) -> bool:
-        """Whether the block learns in the coming step; it may stand while its head warms up."""
+        """Whether the block learns in the coming step; it may be frozen while its head warms up."""
         return self.learns and self.steps_done >= self._warmup_steps
 
     def learned_microbatches(self, step: int, num_microbatches: int) -> list[int]:
@@ -190,7 +190,7 @@ class Stage(BaseStage):
 
         Args:
             batch: the microbatch, on the stage's device.
-            hidden_states: `[rows, tokens, hidden]` from the stage before; None on the first.
+            hidden_states: `[sequences, tokens, hidden]` from the stage before; None on the first.
             learns: whether `loss` of this output is to be learned from; otherwise there is no gradient.
         """
         torch.manual_seed(derive_seed(self._seed, self.index, batch.step, batch.index))
@@ -214,10 +214,10 @@ class Stage(BaseStage):
         Sharded replicas must all call this. Dropout is off.
 
         Args:
-            inputs: token ids, int64 `[rows, tokens]`, on the first stage; `[rows, tokens, hidden]` on the others.
+            inputs: int64 token ids, `[sequences, tokens]`, on the first stage; else `[sequences, tokens, hidden]`.
 
         Returns:
-            What the next stage would get: `[rows, tokens, hidden]`.
+            What the next stage would get: `[sequences, tokens, hidden]`.
         """
         with self.evaluating(), self._autocast():
             if self.block.spec.is_first:
@@ -255,7 +255,7 @@ class Stage(BaseStage):
     def evaluating(self) -> Iterator[None]:
         """While it lasts, `forward` and `summed_loss` measure: no dropout, no gradient, and all ends as it was.
 
-        Replicas that hold a share each must all run the same number of microbatches meanwhile.
+        Replicas that hold a shard each must all run the same number of microbatches meanwhile.
         """
         parts = [module for own in (self.block, self.objective) if own is not None for module in own.modules()]
         modes = [module.training for module in parts]

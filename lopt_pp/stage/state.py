@@ -1,6 +1,6 @@
 """All that a stage's next step depends on, as plain tensors: weights, local head and optimizer state.
 
-Of the objective, parameters that stand are left out: they come from the pretrained model again, as they did at first.
+Of the objective, frozen parameters are left out: they come from the pretrained model again, as they did at first.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ def read_state(modules: Mapping[str, nn.Module], optimizer: Optimizer | None) ->
     The optimizer's state has whatever names the optimizer gives it: `exp_avg.block.model.norm.weight`.
 
     Args:
-        modules: by the prefix that their tensors get. Where replicas hold a share each, all must call this.
+        modules: by the prefix that their tensors get. Where replicas hold a shard each, all must call this.
         optimizer: of their parameters; None where nothing is trained.
     """
     state = {name: _copy(tensor) for name, tensor in _tensors(modules)}

@@ -89,7 +89,7 @@ class RunFinalizer:
 
     def explain(self, error: NotFiniteError) -> NotFiniteError:
         """The error with where the weights from before that step are kept, if they are: see `abandon`."""
-        # Replicas that hold a share each would have to stop at the same step to give what they have.
+        # Replicas that hold a shard each would have to stop at the same step to give what they have.
         if any(stage.is_sharded for stage in self._stages):
             return error
         kept = f"{error}. The weights from before that step are kept in {self._last_good}"

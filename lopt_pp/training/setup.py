@@ -177,7 +177,7 @@ def _sampler(
         num_replicas=num_replicas,
         sampling=config.data.train_sampling_strategy,
         keep_apart=config.data.packs_rows,
-        # Flash attention keeps rows apart only where all of them stand in one.
+        # Flash attention keeps rows apart only where all of them are in one sequence.
         padding_free=config.data.padding_free
         or (config.data.packing and "flash" in (config.model.attn_implementation or "")),
     )

@@ -47,7 +47,7 @@ class Trainer:
     """
 
     _has_joined: ClassVar[bool] = False
-    """Whether this process has met others before; the meeting place serves once."""
+    """Whether this process has joined others before; the rendezvous serves once."""
 
     def __init__(self, config: Config) -> None:
         local_objective_class(config.objective)  # Whether there is such an objective.
@@ -67,7 +67,7 @@ class Trainer:
 
         Raises:
             RunError: the run has failed, and this process is the only one.
-            LoptError: the processes cannot meet, or have met before.
+            LoptError: the processes cannot join each other, or have done so before.
         """
         if self._size > 1 and Trainer._has_joined:
             raise LoptError("processes that torchrun has started can train once; start others for the next run")

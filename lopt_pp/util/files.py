@@ -22,7 +22,7 @@ def write_file(path: Path, write: Callable[[Path], object], sync: bool = False) 
     A library may make the file by a temporary one of its own, which only its user may read (safetensors does).
 
     Args:
-        path: of the file. What is half-written stands beside it for as long as this lasts.
+        path: of the file. What is half-written is beside it for as long as this lasts.
         write: is given the path to write to.
         sync: whether to wait until the content is on the disk.
 
