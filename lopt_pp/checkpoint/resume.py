@@ -120,8 +120,8 @@ def _check(
 
 def parts_held(manifest: Manifest, stages: Sequence[Resumable], specs: Sequence[BlockSpec]) -> list[int]:
     """The parts of a checkpoint, however its model was cut, that have layers of these stages of `specs`."""
-    held = [specs[stage.index] for stage in stages]
-    return [part.stage for part in manifest.specs if any(s.start < part.stop and part.start < s.stop for s in held)]
+    own = [specs[stage.index] for stage in stages]
+    return [part.stage for part in manifest.specs if any(s.start < part.stop and part.start < s.stop for s in own)]
 
 
 def _tell(manifest: Manifest, specs: Sequence[BlockSpec], may_change: Mapping[str, Any]) -> None:

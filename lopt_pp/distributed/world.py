@@ -97,7 +97,7 @@ class World:
         return told[0] if told else own
 
     def leave(self) -> None:
-        """Takes leave of the others, as the last thing: who holds the store stays until they have all taken leave."""
+        """Says, as the last thing, that this process is done; the one that holds the store waits for all others."""
         others = [f"left/{rank}" for rank in range(self.size) if rank != self.rank]
         if self.rank == self.store_rank:
             self._ask(lambda store: store.wait(others, timedelta(seconds=_PATIENCE)))

@@ -68,8 +68,8 @@ def begin(
         logger.warning("%s cannot be written: %s. Training goes on", output_dir / FILE, error.strerror)
     listeners: list[Listener] = []
     if window := config.report.trace_window:
-        rows = {stage["stage"]: stage["layers"] for process in processes for stage in process["stages"]}
-        names = [f"stage {index}: layers {start}-{stop - 1}" for index, (start, stop) in sorted(rows.items())]
+        layers = {stage["stage"]: stage["layers"] for process in processes for stage in process["stages"]}
+        names = [f"stage {index}: layers {start}-{stop - 1}" for index, (start, stop) in sorted(layers.items())]
         clocks = {f"rank {process['rank']}": process["clock"] for process in processes}
         listeners.append(TraceFile(output_dir / "trace.json", window, names, about | {"clocks": clocks}))
     tracker = open_tracker(config.report, output_dir, config.flags(), run_info["steps_done_before"])

@@ -60,7 +60,7 @@ class Layout:
         """Of one replica: what each process holds, in order, and what it needs."""
         specs, topology = self.specs(model), self.topology
         own = [[specs[stage] for stage in topology.stages_of(rank)] for rank in topology.ranks_of_replica(0)]
-        return [(held, model.process(held, self.workload)) for held in own]
+        return [(blocks, model.process(blocks, self.workload)) for blocks in own]
 
     def most(self, model: Model) -> int:
         """Bytes of the fullest process."""

@@ -77,7 +77,7 @@ def plan(
         "device": flags.device,
         "memory_per_device": memory,
         "stages": [_entry([spec], model.process([spec], workload), memory) for spec in specs],
-        "processes": [_entry(held, requirements, memory) for held, requirements in processes],
+        "processes": [_entry(blocks, requirements, memory) for blocks, requirements in processes],
         "boundary": {
             "bytes_per_microbatch": model.message_bytes(workload) if len(specs) > 1 else 0,
             "bytes_per_operation": _bytes_per_operation(model, workload, processes),

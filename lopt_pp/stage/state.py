@@ -100,9 +100,9 @@ def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tens
     for prefix, module in modules.items():
         tensors = module.state_dict()
         named = module.named_parameters(remove_duplicate=False)
-        standing = {name for name, parameter in named if not parameter.requires_grad and prefix != _BLOCK}
+        frozen = {name for name, parameter in named if not parameter.requires_grad and prefix != _BLOCK}
         for name, tensor in tensors.items():
-            if name not in standing:
+            if name not in frozen:
                 yield f"{prefix}.{name}", tensor
 
 
@@ -127,7 +127,7 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The tensor where the target is: on its device, and the target's share of it."""
+    """The tensor where the target is: on its device, and the target's shard of it."""
     tensor = tensor.to(target.device)
     if not isinstance(target, DTensor):
         return tensor
