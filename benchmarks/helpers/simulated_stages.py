@@ -38,7 +38,7 @@ class Load:
         backward: seconds of its backward.
         optimizer: seconds of an optimizer step.
         microbatches: per step.
-        shape: of the hidden states that cross a boundary per microbatch, `(rows, tokens, hidden)`, in float32.
+        shape: of the hidden states that cross a boundary per microbatch, `(sequences, tokens, hidden)`, in float32.
     """
 
     forward: float
@@ -60,8 +60,8 @@ class Load:
     @property
     def bytes(self) -> int:
         """Of the hidden states of one microbatch."""
-        rows, tokens, hidden = self.shape
-        return 4 * rows * tokens * hidden
+        sequences, tokens, hidden = self.shape
+        return 4 * sequences * tokens * hidden
 
 
 class _Batch:

@@ -227,5 +227,5 @@ class DataConfig:
 
     @property
     def packs_rows(self) -> bool:
-        """Whether rows share a row of a microbatch, so that the model has to keep them apart."""
+        """Whether rows share a sequence of a microbatch, so that the model has to keep them apart."""
         return self.packing or self.padding_free

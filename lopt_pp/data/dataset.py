@@ -33,7 +33,7 @@ class Rows(Protocol):
     """What a data order permutes: rows, or packs of rows."""
 
     rows_per_pack: int
-    """How many of what is permuted make a row of a microbatch, on average."""
+    """How many of what is permuted make a sequence of a microbatch, on average."""
 
     @property
     def lengths(self) -> np.ndarray:

@@ -54,8 +54,8 @@ class MicrobatchSampler:
         sampling: `random` leaves the rows of a step as they come; `batch_rebalance` puts the longest first, so that
             those of a microbatch are of similar length and little is padded; `group_by_length` also draws the rows of a
             microbatch from among those of similar length of many steps (it needs `rows.lengths`).
-        keep_apart: whether rows of the data may share a row of a microbatch; see `Microbatch.position_ids`.
-        padding_free: whether all rows of a microbatch share one.
+        keep_apart: whether rows of the data may share a sequence of a microbatch; see `Microbatch.position_ids`.
+        padding_free: whether all rows of a microbatch share one sequence.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class MicrobatchSampler:
         return TokenCounts(sum(pack.num_tokens for pack in packs), sum(pack.num_targets for pack in packs))
 
     def shapes(self, step: int) -> list[tuple[int, int]]:
-        """The (rows, tokens) of each of the replica's microbatches of a step."""
+        """The (sequences, tokens) of each of the replica's microbatches of a step."""
         shapes = []
         for _, packs in self._microbatch_packs(step):
             lengths = [pack.num_tokens for pack in packs] or [1]

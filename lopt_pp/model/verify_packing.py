@@ -1,4 +1,4 @@
-"""Checks, before any work is done, that a model class keeps rows apart that share a row of a microbatch.
+"""Checks, before any work is done, that a model class keeps rows apart that share a sequence of a microbatch.
 
 `transformers` tells by positions that start anew where a row ends, and masks attention across. Families whose layers
 carry something else along (state-space and linear attention layers), or that take no positions, do not; they are

@@ -39,7 +39,7 @@ def measure(
 
     Args:
         builder: of the model's blocks.
-        shape: (rows, tokens) of a microbatch.
+        shape: (sequences, tokens) of a microbatch.
         accumulation: microbatches of an optimizer step.
         objective: what stages learn from.
         optim: the optimizer.

@@ -162,9 +162,9 @@ class EndToEndPipeline:
             module.begin((), 0)
         return [loss.detach() / self._num_replicas for loss in losses]
 
-    def _build_schedule(self, num_microbatches: int, rows: int, tokens: int) -> Any:
+    def _build_schedule(self, num_microbatches: int, sequences: int, tokens: int) -> Any:
         stages = [
-            self._build_stage(*modules, rows, tokens) for modules in zip(self._modules, self._wrapped, strict=True)
+            self._build_stage(*modules, sequences, tokens) for modules in zip(self._modules, self._wrapped, strict=True)
         ]
         schedule = self._schedule_class
         if schedule is get_schedule_class("1F1B") and num_microbatches < stages[0].num_stages:
@@ -180,10 +180,10 @@ class EndToEndPipeline:
             scale_grads=False,
         )
 
-    def _build_stage(self, module: "PipelineModule", wrapped: nn.Module, rows: int, tokens: int) -> PipelineStage:
+    def _build_stage(self, module: "PipelineModule", wrapped: nn.Module, sequences: int, tokens: int) -> PipelineStage:
         spec, hidden_size = module.block.spec, module.block.model.config.hidden_size
         # Only a description. Without it every new shape would cost a forward and a backward to find it out.
-        shape = rows, tokens, hidden_size
+        shape = sequences, tokens, hidden_size
         hidden_states = torch.empty(shape, dtype=self._dtype, device="meta", requires_grad=True)
         loss = torch.empty((), device="meta", requires_grad=True)
         return PipelineStage(
@@ -250,15 +250,15 @@ class PipelineModule(nn.Module):
 
 
 def pad_alike(batches: Sequence[Microbatch]) -> list[Microbatch]:
-    """The microbatches, padded with empty rows and tokens to the largest count of each; their losses are the same.
+    """The microbatches, padded with empty sequences and tokens to the largest count of each; their losses are the same.
 
     The padding has the token id 0, which matters no more than any other: no real token sees it, no loss counts it.
     """
-    rows = max(batch.input_ids.shape[0] for batch in batches)
+    sequences = max(batch.input_ids.shape[0] for batch in batches)
     tokens = max(batch.input_ids.shape[1] for batch in batches)
     padded = []
     for batch in batches:
-        missing = (0, tokens - batch.input_ids.shape[1], 0, rows - batch.input_ids.shape[0])
+        missing = (0, tokens - batch.input_ids.shape[1], 0, sequences - batch.input_ids.shape[0])
         padded.append(
             dataclasses.replace(
                 batch,

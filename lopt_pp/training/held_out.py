@@ -30,7 +30,7 @@ class Evaluation:
 
     Attributes:
         counts: tokens of all the rows, over all replicas.
-        shapes: the (rows, tokens) of each of this replica's microbatches.
+        shapes: the (sequences, tokens) of each of this replica's microbatches.
     """
 
     def __init__(

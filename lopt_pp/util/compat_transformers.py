@@ -22,7 +22,7 @@ from lopt_pp.util.patching import replaced
 
 
 def no_packed_rows() -> AbstractContextManager[None]:
-    """Lets no model look into positions for several rows that share one: each row is one sequence.
+    """Lets no model infer from positions that several rows share a sequence: each row has its own.
 
     A patch of `masking_utils.find_packed_sequence_indices`: fake tensors pass for traced ones, of which `transformers`
     cannot read the positions; it would make masks that a run does not need. Seen in 5.23 and 5.24.
