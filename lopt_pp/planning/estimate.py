@@ -257,7 +257,7 @@ class Model:
         )
         learning = replace(workload, objective=plain, accumulation=1)
         given = replace(learning, objective=replace(workload.objective, local_accumulation_steps=None))
-        standing = replace(learning, objective=replace(plain, method="frozen"))
+        frozen = replace(learning, objective=replace(plain, method="frozen"))
         share = workload.objective.num_learned(workload.accumulation) / workload.accumulation
 
         def operations(spec: BlockSpec, workload: Workload = learning) -> float:
@@ -273,7 +273,7 @@ class Model:
         layers = tuple(alone(number) - head for number in range(self.depth))
         earlier = layers
         if share < 1:
-            forward = [alone(number, standing) for number in range(self.depth)]
+            forward = [alone(number, frozen) for number in range(self.depth)]
             earlier = tuple(share * own + (1 - share) * less for own, less in zip(layers, forward, strict=True))
         middle = max(self.depth // 2, 1) - 1
         # A local loss is taken to be that of a stage that ends in the middle of the model.

@@ -55,14 +55,14 @@ def measure(
     layers, head = timer.learning_layers(plain, accumulation)
     output = max(timer.stage(BlockSpec(1, 2, depth - 1, depth), plain, accumulation) - layers[-1], 0.0)
     if objective.local == "none":
-        standing = timer.layers(frozen, accumulation)
-        return Costs(tuple(layers), tuple(standing), embedding=0.0, local_head=0.0, output=output)
+        forward_only = timer.layers(frozen, accumulation)
+        return Costs(tuple(layers), tuple(forward_only), embedding=0.0, local_head=0.0, output=output)
     learned = objective.num_learned(accumulation)
     share, own, earlier = learned / accumulation, layers, layers
     if share < 1:  # A step of the optimizer goes with fewer microbatches; the others are run forward.
         own, head = timer.learning_layers(plain, learned)
-        standing = timer.layers(frozen, accumulation)
-        earlier = [share * layer + (1 - share) * less for layer, less in zip(own, standing, strict=True)]
+        forward_only = timer.layers(frozen, accumulation)
+        earlier = [share * layer + (1 - share) * less for layer, less in zip(own, forward_only, strict=True)]
     return Costs(
         layers=tuple(layers),
         earlier_layers=tuple(earlier),
