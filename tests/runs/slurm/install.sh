@@ -10,7 +10,7 @@ if command -v slurmctld slurmd munged >/dev/null; then
     exit
 fi
 if [[ "$(id -u)" != 0 ]] || ! command -v apt-get >/dev/null; then
-    echo "No Slurm here, and it cannot be installed without root and apt-get: the tests in tests/slurm will skip."
+    echo "No Slurm here, and it cannot be installed without root and apt-get: the tests in tests/runs/slurm will skip."
     exit
 fi
 export DEBIAN_FRONTEND=noninteractive
