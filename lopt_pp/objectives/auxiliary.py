@@ -20,6 +20,12 @@ class AuxiliaryNextToken(Objective):
     2402.17318), all that follow, or those that the user names. With all of them the network starts as the rest of the
     model, and the block's first gradient is that of end-to-end training. It sees what the last stage sees of the task,
     the same labels at the same places, and nothing of its weights.
+
+    An example, a model of 30 layers cut at 15, with `--auxiliary_layers 3`: stage 0 trains the layers 0 to 14. On its
+    output is a network of copies of the layers 19, 24 and 29, the final norm and the head. A microbatch goes through
+    stage 0, its hidden states are sent on, and stage 0 runs them through its own network as well: the next-token loss
+    there teaches the three copies, and through them the layers 0 to 14. Meanwhile stage 1 learns from the same labels
+    with the layers 15 to 29. After the run the network is dropped.
     """
 
     name = "auxiliary_loss"

@@ -21,6 +21,7 @@ from lopt_pp.stage.base import BaseStage
 from lopt_pp.training.checkpointing import Checkpointer
 from lopt_pp.training.setup import Setup
 from lopt_pp.util.console import print_error
+from lopt_pp.util.files import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class RunFinalizer:
         if steps_done > steps_before and self._config.checkpoint.save_steps > 0 and not has_saved:
             raise LoptError(f"stopped by {reason}: {done}, but no checkpoint of them could be saved in time")
         stopped = {"step": steps_done, "num_steps": num_steps, "signal": reason}
-        (self._output_dir / STOPPED).write_text(json.dumps(stopped) + "\n", encoding="utf-8")
+        write_text(self._output_dir / STOPPED, json.dumps(stopped) + "\n")
         if steps_done == steps_before or has_saved:
             how = "--resume_from_checkpoint latest goes on from there"
         else:

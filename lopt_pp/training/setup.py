@@ -159,7 +159,17 @@ def prepare(config: Config, world: World) -> Setup:
         specs = split_at(json.loads(world.store.get("cuts")), depth)
         check_split(model_class, model_config, specs)
     return Setup(
-        config, topology, model_class, model_config, builder, weights, specs, tokenizer, rows, held_out, num_steps
+        config=config,
+        topology=topology,
+        model_class=model_class,
+        model_config=model_config,
+        builder=builder,
+        weights=weights,
+        specs=specs,
+        tokenizer=tokenizer,
+        rows=rows,
+        held_out=held_out,
+        num_steps=num_steps,
     )
 
 
