@@ -186,9 +186,9 @@ def test_autocast_keeps_its_copies_until_forward_ends() -> None:
         random_microbatch((1, 32), model.vocabulary, torch.device("cpu")),
         torch.randn(1, 32, model.hidden),
     )
+    copies = 2 * model.size(MIDDLE).layers_linear  # Before: it makes a block of its own, on no device.
     with LiveBytes() as live:
         output = stage.forward(batch, received)
-        copies = 2 * model.size(MIDDLE).layers_linear
         assert live.peak > copies > 3 * live.now
     del output
 
