@@ -24,8 +24,8 @@ same for end-to-end training; whether it fits into --gpu_memory, and what would 
 
   lopt-pp plan meta-llama/Llama-3.1-8B --num_stages 2 --per_device_train_batch_size 4 --max_length 4096 --gpu_memory 80
 
-The flags are those of lopt-pp train on model, stages, objective, optimizer and size of a step. Others, such as
---train_file and --output_dir, are refused. They may stand in a YAML file of their own, given by --config FILE.
+The flags are those of lopt-pp train on model, stages, objective, optimizer and size of a step; those on data, output
+and checkpoints are refused. They may be in a YAML file of their own, given by --config FILE.
 """
 
 
