@@ -1,6 +1,10 @@
 """How a stage computes: dtypes, gradient checkpointing, compilation; and what makes a block compute so."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
+
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from lopt_pp.config.compute import StageConfig
@@ -25,6 +29,27 @@ def prepare_objective(objective: Objective, config: StageConfig, device: torch.d
     for part in objective.modules():
         if isinstance(part, BlockModel):
             prepare_block(part, config, device)
+
+
+@contextlib.contextmanager
+def measuring(modules: Sequence[nn.Module], compiles: bool) -> Iterator[None]:
+    """While it lasts, modules compute without dropout and without a gradient; afterwards they are as they were.
+
+    Args:
+        modules: all of them, those within others included.
+        compiles: whether layers among them are compiled. They run as they are, since they would be compiled once more
+            for other shapes.
+    """
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    eager = torch.compiler.set_stance("force_eager") if compiles else contextlib.nullcontext()
+    try:
+        with torch.no_grad(), eager:
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
 
 
 def checkpoint_layers(model: PreTrainedModel) -> None:

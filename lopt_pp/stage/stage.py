@@ -12,7 +12,7 @@ from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.model.block import BlockModel, BlockOutput
 from lopt_pp.objectives import Objective
 from lopt_pp.stage.base import BaseStage, Clock, check_finite, untimed
-from lopt_pp.stage.compute import prepare_block, prepare_objective
+from lopt_pp.stage.compute import measuring, prepare_block, prepare_objective
 from lopt_pp.stage.data_parallel import Replicas, reshard
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.util.seeds import derive_seed
@@ -258,19 +258,12 @@ class Stage(BaseStage):
         Replicas that hold a shard each must all run the same number of microbatches meanwhile.
         """
         parts = [module for own in (self.block, self.objective) if own is not None for module in own.modules()]
-        modes = [module.training for module in parts]
-        for module in parts:
-            module.training = False
         self._measures = True
-        # Compiled layers would be compiled once more, for other shapes.
-        eager = torch.compiler.set_stance("force_eager") if self._compiles else contextlib.nullcontext()
         try:
-            with torch.no_grad(), eager:
+            with measuring(parts, self._compiles):
                 yield
         finally:
             self._measures = False
-            for module, mode in zip(parts, modes, strict=True):
-                module.training = mode
             reshard(parts)
 
     def state(self) -> dict[str, torch.Tensor]:

@@ -19,8 +19,8 @@ from lopt_pp.training.step_plan import START
 logger = logging.getLogger(__name__)
 
 
-class LocalTraining:
-    """The microbatches of a step: each goes forward through the stages, and backward within each of them.
+class _OnTrainingRows:
+    """What phases have in common that train on the rows of a step.
 
     Args:
         sampler: of the training rows.
@@ -31,6 +31,24 @@ class LocalTraining:
 
     def is_due(self, step: int) -> bool:
         return step != START
+
+
+class _OnHeldOutRows:
+    """What phases have in common that measure on the held-out rows.
+
+    Args:
+        evaluation: the rows, and after which steps they are run.
+    """
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+
+    def is_due(self, step: int) -> bool:
+        return self._evaluation.is_due(step + 1)
+
+
+class LocalTraining(_OnTrainingRows):
+    """The microbatches of a step: each goes forward through the stages, and backward within each of them."""
 
     def shapes(self, step: int, boundary: int) -> Sequence[tuple[int, int]]:
         return self._sampler.shapes(step)
@@ -107,18 +125,8 @@ class DriftProbe:
             )
 
 
-class HeldOutRows:
-    """The held-out rows: forward only, as further microbatches of the step.
-
-    Args:
-        evaluation: the rows, and after which steps they are run.
-    """
-
-    def __init__(self, evaluation: Evaluation) -> None:
-        self._evaluation = evaluation
-
-    def is_due(self, step: int) -> bool:
-        return self._evaluation.is_due(step + 1)
+class HeldOutRows(_OnHeldOutRows):
+    """The held-out rows: forward only, as further microbatches of the step."""
 
     def shapes(self, step: int, boundary: int) -> Sequence[tuple[int, int]]:
         return self._evaluation.shapes
@@ -153,20 +161,11 @@ class HeldOutRows:
         }
 
 
-class EndToEndTraining:
+class EndToEndTraining(_OnTrainingRows):
     """The microbatches of a step where the gradient of the task loss goes back through all blocks.
 
     PyTorch's schedule sends and receives by itself, in an order of its own.
-
-    Args:
-        sampler: of the training rows.
     """
-
-    def __init__(self, sampler: MicrobatchSampler) -> None:
-        self._sampler = sampler
-
-    def is_due(self, step: int) -> bool:
-        return step != START
 
     def shapes(self, step: int, boundary: int) -> Sequence[tuple[int, int]]:
         return []
@@ -178,18 +177,8 @@ class EndToEndTraining:
         return {stage.index: record | token_counts(batches)}
 
 
-class EndToEndHeldOutRows:
-    """The held-out rows in an end-to-end run.
-
-    Args:
-        evaluation: the rows, and after which steps they are run.
-    """
-
-    def __init__(self, evaluation: Evaluation) -> None:
-        self._evaluation = evaluation
-
-    def is_due(self, step: int) -> bool:
-        return self._evaluation.is_due(step + 1)
+class EndToEndHeldOutRows(_OnHeldOutRows):
+    """The held-out rows in an end-to-end run."""
 
     def shapes(self, step: int, boundary: int) -> Sequence[tuple[int, int]]:
         return []

@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["lopt_pp.train"])
+# The command imports the trainer only once its flags are parsed.
+_context.set_forkserver_preload(["lopt_pp.train", "lopt_pp.training.trainer"])
 
 
 class Rank:
