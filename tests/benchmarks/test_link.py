@@ -16,8 +16,6 @@ if (reason := emulated_link.reason_not_possible()) is not None:
 from multiprocessing import Pipe
 from multiprocessing.reduction import recv_handle, send_handle
 
-pytestmark = pytest.mark.slow
-
 def end(number, pipe):
     send_handle(pipe, emulated_link.enter_namespace(number), os.getppid())
     plug = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
