@@ -197,7 +197,7 @@ class _SleepingModule(torch.nn.Module):
 def peer_name(num_stages: int, microbatches: int) -> str:
     """The schedule that `run_peer` runs.
 
-    PyTorch's 1F1B refuses fewer microbatches than stages. GPipe stands in for it there: with so few, both make the same
+    PyTorch's 1F1B refuses fewer microbatches than stages. GPipe is used there instead: with so few, both make the same
     bubble, `num_stages - 1` forwards and backwards per step.
     """
     return "1F1B" if microbatches >= num_stages else "GPipe"

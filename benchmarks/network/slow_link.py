@@ -2,7 +2,7 @@
 
     python -m benchmarks.network.slow_link [--quick] [--output link.json]          (Linux; as root)
 
-Two ranks stand in two network namespaces, joined by a link in user space (benchmarks/network/emulated_link.py) whose
+Two ranks are in two network namespaces, joined by a link in user space (benchmarks/network/emulated_link.py) whose
 delay and rate are set for each run; all traffic between them crosses it, rendezvous included. Each rank holds one
 stage, run by the loop and the stream that train a model, over gloo. The stages' compute is a fixed sleep, so that the
 link is what is measured. Where such a link is not possible the benchmark says why and measures nothing.
@@ -27,7 +27,7 @@ The goal is 0.95 of zero at every delay, with the rate limited or not, in the ro
 buffers.
 
 What TCP's congestion control does is part of the link. Reno is the default here because every namespace has it. BBR
-empties the link every ten seconds, for a round trip or 0.2 s, to measure it; the stages stand still meanwhile unless
+empties the link every ten seconds, for a round trip or 0.2 s, to measure it; the stages are idle meanwhile unless
 the queue is deeper by that pause and TCP's recovery from it (try --congestion_control bbr with --extra_depth 0 and 16).
 """
 

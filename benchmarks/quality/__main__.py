@@ -12,7 +12,7 @@ Without files of your own the task is a mix of questions from reasoning-gym whos
 texts beside this benchmark. --train_file, --validation_file and --eval_file take other rows (then by answer loss
 alone), --general_file and --instructions_file other texts, --tasks benchmarks of lm-evaluation-harness besides.
 
-What is done stands in --folder and is not done again: start the same command once more to go on. --minutes stops it in
+What is done is kept in --folder and is not done again: start the same command once more to go on. --minutes stops it in
 good order after so long, with the table of what there is. Forms:
 
   tiny  a random model of four layers, for tests: the machinery only, the figures mean nothing.

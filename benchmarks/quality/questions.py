@@ -17,7 +17,7 @@ class Question(ABC):
     """
 
     SYSTEM: ClassVar[str | None] = None
-    """What stands before the question in the conversation."""
+    """What comes before the question in the conversation."""
 
     MAX_NEW_TOKENS: ClassVar[int]
     """As long as an answer may be."""

@@ -1,4 +1,4 @@
-"""Trains and measures, one trial a process or several side by side, and never twice: what is done stands in a file."""
+"""Trains and measures, one trial a process or several side by side, and never twice: what is done is kept in a file."""
 
 import json
 import os

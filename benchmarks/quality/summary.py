@@ -178,7 +178,7 @@ def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _place(trial: Trial) -> tuple[int, float, float]:
-    """Where a trial stands in a table, whenever it was run."""
+    """Where a trial is in a table, whenever it was run."""
     return list(METHODS).index(trial.method), trial.learning_rate, -(trial.local_share or 0.0)
 
 

@@ -90,7 +90,7 @@ class Memory:
 
     Attributes:
         weights, gradients, optimizer: this process's share. AdamW keeps two numbers for each parameter.
-        gathered: with sharding, parameters and gradients of two layers and of what stands around the layers, whole.
+        gathered: with sharding, parameters and gradients of two layers, embeddings and output head, whole.
         copies: of the linear maps' weights in bfloat16, which autocast makes in each forward and keeps until its end
             (or, without checkpointing, until their backward). Sharding does not divide them.
         kept: by the layers, of the one microbatch, from forward to backward.
@@ -227,7 +227,7 @@ def replica_traffic(parameters: int, load: Load) -> tuple[float, float]:
 
     DDP sends 2 (d - 1)/d of the gradient once per step (ring all-reduce). FSDP2 sends (d - 1)/d of the stage in each
     microbatch for each of two all-gathers of the weights and a reduce-scatter of the gradients, in the dtype of the
-    weights. (What stands around the layers is gathered once and not twice: it is kept between forward and backward.)
+    weights. (Embeddings and output head are gathered once and not twice: they are kept between forward and backward.)
     """
     share = (load.data_parallel - 1) / load.data_parallel * parameters * load.residual_bytes
     return (3 * share, 0.0) if load.sharding == "full" else (0.0, 2 * share)

@@ -158,7 +158,7 @@ class Model:
         self.config = copy.deepcopy(config)
         self.config.tie_word_embeddings = False
         self.model_class = model_class_of(self.config)
-        # Two layers show where everything stands as well as eighty do.
+        # Two layers show where everything is as well as eighty do.
         self.structure = check_split(
             self.model_class, block_config(self.config, BlockSpec(0, 1, 0, 2)), split_evenly(2, num_stages=2)
         )

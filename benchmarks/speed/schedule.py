@@ -6,7 +6,7 @@ Every stage's compute is a fixed sleep: forward, backward twice as long, an opti
 stages run truly side by side on a small machine, all stages are equally long, and any time beyond the sleeps is the
 schedule's or the transport's. Ours is the training loop and the stream that train a model, over gloo; beside it, in the
 same processes with the same sleeps and messages, PyTorch's 1F1B, whose gradients travel back. (PyTorch's 1F1B refuses
-fewer microbatches than stages; GPipe, marked *, stands in there, with the same bubble.)
+fewer microbatches than stages; GPipe, marked *, is used there, with the same bubble.)
 
 Columns, for k stages and M microbatches per optimizer step:
 

@@ -33,7 +33,7 @@ FLAGS = {flag.name: flag for component in dataclasses.fields(Config) for flag in
 FLAGS_PAGE = "reference/flags.md"
 
 _LINK_OUT = re.compile(r"\]\((?:\.\./)+([^)#\s]+)(?:#[^)\s]*)?\)")
-"""A link to a file of the repository outside of docs/, from a page that stands in docs/ itself."""
+"""A link to a file of the repository outside of docs/, from a page in docs/ itself."""
 
 _FLAG_OR_SKIPPED = re.compile(r"<(a|h[1-6]|pre)\b.*?</\1>|<code>(--([a-z0-9_-]+)(?: [^ <]+)?)</code>", re.DOTALL)
 """A flag, with a value or without; or what is left as it is."""
@@ -92,7 +92,7 @@ def flags_page() -> str:
 def _flags_page() -> Iterator[str]:
     yield "# Flags\n"
     yield (
-        "Of `python -m lopt_pp.train`, which is `lopt-pp train`. Any of them can stand in a YAML file (`--config "
+        "Of `python -m lopt_pp.train`, which is `lopt-pp train`. Any of them can be written in a YAML file (`--config "
         "FILE`) under its name without the dashes; the command line wins.\n"
     )
     for component in dataclasses.fields(Config):

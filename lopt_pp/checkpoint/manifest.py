@@ -93,7 +93,7 @@ class Manifest:
                 names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
                 return {name: file.get_tensor(name).clone() for name in names}
         except (SafetensorError, OSError, RuntimeError) as error:  # The last of a dtype that torch does not know.
-            raise LoptError(f"{self.path(stage)} is no whole safetensors file: {first_line(error)}") from error
+            raise LoptError(f"{self.path(stage)} is not a whole safetensors file: {first_line(error)}") from error
 
 
 def part_name(stage: int, num_stages: int) -> str:
@@ -134,7 +134,7 @@ def read_manifest(directory: Path) -> Manifest:
         if not isinstance(content, dict) or content.pop("sha256", None) != _checksum(content):
             raise LoptError(f"{path} is not what was written: its content differs from the checksum in it")
     except FileNotFoundError as error:
-        raise LoptError(f"{directory} is no complete checkpoint: it has no {MANIFEST_FILE}") from error
+        raise LoptError(f"{directory} is not a complete checkpoint: it has no {MANIFEST_FILE}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise LoptError(f"{path} cannot be read: {first_line(error)}") from error
     try:
@@ -152,7 +152,7 @@ def read_manifest(directory: Path) -> Manifest:
         specs = tuple(BlockSpec(i, len(edges), *ends) for i, ends in enumerate(zip(starts, edges, strict=True)))
         return Manifest(directory, _natural(step), specs, run, parts, _loss(content.get("eval_loss")))
     except (KeyError, TypeError, ValueError) as error:
-        raise LoptError(f"{path} is no manifest of a checkpoint (wrong or missing: {first_line(error)})") from error
+        raise LoptError(f"{path} is not a manifest of a checkpoint (wrong or missing: {first_line(error)})") from error
 
 
 def _natural(value: object) -> int:

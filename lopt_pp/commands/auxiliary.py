@@ -2,9 +2,9 @@
 
 The layers after the cut are left out one by one, each time the one without which the loss on rows of the task is
 lowest, until N are left. A network of layers at even distances no longer does what the model did, and while it learns
-that again it pushes its block about; one that is thinned with care starts near the model's own loss. Leaving out layers
-of a pretrained model by what the loss says is known from depth pruning (Shortened LLaMA, arXiv 2402.02834, ranks them
-once; here each is tried again after every removal).
+that again it pushes its block about; one whose layers are pruned with care starts near the model's own loss. Leaving
+out layers of a pretrained model by what the loss says is known from depth pruning (Shortened LLaMA, arXiv 2402.02834,
+ranks them once; here each is tried again after every removal).
 """
 
 import argparse

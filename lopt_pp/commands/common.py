@@ -33,7 +33,7 @@ def _device(name: str) -> "torch.device":
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{name} is no device: {first_line(error)}") from error
+        raise argparse.ArgumentTypeError(f"{name} is not a device: {first_line(error)}") from error
 
 
 def device_and_dtype(given: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":

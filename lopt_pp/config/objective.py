@@ -99,7 +99,7 @@ class ObjectiveConfig:
     local_head_warmup_steps: int = field(
         default=0,
         metadata=flag(
-            "Steps at the beginning in which an earlier block stands and only its head, or auxiliary network, "
+            "Steps at the beginning in which an earlier block is frozen and only its head, or auxiliary network, "
             "learns, so that an untrained head does not push pretrained layers about. Later stages train as ever.",
             on_resume=Resume.MAY_CHANGE,
             shared_by_ranks=True,
@@ -130,7 +130,7 @@ class ObjectiveConfig:
     train_embeddings: bool = field(
         default=True,
         metadata=flag(
-            "Whether what stands before the first layer (token and position embeddings) is trained.",
+            "Whether the token and position embeddings are trained; false freezes them.",
             on_resume=Resume.MAY_CHANGE,
             shared_by_ranks=True,
             compared=True,

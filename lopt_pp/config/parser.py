@@ -21,7 +21,7 @@ stage:
   torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train \\
       --model_name_or_path MODEL --train_file data.jsonl --output_dir out
 
-Any flag may also stand in a YAML file given by --config FILE, under its own name without the dashes; flags on the
+Any flag may also be given in a YAML file given by --config FILE, under its own name without the dashes; flags on the
 command line win over the file.
 """
 
@@ -121,7 +121,7 @@ def load_config(source: str | Path | Sequence[str] = (), **flags: object) -> Con
 def _as_arguments(flags: dict[str, object]) -> Iterator[str]:
     for name, value in flags.items():
         if value is None:
-            raise LoptError(f"--{name}: None is no value of a flag; leave it out")
+            raise LoptError(f"--{name}: None is not a value of a flag; leave it out")
         if isinstance(value, list | tuple):
             yield from (f"--{name}", *map(str, value))
         elif isinstance(value, Enum):

@@ -248,7 +248,7 @@ class RowEncoder:
         try:
             "".join(piece.text for piece in pieces).encode()
         except UnicodeEncodeError as error:
-            raise LoptError(f"its text is no Unicode: {first_line(error)}; change the row or leave it out") from error
+            raise LoptError(f"its text is not Unicode: {first_line(error)}; change the row or leave it out") from error
         text = ""
         input_ids: list[int] = []
         labels: list[int] = []

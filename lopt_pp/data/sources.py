@@ -121,9 +121,9 @@ class JsonLines:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise LoptError(f"it is no JSON: {first_line(error)}") from error
+            raise LoptError(f"it is not JSON: {first_line(error)}") from error
         if not isinstance(row, dict):
-            raise LoptError(f"it is no JSON object, but {type(row).__name__}")
+            raise LoptError(f"it is not a JSON object, but {type(row).__name__}")
         return row
 
     def name(self, index: int) -> str:

@@ -3,7 +3,7 @@
     torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train FLAGS            one machine, loopback only
     torchrun --rdzv-backend lopt-pp --rdzv-endpoint 10.0.0.1:29500 --nnodes 2 ...        the same on two machines
 
-torchrun's own (`c10d`, which `--standalone` stands for) opens ports on all interfaces and unpickles what it finds in
+torchrun's own (`c10d`, which `--standalone` means) opens ports on all interfaces and unpickles what it finds in
 a store behind one: whoever reaches that port can run code in the launcher. Here launchers tell each other strings,
 numbers and JSON, and the store listens at the endpoint's address alone.
 """

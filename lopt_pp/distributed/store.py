@@ -19,7 +19,7 @@ def serve(host: str, port: int, world_size: int | None = None, timeout: timedelt
     """A store that listens at one address; it is there for as long as somebody holds it.
 
     Args:
-        host: an address of this machine, or a name that stands for one.
+        host: an address of this machine, or a host name.
         port: to listen at; 0 for any that is free (see the store's `port`).
         world_size: number of processes to wait for; None to wait for none.
         timeout: of that, and of waits on the store.

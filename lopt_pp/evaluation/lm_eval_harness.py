@@ -97,7 +97,7 @@ def run_benchmarks(
 
 
 def _found_as(name: str, found: Mapping[str, Any]) -> list[str]:
-    """The benchmarks among the results that a name stands for: itself, or those of a group or a pattern."""
+    """The benchmarks among the results that a name means: itself, or those of a group or a pattern."""
     results = found["results"]
     if name in results and any(isinstance(value, float) for value in results[name].values()):
         return [name]

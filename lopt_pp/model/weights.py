@@ -95,7 +95,7 @@ class PretrainedWeights:
             # Read rather than mapped: pages of a mapping would count as resident memory until the file is closed.
             return safe_open(path, framework="pt", backend="pread")
         except (SafetensorError, OSError) as error:
-            raise LoptError(f"{path} is no whole safetensors file: {first_line(error)}; fetch it again") from error
+            raise LoptError(f"{path} is not a whole safetensors file: {first_line(error)}; fetch it again") from error
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -105,7 +105,7 @@ def _read_index(path: Path) -> dict[str, str]:
         if not all(isinstance(name, str) for name in (*files, *files.values())):
             raise TypeError("names are not strings")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise LoptError(f"{path} is no safetensors index with a weight_map of tensor names to file names") from error
+        raise LoptError(f"{path} is not a safetensors index with a weight_map of tensor names to file names") from error
     for file_name in set(files.values()):
         if Path(file_name).name != file_name or file_name in ("", ".", "..") or set(file_name) & {"\\", "\0"}:
             raise LoptError(f"{path} names the file {file_name!r}, which is not a plain file name beside it")

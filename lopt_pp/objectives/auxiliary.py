@@ -1,4 +1,4 @@
-"""Next-token learning before the last block: an auxiliary network stands in for the rest of the model."""
+"""Next-token learning before the last block: an auxiliary network in place of the rest of the model."""
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ class AuxiliaryNextToken(Objective):
     rate_share = LOCAL_RATES["next_token"].rate_share
     safe_rate_share = LOCAL_RATES["next_token"].safe_rate_share
     needs_head_warmup = LOCAL_RATES["next_token"].needs_head_warmup
-    summary = "the next-token loss of a small auxiliary network that stood on it"
+    summary = "the next-token loss of a small auxiliary network on its output"
 
     def __init__(self, site: Site) -> None:
         super().__init__()

@@ -79,7 +79,7 @@ def _load(name: str) -> type[Objective]:
     kind = load_user_object("--local_objective", name, what)
     class_name = name.partition(":")[2]
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
-        raise LoptError(f"{flag}: {class_name} is no subclass of lopt_pp.objectives.Objective")
+        raise LoptError(f"{flag}: {class_name} is not a subclass of lopt_pp.objectives.Objective")
     if kind.__abstractmethods__:
         raise LoptError(f"{flag}: {class_name} does not define {', '.join(sorted(kind.__abstractmethods__))}")
     if not str(getattr(kind, "name", "")).endswith("_loss"):

@@ -14,7 +14,7 @@ class Header:
 
     step: int
     microbatch: int
-    rows: int
+    sequences: int
     tokens: int
     hidden: int
     dtype: int = 0
@@ -31,7 +31,7 @@ class Header:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return self.rows, self.tokens, self.hidden
+        return self.sequences, self.tokens, self.hidden
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -48,12 +48,12 @@ class Header:
         if self.is_end:
             return f"the end after step {self.step}"
         dtype = str(self.torch_dtype).removeprefix("torch.") if 0 <= self.dtype < len(_DTYPES) else "unknown"
-        shape = f"[{self.rows}, {self.tokens}, {self.hidden}]"
+        shape = f"[{self.sequences}, {self.tokens}, {self.hidden}]"
         return f"step {self.step + 1}, microbatch {self.microbatch + 1}, {shape} {dtype}"
 
 
 def dtype_code(dtype: torch.dtype) -> int:
-    """The number that stands for `dtype` in a header."""
+    """The number that means `dtype` in a header."""
     return _DTYPES.index(dtype)
 
 

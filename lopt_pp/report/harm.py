@@ -123,7 +123,7 @@ def _rate(run: RunData) -> list[Advice]:
             Advice(
                 "warn",
                 f"{local} was measured to do harm without --local_head_warmup_steps: its loss starts high, and moves "
-                f"the pretrained layers before what stands on them has settled. Give it some (see docs/quality.md).",
+                f"the pretrained layers before the head on them has settled. Give it some (see docs/quality.md).",
             )
         )
     return advice

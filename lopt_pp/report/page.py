@@ -33,7 +33,7 @@ class Section:
     Attributes:
         title: the heading.
         note: a line below it.
-        advice: warnings stand out.
+        advice: warnings are highlighted.
         charts: in two columns.
         bars: (name, shares by phase), one bar each.
         bar_names: of the phases.

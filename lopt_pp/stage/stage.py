@@ -11,6 +11,7 @@ from lopt_pp.config.optim import OptimConfig
 from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.model.block import BlockModel, BlockOutput
 from lopt_pp.objectives import Objective
+from lopt_pp.stage.accumulation import learned_microbatches, without_sync
 from lopt_pp.stage.base import BaseStage, Clock, check_finite, untimed
 from lopt_pp.stage.compute import measuring, prepare_block, prepare_objective
 from lopt_pp.stage.data_parallel import Replicas, reshard
@@ -93,21 +94,11 @@ class Stage(BaseStage):
     def learned_microbatches(self, step: int, num_microbatches: int) -> list[int]:
         """The microbatches that the stage learns from, by their place in its replica's part of a step; ascending.
 
-        Where these are not all of them, they move on from step to step, so that each place is learned from equally
-        often: the longest sequences may come first in a step. With `--gradient_accumulation_steps 4` and
-        `--local_accumulation_steps 2`, steps 0, 1, 2, 3, ... learn from the microbatches 0 and 1, 2 and 3, 0 and 1,
-        2 and 3, ...; the other two of each step only go forward.
-
         Args:
             step: of the run.
             num_microbatches: in the replica's part of it.
         """
-        if not self.learns:
-            return []
-        number = (
-            num_microbatches if self._accumulation_steps is None else min(self._accumulation_steps, num_microbatches)
-        )
-        return sorted((step * number + place) % num_microbatches for place in range(number))
+        return learned_microbatches(step, num_microbatches, self._accumulation_steps) if self.learns else []
 
     def learned_share(self, accumulation: int) -> float:
         """Of the microbatches of a step, `accumulation` in each replica, the share that the stage learns from."""
@@ -159,7 +150,7 @@ class Stage(BaseStage):
             stage that has no loss.
         """
         learns, measured = step_count is not None or self._measures, None
-        with self._accumulating(is_last=learns and is_last):
+        with without_sync(() if learns and is_last else self._ddp):
             with clock("forward"):
                 output = self.forward(batch, hidden_states, learns)
             # The next stage can begin while this one goes backward.
@@ -174,16 +165,6 @@ class Stage(BaseStage):
                 with clock("backward"):
                     loss.backward()
         return measured
-
-    def _accumulating(self, is_last: bool) -> contextlib.AbstractContextManager[object]:
-        """For forward and backward of one microbatch: before the last of a step, replicas need not hear of each other.
-
-        Sharded replicas add up their gradients in each microbatch, since none has room for all of them.
-        """
-        waiting = contextlib.ExitStack()
-        for replica in () if is_last else self._ddp:
-            waiting.enter_context(replica.no_sync())
-        return waiting
 
     def forward(self, batch: Microbatch, hidden_states: torch.Tensor | None, learns: bool = True) -> BlockOutput:
         """Runs the block on one microbatch.

@@ -63,7 +63,7 @@ def load_user_function(flag: str, name: str, what: str) -> "UserFunction":
     """
     function = load_user_object(flag, name, what)
     if not callable(function):
-        raise LoptError(f"{flag} {name} is no function, but {function!r}")
+        raise LoptError(f"{flag} {name} is not a function, but {function!r}")
     return UserFunction(function, flag, name, what)
 
 

@@ -1,19 +1,15 @@
-"""The formulas of what a stage needs, against what PyTorch counts; and the tables in docs/scaling.md."""
+"""The formulas of what a stage needs, against what PyTorch counts."""
 
 import functools
-import json
-import re
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import tiny_config
-from launching import TESTS
 from small_stages import optimizer_of
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,9 +18,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from benchmarks.scaling import __main__ as scaling
 from benchmarks.scaling import arithmetic
-from benchmarks.scaling.model_sizes import MODELS, Load, Model
+from benchmarks.scaling.model_sizes import Load, Model
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.config.pipeline import PipelineConfig
@@ -34,7 +29,6 @@ from lopt_pp.objectives import ObjectiveConfig, local_objective
 from lopt_pp.planning.synthetic import random_microbatch
 from lopt_pp.stage.stage import Stage
 
-PAGE = TESTS.parent / "docs" / "scaling.md"
 DTYPES = ("float32", "bfloat16", "pure_bfloat16")
 FIRST, MIDDLE, LAST = BlockSpec(0, 2, 0, 3), BlockSpec(1, 3, 2, 5), BlockSpec(1, 2, 5, 8)
 
@@ -255,72 +249,3 @@ def test_queue_depth_is_the_rule_of_the_flag() -> None:
     rule = "twice its one-way delay over a microbatch's time, plus 2"
     (field,) = (field for field in fields(PipelineConfig) if field.name == "queue_depth")
     assert rule in field.metadata["help"]
-
-
-@pytest.mark.parametrize("name", list(MODELS))
-def test_a_run_in_detail(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = tmp_path / "scaling.json"
-    flags = ["--model", name, "--num_stages", "4", "--data_parallel", "2", "--split", "auto", "--latency_ms", "1", "50"]
-    scaling.main([*flags, "--output", str(output)])
-    (run,) = json.loads(output.read_text())["runs"]
-    assert run["gpus"] == 8
-    assert len(run["stages"]) == 4
-    for stage in run["stages"]:
-        memory = stage["memory"]
-        assert memory.keys() == {field.name for field in fields(arithmetic.Memory)}
-        assert sum(memory.values()) == stage["total_bytes"]
-        assert memory["weights"] == 4 * stage["parameters"]
-        assert stage["fits"] == (stage["total_bytes"] <= 80 * 2**30)
-    rates = run["boundary"]
-    assert rates["bytes_per_second"] == pytest.approx(rates["bytes_per_microbatch"] / run["microbatch_seconds"])
-    assert run["auto_split"]["microbatch_seconds"] == pytest.approx(run["microbatch_seconds"])
-    assert [at["delay_seconds"] for at in run["delays"]] == [0.001, 0.05]
-    assert all(at["step_seconds_1f1b"] > at["step_seconds"] for at in run["delays"])
-    assert run["one_f_one_b"]["bubble"] == pytest.approx(3 / 19)
-    # Two replicas: 2 (d - 1)/d = 1 times the float32 gradient, once a step.
-    assert all(stage["replica_bytes_per_step"] == 4 * stage["parameters"] for stage in run["stages"])
-    assert all(stage["replica_bytes_per_microbatch"] == 0 for stage in run["stages"])
-    assert MODELS[name].name in capsys.readouterr().out
-
-
-def test_the_directory_of_a_config_is_a_model(tmp_path: Path) -> None:
-    tiny_config("llama").save_pretrained(tmp_path)
-    scaling.main(["--model", str(tmp_path), "--output", str(tmp_path / "scaling.json")])
-    assert (tmp_path / "scaling.json").exists()
-
-
-def test_a_model_that_the_formulas_do_not_fit_is_refused(tmp_path: Path) -> None:
-    tiny_config("gpt2").save_pretrained(tmp_path)
-    with pytest.raises(SystemExit, match="gpt2: the formulas hold for"):
-        scaling.main(["--model", str(tmp_path), "--output", str(tmp_path / "scaling.json")])
-
-
-def documented_commands() -> list[str]:
-    """The flags of the commands in docs/scaling.md that are there without their output."""
-    return re.findall(r"^python -m benchmarks.scaling *(.*?) *(?:#.*)?$", PAGE.read_text(), flags=re.M)
-
-
-@pytest.mark.parametrize("flags", documented_commands())
-def test_documented_commands_run(
-    flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    tiny_config("llama").save_pretrained(tmp_path / "model")
-    scaling.main(flags.split())
-    assert ("Memory, GiB" in capsys.readouterr().out) == ("--model" in flags)
-    assert json.loads((tmp_path / "scaling.json").read_text())["runs"]
-
-
-def documented_tables() -> list[tuple[str, str]]:
-    """The commands in docs/scaling.md with the output below each."""
-    text = PAGE.read_text()
-    blocks = re.findall(r"^```text\n\$ python -m benchmarks.scaling ?(.*?)\n(.*?)```$", text, flags=re.M | re.S)
-    return [(flags, output) for flags, output in blocks]
-
-
-@pytest.mark.parametrize(("flags", "expected"), documented_tables())
-def test_documented_tables_are_what_is_printed(
-    flags: str, expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    scaling.main([*flags.split(), "--output", str(tmp_path / "scaling.json")])
-    assert capsys.readouterr().out == expected

@@ -169,7 +169,7 @@ def test_a_node_that_is_told_to_end_does_not_end_the_others(node: Node) -> None:
     ("changes", "error"),
     [
         ({"gpus_per_node": 2, "processes_per_node": None}, "the job has no GPUs; ask for some by --gpus-per-node"),
-        ({"venv": Path("/nowhere")}, "VENV=/nowhere is no virtual environment on "),
+        ({"venv": Path("/nowhere")}, "VENV=/nowhere is not a virtual environment on "),
     ],
 )
 def test_what_is_missing_is_said(changes: dict[str, object], error: str) -> None:

@@ -42,7 +42,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_import_would_be_seen() -> None:
     """Whoever asks for a device waits for PyTorch, which knows the devices."""
     status, text, imported = run("generate", "a-model", "--prompt", "a", "--device", "nonsense")
-    assert status == 2 and "--device: nonsense is no device" in text and "torch" in imported
+    assert status == 2 and "--device: nonsense is not a device" in text and "torch" in imported
 
 
 @pytest.mark.parametrize(

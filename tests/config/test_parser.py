@@ -223,7 +223,7 @@ def test_a_mistake_is_one_line_and_status_2(
     assert capsys.readouterr().err == "lopt-pp: error: unknown flag --lerning_rate; did you mean --learning_rate?\n"
 
 
-def test_of_several_processes_one_complains(
+def test_of_several_processes_one_prints_the_error(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -156,8 +156,8 @@ def test_lines_of_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "error"),
     [
-        ('{"text": ', r"row 301 of .*rows.jsonl: it is no JSON: "),
-        ("[1]", "row 301 of .*rows.jsonl: it is no JSON object, but list"),
+        ('{"text": ', r"row 301 of .*rows.jsonl: it is not JSON: "),
+        ("[1]", "row 301 of .*rows.jsonl: it is not a JSON object, but list"),
         ('{"foo": 1}', r"row 301 of .*rows.jsonl: no usable columns \(it has: foo\)"),
     ],
 )

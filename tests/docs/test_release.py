@@ -61,7 +61,7 @@ def test_the_citation_names_the_paper() -> None:
     assert all(author.keys() == {"given-names", "family-names"} for author in paper["authors"])
 
 
-def test_the_address_stands_in_one_place() -> None:
+def test_the_address_is_in_one_place() -> None:
     ours = {PROJECT["urls"]["Repository"].removeprefix("https://"), *(who["email"] for who in PROJECT["authors"])}
     files = [path for path in text_files() if path != ROOT / "pyproject.toml"]
     holders = [path for path in files if any(name in path.read_text(encoding="utf-8") for name in ours)]
@@ -77,7 +77,7 @@ def test_a_placeholder_is_refused() -> None:
         "urls": {"Issues": f"https://example.org/{name}/issues"},
         "authors": [{"name": "A", "email": f"{name}@a.b"}],
     }
-    assert [complaint.partition(" is ")[0] for complaint in check.address(project)] == [
+    assert [message.partition(" is ")[0] for message in check.address(project)] == [
         "pyproject.toml: urls.Issues",
         "pyproject.toml: authors, email",
     ]
@@ -141,13 +141,13 @@ def test_a_wheel_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
     files = package_files()
     template = next(name for name in files if name.endswith(".jinja"))
     module = PROJECT["scripts"]["lopt-pp"].partition(":")[0].replace(".", "/") + ".py"
-    for name, complaint in (
+    for name, message in (
         ("lopt_pp/py.typed", "lacks lopt_pp/py.typed"),
         (template, f"lacks {template}"),
         (module, "console_scripts, lopt-pp: no module"),
     ):
         path = write_wheel(tmp_path, {other: files[other] for other in files if other != name})
-        assert complaint in "\n".join(check.wheel(path, ROOT, VERSION))
+        assert message in "\n".join(check.wheel(path, ROOT, VERSION))
 
 
 def test_a_wheel_with_other_files_or_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -89,12 +89,12 @@ def test_workflows_call_what_is_there(path: Path) -> None:
 
 
 def test_a_command_that_is_not_there_is_seen() -> None:
-    for words, complaint in (
+    for words, message in (
         (["bash", "tests/no_such.sh"], "no_such.sh does not exist"),
         (["python", "-m", "nose"], "no module nose"),
         (["xargs", "-0", "no-such-linter"], "no program no-such-linter"),
     ):
-        with pytest.raises(AssertionError, match=complaint):
+        with pytest.raises(AssertionError, match=message):
             check_command(words, programs())
 
 

@@ -130,7 +130,7 @@ def test_a_value_that_would_fill_the_memory(file: Path) -> None:
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
     for place in ("learning_rate: *a29", "lr_scheduler_type: *a29", "env: {A: *a29}", "dataset_config: *a29"):
         anchors = "".join(f"  {line}\n" for line in lines)
-        # A key that is not a flag may not stand in the file, but it may stand in a value.
+        # A key that is not a flag may not be in the file, but it may be in a value.
         file.write_text(f"dataset_split:\n{anchors}{place}\n")
         said = parsed([*flags(REQUIRED | {"dataset_split": "train"}), "--config", str(file)])
         assert isinstance(said, str) and len(said) < 300, place

@@ -16,7 +16,7 @@ from lopt_pp.pipeline.stream import StreamReceiver
 EXPECTED = [Header(0, 0, 2, 3, 4), Header(0, 1, 2, 5, 4, 1), Header(1, 0, 1, 1, 4, 2)]
 RIGHT = [header.pack().tolist() for header in (*EXPECTED, Header.end(2))]
 EARLY = {0: Header.end(0), 2: Header.end(1)}
-"""By the place of a step's first message: what may stand there, where the run is stopped before that step."""
+"""By the place of a step's first message: what may come there, where the run is stopped before that step."""
 
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([-(2**63), -1, 0, 1, 2, 2**31, 2**62, 2**63 - 1])
 SIX = st.lists(INT64, min_size=6, max_size=6)

@@ -90,5 +90,5 @@ def json_files(document: Any, values: st.SearchStrategy[Any] = JUNK) -> st.Searc
 
 
 def _repeat_keys(document: dict[str, Any], other: Any) -> str:
-    """An object in which keys stand twice."""
+    """An object in which keys occur twice."""
     return json.dumps(document)[:-1] + ', "more": 0, ' + json.dumps(other if isinstance(other, dict) else {"x": 0})[1:]

@@ -1,51 +1,20 @@
 """One of the two processes of tests/pipeline/test_stream.py: `main([case, folder])`, by the environment's rank."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from stream_errors import disagree_late, disagreement, peer_gone, wrong_tensor
+from stream_messages import HIDDEN, fresh, headers, payload, same
 
 from lopt_pp.config.pipeline import PipelineConfig
-from lopt_pp.config.topology import Topology
 from lopt_pp.distributed.world import World, connect
 from lopt_pp.errors import StreamError
-from lopt_pp.pipeline.boundary import Boundary, boundaries
-from lopt_pp.pipeline.messages import Header, dtype_code
+from lopt_pp.pipeline.messages import Header
 from lopt_pp.pipeline.stream import StreamReceiver, StreamSender
-
-HIDDEN = 6
-
-
-def headers(count: int) -> list[Header]:
-    """Of messages of different shapes and dtypes, two to a step."""
-    dtypes = (torch.float32, torch.bfloat16, torch.float16)
-    return [
-        Header(number // 2, number % 2, 1 + number % 3, 1 + 7 * number % 11, HIDDEN, number % len(dtypes))
-        for number in range(count)
-    ]
-
-
-def payload(header: Header) -> torch.Tensor:
-    """Any bits at all, infinities and NaNs among them; the same in both processes."""
-    dtype = {dtype_code(kind): kind for kind in (torch.float32, torch.bfloat16, torch.float16)}[header.dtype]
-    generator = torch.Generator().manual_seed(2 * header.step + header.microbatch)
-    size = (*header.shape[:-1], HIDDEN * dtype.itemsize)
-    return torch.randint(0, 256, size, generator=generator, dtype=torch.uint8).view(dtype)
-
-
-def same(arrived: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether two messages are the same bit for bit."""
-    alike = arrived.shape == right.shape and arrived.dtype == right.dtype
-    return alike and torch.equal(arrived.view(torch.uint8), right.view(torch.uint8))
-
-
-def fresh(world: World, timeout: float = 20) -> Boundary:
-    """A boundary of its own for each test, since one that has failed is of no more use."""
-    return boundaries(world, Topology(2, 2), timeout)[0]
 
 
 def sent_and_received(world: World, folder: Path) -> list[str]:
@@ -148,102 +117,6 @@ def shapes_known_late(world: World, folder: Path) -> list[str]:
             if end is not None:
                 end.close()
     return wrong
-
-
-def disagree_late(world: World, folder: Path) -> str | None:
-    """What the receiver says where the two ends come to know other shapes."""
-    boundary, known = fresh(world), False
-
-    def expected() -> Iterator[Header | None]:
-        yield Header(0, 0, 2, 3, HIDDEN)
-        while not known:
-            yield None
-        yield Header(0, 1, 1, 4 + world.rank, HIDDEN)
-
-    if world.rank == 0:
-        sender = StreamSender(boundary, expected(), 2)
-        sender.send(payload(Header(0, 0, 2, 3, HIDDEN)))
-        known = True
-        sender.send(payload(Header(0, 1, 1, 4, HIDDEN)))
-        world.store.wait(["late/heard"])
-        return None
-    receiver = StreamReceiver(boundary, expected(), 2)
-    receiver.receive()
-    known = True
-    try:
-        receiver.receive()
-    except StreamError as error:
-        return str(error)
-    finally:
-        world.store.set("late/heard", "")
-    return None
-
-
-DISAGREEMENTS: dict[str, Callable[[list[Header]], Sequence[Header]]] = {
-    "step": lambda expected: [*expected[:2], replace(expected[2], step=5), *expected[3:]],
-    "microbatch": lambda expected: [expected[0], replace(expected[1], microbatch=3), *expected[2:]],
-    "rows": lambda expected: [*expected[:3], replace(expected[3], rows=9)],
-    "tokens": lambda expected: [replace(expected[0], tokens=99), *expected[1:]],
-    "hidden": lambda expected: [replace(header, hidden=8) for header in expected],
-    "dtype": lambda expected: [*expected[:3], replace(expected[3], dtype=1)],
-    "fewer": lambda expected: expected[:3],
-    "more": lambda expected: [*expected, Header(9, 0, 1, 1, HIDDEN)],
-}
-
-
-def disagreement(world: World, folder: Path) -> dict[str, str]:
-    """By kind, what the receiver says of a sender whose headers differ from its own."""
-    said = {}
-    for kind, change in DISAGREEMENTS.items():
-        boundary = fresh(world)
-        expected = [Header(number // 2, number % 2, 2, 3 + number, HIDDEN) for number in range(4)]
-        if world.rank == 0:
-            announced = change(expected)
-            sender = StreamSender(boundary, announced, queue_depth=8)
-            for header in announced:
-                sender.send(torch.zeros(header.shape, dtype=(torch.float32, torch.bfloat16)[header.dtype]))
-        else:
-            receiver = StreamReceiver(boundary, expected, queue_depth=8)
-            try:
-                for _ in expected:
-                    receiver.receive()
-                receiver.close()
-            except StreamError as error:
-                said[kind] = str(error)
-        world.store.set(f"{kind}/{world.rank}", "")
-        world.store.wait([f"{kind}/0", f"{kind}/1"])  # The sender's buffers live until the receiver has judged.
-    return said
-
-
-def wrong_tensor(world: World, folder: Path) -> list[str]:
-    """What the sender says to tensors that are not what it has announced."""
-    said = []
-    for wrong in (torch.ones(2, 4, HIDDEN), torch.ones(2, 3, HIDDEN, dtype=torch.bfloat16), torch.ones(6, HIDDEN)):
-        boundary = fresh(world)
-        if world.rank == 0:
-            try:
-                StreamSender(boundary, [Header(0, 0, 2, 3, HIDDEN)], 1).send(wrong)
-            except StreamError as error:
-                said.append(str(error))
-    return said
-
-
-def peer_gone(world: World, folder: Path) -> str:
-    """What the receiver says when the sender's process has ended before its last message."""
-    boundary, expected = fresh(world), headers(3)
-    if world.rank == 0:
-        sender = StreamSender(boundary, expected, 1)
-        sender.send(payload(expected[0]))
-        world.store.wait(["received"])
-        os._exit(0)
-    receiver = StreamReceiver(boundary, expected, 1)
-    receiver.receive()
-    world.store.set("received", "")
-    try:
-        receiver.receive()
-    except StreamError as error:
-        return str(error)
-    return ""
 
 
 class Until:

@@ -134,7 +134,7 @@ def test_the_command_that_starts_it_starts_as_many_processes(
 
 @by_recipe
 def test_its_plan_is_what_plan_says(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The numbers in its head, and the command that they stand under."""
+    """The numbers in its head, and the command that they are printed by."""
     (words,) = commands(recipe, "lopt-pp plan", "--")
     given = settings(recipe)
     flags = dict(zip(words[3::2], words[4::2], strict=True))

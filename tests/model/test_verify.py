@@ -73,7 +73,7 @@ def test_a_bidirectional_model_is_refused() -> None:
 def test_no_language_model_is_refused() -> None:
     from transformers import ViTConfig
 
-    with pytest.raises(LoptError, match="vit is no causal language model"):
+    with pytest.raises(LoptError, match="vit is not a causal language model"):
         model_class_of(ViTConfig())
 
 

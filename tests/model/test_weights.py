@@ -200,7 +200,7 @@ def test_an_index_that_leaves_the_directory_is_refused(tmp_path: Path, file: str
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"weight_map": ["a"]}', '{"weight_map": {"a": 1}}', "\udcff"])
 def test_an_index_that_is_none_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / INDEX).write_text(content, errors="surrogateescape")
-    with pytest.raises(LoptError, match=f"{INDEX} is no safetensors index with a weight_map"):
+    with pytest.raises(LoptError, match=f"{INDEX} is not a safetensors index with a weight_map"):
         PretrainedWeights(str(tmp_path))
 
 
@@ -228,7 +228,7 @@ def test_a_file_that_is_cut_short(tmp_path: Path, keep: float) -> None:
     file = tmp_path / "model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: int(keep * len(whole))])
-    with pytest.raises(LoptError, match=f"^{file} is no whole safetensors file: .*; fetch it again$"):
+    with pytest.raises(LoptError, match=f"^{file} is not a whole safetensors file: .*; fetch it again$"):
         PretrainedWeights(str(tmp_path))
 
 

@@ -177,7 +177,7 @@ def test_the_loss_is_that_of_the_task_on_what_the_network_gives(
     assert all(gradient.any() for gradient in first)
 
 
-def test_the_output_head_stands_and_the_rest_learns(trained: tuple[BlockModel, AuxiliaryNextToken]) -> None:
+def test_the_output_head_is_frozen_and_the_rest_learns(trained: tuple[BlockModel, AuxiliaryNextToken]) -> None:
     _, objective = trained
     frozen = [name for name, parameter in objective.named_parameters() if not parameter.requires_grad]
     assert frozen == ["network.model.lm_head.weight"]

@@ -46,7 +46,7 @@ class Squares(Objective):
 
 
 class Network(nn.Module):
-    """Stands for the rest of a model."""
+    """In place of the rest of a model."""
 
     def __init__(self) -> None:
         super().__init__()

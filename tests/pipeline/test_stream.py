@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import ranks
-from stream_worker import DISAGREEMENTS
+from stream_errors import DISAGREEMENTS
 
 from lopt_pp.pipeline.messages import Header
 from lopt_pp.pipeline.stream import LocalStream
@@ -57,7 +57,7 @@ def test_what_the_ends_disagree_about_is_an_error(tmp_path: Path) -> None:
     sides = {
         "step": ("step 6, microbatch 1, [2, 5, 6] float32", "step 2, microbatch 1, [2, 5, 6] float32"),
         "microbatch": ("step 1, microbatch 4, [2, 4, 6] float32", "step 1, microbatch 2, [2, 4, 6] float32"),
-        "rows": ("step 2, microbatch 2, [9, 6, 6] float32", "step 2, microbatch 2, [2, 6, 6] float32"),
+        "sequences": ("step 2, microbatch 2, [9, 6, 6] float32", "step 2, microbatch 2, [2, 6, 6] float32"),
         "tokens": ("step 1, microbatch 1, [2, 99, 6] float32", "step 1, microbatch 1, [2, 3, 6] float32"),
         "hidden": ("step 1, microbatch 1, [2, 3, 8] float32", "step 1, microbatch 1, [2, 3, 6] float32"),
         "dtype": ("step 2, microbatch 2, [2, 6, 6] bfloat16", "step 2, microbatch 2, [2, 6, 6] float32"),
@@ -92,7 +92,7 @@ def test_a_sender_that_has_died_is_named(tmp_path: Path) -> None:
 
 
 def test_a_header_survives_the_wire() -> None:
-    header = Header(step=3, microbatch=1, rows=2, tokens=5, hidden=7, dtype=1)
+    header = Header(step=3, microbatch=1, sequences=2, tokens=5, hidden=7, dtype=1)
     assert Header.unpack(header.pack()) == header
     end = Header.end(7)
     assert Header.unpack(end.pack()) == end and end.is_end and str(end) == "the end after step 7"

@@ -163,7 +163,7 @@ def test_latest_without_any_begins_at_the_beginning(files: Path, tmp_path: Path)
         ("--method frozen", "is of another run: --local_objective is 'none', and was 'reconstruction'"),
         ("--method e2e --split 2", "is of another run: --method is 'e2e', and was 'lopt'"),
         ("--max_steps 6", "has done 6 steps, and the run has 6"),
-        ("--resume_from_checkpoint {}/nothing", "nothing is no complete checkpoint: it has no manifest.json"),
+        ("--resume_from_checkpoint {}/nothing", "nothing is not a complete checkpoint: it has no manifest.json"),
     ],
 )
 def test_what_a_run_cannot_go_on_from(files: Path, tmp_path: Path, flags: str, error: str) -> None:

@@ -127,7 +127,7 @@ def test_replicas_learn_from_the_same_share_of_a_step(files: Path, tmp_path: Pat
         assert both == pytest.approx(one, rel=1e-3)
 
 
-def test_frozen_stages_stand_and_the_last_one_learns(files: Path, tmp_path: Path) -> None:
+def test_frozen_stages_stay_the_same_and_the_last_one_learns(files: Path, tmp_path: Path) -> None:
     start, trained = weights(files / "model"), train(files, tmp_path, 2, "--method frozen")
     moved = {name for name, tensor in trained.items() if name in start and not torch.equal(tensor, start[name])}
     assert moved and all(

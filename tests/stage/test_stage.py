@@ -249,7 +249,7 @@ def test_bfloat16_keeps_weights_gradients_and_optimizer_in_float32(llama: Path, 
 
 @pytest.mark.parametrize("done", [1, 3])
 def test_a_stage_goes_on_from_its_state(llama: Path, done: int) -> None:
-    """Within the warm-up, where the block has no moments yet, and after it. Standing copies are not in it."""
+    """Within the warm-up, where the block has no moments yet, and after it. Frozen copies are not in it."""
     config = ObjectiveConfig(local_objective="next_token", train_embeddings=False)
 
     def train(stage: Stage, steps: range) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""What reaches into private parts of libraries stands in one file per library, each item with its reason.
+"""What reaches into private parts of libraries is in one file per library, each item with its reason.
 
 That the items still work is seen in `test_compat_*.py`.
 """

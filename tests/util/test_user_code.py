@@ -128,7 +128,7 @@ def test_what_cannot_be_loaded(here: Path, name: str, error: str) -> None:
 
 
 def test_what_cannot_be_called() -> None:
-    with pytest.raises(LoptError, match="^--reward own_code:five is no function, but 5$"):
+    with pytest.raises(LoptError, match="^--reward own_code:five is not a function, but 5$"):
         load_user_function("--reward", "own_code:five", "")
 
 
