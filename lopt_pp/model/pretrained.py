@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError, first_line
+from lopt_pp.model.special_tokens import align_special_tokens
 from lopt_pp.util.user_code import search_current_directory
 
 
@@ -81,16 +82,30 @@ def write_description(
         tokenizer: of the pretrained model.
         dtype: of the weights.
     """
-    own = copy.deepcopy(model_config)
+    own, generation, _ = aligned_configs(config, model_config, tokenizer)
     own.tie_word_embeddings = False
     own.dtype = dtype
     own.save_pretrained(directory)
+    generation.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def aligned_configs(
+    config: ModelConfig, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+) -> tuple[PreTrainedConfig, GenerationConfig, list[str]]:
+    """The configs of the result, with its tokenizer's ids of special tokens; and what these have changed, for the log.
+
+    Args:
+        config: names the pretrained model, for its generation settings.
+        model_config: of the pretrained model.
+        tokenizer: of the pretrained model.
+    """
+    own = copy.deepcopy(model_config)
     try:
         generation = GenerationConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision)
     except OSError:  # It has none.
         generation = GenerationConfig.from_model_config(own)
-    generation.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    return own, generation, align_special_tokens(own, generation, tokenizer)
 
 
 def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:

@@ -17,7 +17,13 @@ from lopt_pp.distributed.world import World
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
-from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_class_of, write_description
+from lopt_pp.model.pretrained import (
+    aligned_configs,
+    load_model_config,
+    load_tokenizer,
+    model_class_of,
+    write_description,
+)
 from lopt_pp.model.verify import check_sample, check_split
 from lopt_pp.model.verify_packing import check_packing
 from lopt_pp.model.weights import PretrainedWeights
@@ -118,6 +124,9 @@ class Setup:
             logger.info("evaluated on %s", self.held_out.summary())
         cut = "; ".join(map(str, self.specs))
         logger.info("%s, cut into %s; %d steps", self.model_class.__name__, cut, self.num_steps)
+        *_, changes = aligned_configs(self.config.model, self.model_config, self.tokenizer)
+        if changes:
+            logger.info("the result has its tokenizer's ids of special tokens: %s", "; ".join(changes))
 
     def write_description(self, directory: Path) -> None:
         """Writes all of the trained model but its weights: config, generation settings, tokenizer."""

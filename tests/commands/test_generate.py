@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import InputsWith
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lopt_pp.cli
@@ -13,8 +14,9 @@ from lopt_pp.training.run import run
 
 
 @pytest.fixture(scope="module")
-def out(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output directory of a run, with a checkpoint."""
+def out(inputs_with: InputsWith, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output directory of a run, with a checkpoint. The pretrained model's end of text is not its tokenizer's."""
+    inputs = inputs_with(eos_token_id=1)
     folder = tmp_path_factory.mktemp("generate")
     given = (
         f"--model_name_or_path {inputs / 'model'} --train_file {inputs / 'rows.jsonl'} --output_dir {folder / 'out'}"
@@ -48,6 +50,15 @@ def test_it_prints_the_likeliest_answer(out: Path, capsys: pytest.CaptureFixture
     answer = expected(out, "what is 1 + 2?")
     assert answer.strip(), "nothing was answered: the comparison would prove nothing"
     assert capsys.readouterr().out == answer + "\n"
+
+
+def test_it_stops_where_the_tokenizer_ends_a_text(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
+    assert model.config.eos_token_id == 2 and model.generation_config.eos_token_id == [2, 1]
+    text = "<|im_start|>user\nwhat is 1 + 2?<|im_end|>\n<|im_start|>assistant\n"
+    prompt = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids
+    answer = model.generate(prompt, max_new_tokens=20, do_sample=False)[0, prompt.shape[1] :]  # type: ignore[misc]
+    assert answer[-1] == tokenizer.eos_token_id and len(answer) < 20
 
 
 def test_several_prompts_are_told_apart(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
