@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from launching import environment, run
 
+pytestmark = pytest.mark.slow
+
 PING = """
 import os, socket, sys, time
 from benchmarks.network import emulated_link

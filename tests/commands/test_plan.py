@@ -81,6 +81,7 @@ def test_what_would_make_it_fit_is_kept_if_it_helps(config: Path, capsys: pytest
     assert max(entry["total"] for entry in plan(capsys, config, flags)["processes"]) == totals[-1]
 
 
+@pytest.mark.slow
 def test_tables_for_people(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = f"plan {config} --device cpu --max_length 32 --gradient_accumulation_steps 2 --gpu-memory 0.001"
     assert cli.main(flags.split()) == 0

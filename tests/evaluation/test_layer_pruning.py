@@ -76,6 +76,7 @@ def test_each_time_the_layer_that_is_missed_least_goes(files: Path) -> None:
     assert steps[0] == again and again.loss == pytest.approx(whole, rel=1e-6), "the model is whole again"
 
 
+@pytest.mark.slow
 def test_training_takes_what_it_prints(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--train_file", str(files / "rows.jsonl"), "--device", "cpu"]
     asked = ["auxiliary", str(files / "model"), *flags, "--auxiliary_layers", "2", "--split", "1", "--limit", "5"]

@@ -132,6 +132,7 @@ def test_the_command_that_starts_it_starts_as_many_processes(
         assert started == processes(recipe)
 
 
+@pytest.mark.slow
 @by_recipe
 def test_its_plan_is_what_plan_says(recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The numbers in its head, and the command that they are printed by."""
@@ -193,6 +194,7 @@ def files(inputs_with: InputsWith) -> Path:
     return inputs_with(rows=200, tie_word_embeddings=True)
 
 
+@pytest.mark.slow
 @by_recipe
 def test_it_trains_in_miniature(recipe: Path, files: Path, tmp_path: Path) -> None:
     """With all of its flags but sizes and places, in at most four processes, on CPUs."""

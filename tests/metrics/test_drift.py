@@ -48,6 +48,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_it_changes_nothing(layout: str, files: Path, tmp_path: Path) -> None:
     """Measuring after every step or never: the same weights, bit for bit, and the same losses."""

@@ -280,6 +280,7 @@ def test_experts_that_are_incomplete(tmp_path: Path, lost: str) -> None:
 
 # Prints by how many MiB the peak resident memory of a process rises when it loads the whole model, stage 0 and stage 1.
 # Each is a fork of one that has imported everything: what is imported on the way is not the model's memory.
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the kernel's high-water mark")
 def test_a_stage_never_holds_the_other_half(tmp_path: Path) -> None:
     """By the kernel's high-water mark of a process that loads the whole model, and of one that loads a half."""

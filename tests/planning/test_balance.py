@@ -51,6 +51,7 @@ def test_a_stage_that_only_runs_forward_gets_more_layers() -> None:
     assert [spec.stop - spec.start for spec in balance(costs, [1, 1])] == [6, 2]
 
 
+@pytest.mark.slow
 def test_auto_says_what_it_chose_and_trains_on_it(tmp_path: Path) -> None:
     """All processes take the cuts that rank 0 has found, though the timing differs from run to run."""
     model = write_model(tmp_path / "model", vocab_size=3000, num_hidden_layers=8)

@@ -122,6 +122,7 @@ if trainer.rank == 0:
 """
 
 
+@pytest.mark.slow
 def test_two_processes(inputs: Path, alone: Trainer, tmp_path: Path) -> None:
     """Give the same weights."""
     script = tmp_path / "script.py"

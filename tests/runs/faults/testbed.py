@@ -59,6 +59,8 @@ class Testbed:
         folder: for everything.
     """
 
+    __test__ = False  # pytest takes it for a class of tests by its name.
+
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         write_inputs(folder, attention_dropout=0.1)
