@@ -1,12 +1,12 @@
 """The ordinary model of a checkpoint."""
 
-import shutil
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lopt_pp.checkpoint.manifest import read_manifest
+from lopt_pp.checkpoint.manifest import Manifest, read_manifest
 from lopt_pp.checkpoint.output_dir import check_output_dir, complete_checkpoints, is_checkpoint
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError
@@ -14,10 +14,10 @@ from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.pretrained import load_model_config, model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import save_shard, shard_name, write_index
-from lopt_pp.util.files import new_directory
+from lopt_pp.util.files import copy_files, missing_directories, new_directory, remove_empty
 from lopt_pp.util.user_code import search_current_directory
 
-_PARTS = ("stage-*.safetensors", "manifest.json")
+_PARTS = re.compile(r"stage-.*\.safetensors|manifest\.json")
 
 
 def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> None:
@@ -32,7 +32,16 @@ def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> N
         LoptError: the checkpoint is not whole, or the output directory cannot be written.
     """
     manifest = read_manifest(checkpoint)
-    check_output_dir(output, overwrite=False)
+    missing = missing_directories(output)
+    try:
+        check_output_dir(output, overwrite=False)
+        _export(manifest, output, trust_remote_code)
+    finally:
+        remove_empty(missing)
+
+
+def _export(manifest: Manifest, output: Path, trust_remote_code: bool) -> None:
+    checkpoint = manifest.directory
     config = load_model_config(ModelConfig(str(checkpoint), trust_remote_code=trust_remote_code))
     if config.num_hidden_layers != manifest.specs[-1].stop:
         raise LoptError(f"{checkpoint}: config.json has {config.num_hidden_layers} layers, and the manifest others")
@@ -40,7 +49,8 @@ def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> N
     builder = BlockBuilder(model_class, config, check_split(model_class, config, manifest.specs))
     try:
         with new_directory(output) as unfinished:
-            shutil.copytree(checkpoint, unfinished, ignore=shutil.ignore_patterns(*_PARTS), dirs_exist_ok=True)
+            paths = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
+            copy_files(checkpoint, unfinished, (name for name in paths if not _PARTS.fullmatch(name)))
             sizes = {}
             for spec in manifest.specs:
                 manifest.check_part(spec.stage)

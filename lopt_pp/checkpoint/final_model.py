@@ -72,9 +72,9 @@ def finish_model(
     shards = {name: sizes for name, sizes, _ in parts}
     try:
         describe(unfinished)
-        (unfinished / "README.md").write_text(card([steps for *_, steps in parts]), encoding="utf-8")
+        (unfinished / "README.md").write_text(card([steps for *_, steps in parts]), "utf-8", "backslashreplace")
         write_index(shards, unfinished)
-    except Exception as error:  # Tokenizers raise bare ones where they cannot write.
+    except OSError as error:
         raise LoptError(f"the model cannot be written to {unfinished}: {first_line(error)}; {_HOW_ON}") from error
     missing = [name for name in shards if not (unfinished / name).exists()]
     for old in (*path.glob("*.safetensors.index.json"), *path.glob("*.safetensors")):

@@ -110,6 +110,10 @@ def remove_unfinished(path: Path) -> None:
     shutil.rmtree(path / UNFINISHED, ignore_errors=True)
 
 
+DESCRIPTION = ".description" + UNFINISHED
+"""There while it is tried, before the first step, whether all of the model but its weights can be saved."""
+
+
 STOPPED = "stopped.json"
 """Is in the output directory of a run that was asked to stop, until it is started again."""
 
@@ -117,4 +121,5 @@ STOPPED = "stopped.json"
 def remove_leftovers(output_dir: Path) -> None:
     """Removes what an earlier run left half-written, and its word of where it was stopped."""
     remove_unfinished(output_dir)
+    shutil.rmtree(output_dir / DESCRIPTION, ignore_errors=True)
     (output_dir / STOPPED).unlink(missing_ok=True)

@@ -5,6 +5,7 @@ run is over breaks at that moment), another process says in the store why it fai
 
 SIGTERM, SIGINT and SIGUSR1 (which Slurm can send ahead of a time limit) ask the run to stop in good order. After a
 SIGINT, another one ends this process at once; so does SIGTERM then, which is what torchrun makes of a second Ctrl-C.
+Python lets the main thread alone take signals: in another one they are left to whoever has the main thread.
 
 Where there are several processes this one ends without winding Python down: threads may be deep in waits that nothing
 will end any more, and could abort it.
@@ -67,13 +68,8 @@ class Watchdog:
             work = dist.irecv(goodbye, rank, tag=_TAG_GOODBYE)
             assert work is not None
             self._start(self._watch_neighbour, work, goodbye, rank)
-        # Python runs handlers in the main thread, which may be deep in a wait; the wake-up socket reaches a thread.
-        self._wake, woken = socket.socketpair()
-        self._wake.setblocking(False)
-        self._wake_before = signal.set_wakeup_fd(self._wake.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            self._handlers[number] = signal.signal(number, lambda *_: None)
-        self._start(self._watch_signals, woken)
+        if threading.current_thread() is threading.main_thread():
+            self._take_signals()
         return self
 
     def __exit__(
@@ -90,14 +86,29 @@ class Watchdog:
         except StreamError as failure:
             self.fail(str(failure))
         self._release()
-        signal.set_wakeup_fd(self._wake_before)
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        self._wake.close()
+        self._leave_signals()
         self._world.end_waiting()
         # A thread that still ran while Python winds down could abort the process.
         for thread in self._threads:
             thread.join()
+
+    def _take_signals(self) -> None:
+        # Python runs handlers in the main thread, which may be deep in a wait; the wake-up socket reaches a thread.
+        self._wake, woken = socket.socketpair()
+        self._wake.setblocking(False)
+        self._wake_before = signal.set_wakeup_fd(self._wake.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            self._handlers[number] = signal.signal(number, lambda *_: None)
+        self._start(self._watch_signals, woken)
+
+    def _leave_signals(self) -> None:
+        """Leaves signals to whoever took them before."""
+        if not self._handlers:
+            return
+        signal.set_wakeup_fd(self._wake_before)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._wake.close()
 
     def fail(self, message: str, keep: bool = False) -> None:
         """Ends this process, and the others with it, because the run cannot go on; returns where there are no others.
@@ -173,7 +184,11 @@ class Watchdog:
                             self._leave(number)
 
     def _leave(self, number: signal.Signals) -> NoReturn:
-        print_error(f"{self._name} was ended by {number.name}")
+        print_error(message := f"{self._name} was ended by {number.name}")
+        # What is half-written is removed, unless the disk hangs.
+        failure = Failure(self._world.rank, message, keep=False)
+        self._start(self.abandon, failure)
+        self._threads[-1].join(1.0)
         os._exit(128 + number)
 
     def _stop(self, message: str, keep: bool = False) -> None:

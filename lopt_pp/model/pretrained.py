@@ -3,7 +3,8 @@
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,11 +17,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import GENERATION_CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.special_tokens import align_special_tokens
+from lopt_pp.util.compat_transformers import find_file
 from lopt_pp.util.user_code import search_current_directory
 
 
@@ -66,28 +69,68 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def write_description(
-    directory: Path,
+def load_generation_config(config: ModelConfig) -> GenerationConfig:
+    """The pretrained model's generation settings, which older models have in their `config.json`.
+
+    Raises:
+        LoptError: the file cannot be used.
+    """
+    name, revision = config.model_name_or_path, config.model_revision
+    try:
+        if find_file(name, GENERATION_CONFIG_NAME, revision) is not None:
+            return GenerationConfig.from_pretrained(name, revision=revision)
+        return GenerationConfig.from_model_config(PreTrainedConfig.get_config_dict(name, revision=revision)[0])
+    except Exception as error:  # Whatever the file holds is given to a class: anything may go wrong.
+        raise LoptError(
+            f"--model_name_or_path {name}: its {GENERATION_CONFIG_NAME} cannot be used: {first_line(error)}; mend the "
+            f"file, or remove it"
+        ) from error
+
+
+def description(
+    scratch: Path,
     config: ModelConfig,
     model_config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
-) -> None:
-    """Writes all of the trained model but its weights: config, generation settings, tokenizer.
+) -> dict[str, bytes]:
+    """All of the trained model but its weights: config, generation settings, tokenizer.
+
+    For before the first step: what cannot be saved comes out then, and what becomes of the pretrained model's files
+    meanwhile does not matter.
 
     Args:
-        directory: of the model.
-        config: names the pretrained model, for its generation settings.
+        scratch: a directory that is made, and removed again.
+        config: names the pretrained model.
         model_config: of the pretrained model.
         tokenizer: of the pretrained model.
         dtype: of the weights.
+
+    Returns:
+        The content of each file, by its name.
+
+    Raises:
+        LoptError: one of them cannot be saved; the text says which.
     """
+    name = config.model_name_or_path
     own, generation, _ = aligned_configs(config, model_config, tokenizer)
     own.tie_word_embeddings = False
     own.dtype = dtype
-    own.save_pretrained(directory)
-    generation.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        scratch.mkdir()
+        with _saving(f"the config of {name}"):
+            own.save_pretrained(scratch)
+        with _saving(f"the generation settings of {name}"):
+            _save_generation_config(generation, scratch)
+        with _saving(f"the tokenizer of {name}"):
+            tokenizer.save_pretrained(scratch)
+        files = sorted(path for path in scratch.rglob("*") if path.is_file())
+        return {path.relative_to(scratch).as_posix(): path.read_bytes() for path in files}
+    except OSError as error:
+        raise LoptError(f"{scratch} cannot be written: {first_line(error)}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def aligned_configs(
@@ -99,13 +142,50 @@ def aligned_configs(
         config: names the pretrained model, for its generation settings.
         model_config: of the pretrained model.
         tokenizer: of the pretrained model.
+
+    Raises:
+        LoptError: the generation settings cannot be used.
     """
     own = copy.deepcopy(model_config)
-    try:
-        generation = GenerationConfig.from_pretrained(config.model_name_or_path, revision=config.model_revision)
-    except OSError:  # It has none.
-        generation = GenerationConfig.from_model_config(own)
+    generation = load_generation_config(config)
     return own, generation, align_special_tokens(own, generation, tokenizer)
+
+
+def write_description(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Writes what `description` has made into a model's directory.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+@contextlib.contextmanager
+def _saving(what: str) -> Iterator[None]:
+    """Says of an error what could not be saved. Where the disk is at fault it is left as it is."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # The tokenizers library raises bare ones, and so does code that comes with a model.
+        raise LoptError(
+            f"{what} can be read but not saved again ({first_line(error)}), so neither a checkpoint nor the model "
+            f"could be; mend its file"
+        ) from error
+
+
+def _save_generation_config(generation: GenerationConfig, directory: Path) -> None:
+    """Saves the settings, also those that `transformers` loads but will not save: a temperature without sampling, say.
+
+    The pretrained model is published with them, and generates.
+    """
+    try:
+        generation.save_pretrained(directory)
+    except ValueError:
+        generation.to_json_file(directory / GENERATION_CONFIG_NAME, keys_to_pop=["compile_config"])
 
 
 def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) -> type[PreTrainedModel]:

@@ -1,5 +1,6 @@
 """What a run leaves in its output directory: its model, the last good weights, or word of where it was stopped."""
 
+import functools
 import json
 import logging
 import math
@@ -24,6 +25,20 @@ from lopt_pp.util.console import print_error
 from lopt_pp.util.files import write_text
 
 logger = logging.getLogger(__name__)
+
+
+def check_end(setup: Setup) -> None:
+    """Makes, before the first step, what the end needs besides the weights. For rank 0.
+
+    Raises:
+        LoptError: something of it cannot be made, so that the whole run would be lost.
+    """
+    assert setup.description
+    _card(setup, [0] * setup.topology.num_stages)
+
+
+def _card(setup: Setup, steps: Sequence[int], measured: Measured | None = None) -> str:
+    return model_card(setup.config, setup.rows, steps, setup.num_steps, setup.held_out, measured)
 
 
 class RunFinalizer:
@@ -142,13 +157,8 @@ class RunFinalizer:
             keep_shards(self._stages if self._replica == 0 else [], path, store)
             return
         setup = self._setup
-        finish_model(
-            path,
-            store,
-            setup.topology.num_stages,
-            setup.write_description,
-            lambda steps: model_card(self._config, setup.rows, steps, setup.num_steps, setup.held_out, self._measured),
-        )
+        card = functools.partial(_card, setup, measured=self._measured)
+        finish_model(path, store, setup.topology.num_stages, setup.write_description, card)
 
     def _say_how_it_went(self, collector: Collector) -> None:
         minutes, seconds = divmod(round(collector.seconds), 60)

@@ -17,7 +17,7 @@ from lopt_pp.errors import NotFiniteError
 from lopt_pp.metrics.trackers import check_installed
 from lopt_pp.training.checkpointing import Checkpointer
 from lopt_pp.training.connect import connect, deciders
-from lopt_pp.training.finish import RunFinalizer
+from lopt_pp.training.finish import RunFinalizer, check_end
 from lopt_pp.training.loop import train
 from lopt_pp.training.reporting import open_reporting
 from lopt_pp.training.setup import prepare
@@ -52,6 +52,7 @@ def run(config: Config, world: World, on_prepared: Callable[[RunFinalizer], None
     if world.rank == 0:
         remove_leftovers(output_dir)
         setup.log()
+        check_end(setup)
 
     # Build the stages of this process. The probe must see their pretrained weights, so it comes before a resume.
     stages = build_stages(setup, world)

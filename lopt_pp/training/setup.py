@@ -3,12 +3,15 @@
 import json
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, shared_by_ranks
+from lopt_pp.checkpoint.output_dir import DESCRIPTION
 from lopt_pp.config.topology import Topology
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import MicrobatchSampler, Rows, TokenizedRows, with_chat_template
@@ -19,6 +22,7 @@ from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
 from lopt_pp.model.pretrained import (
     aligned_configs,
+    description,
     load_model_config,
     load_tokenizer,
     model_class_of,
@@ -128,10 +132,21 @@ class Setup:
         if changes:
             logger.info("the result has its tokenizer's ids of special tokens: %s", "; ".join(changes))
 
+    @cached_property
+    def description(self) -> Mapping[str, bytes]:
+        """All files of the trained model but its weights, made where they are first asked for: before the first step.
+
+        Raises:
+            LoptError: one of them cannot be saved.
+        """
+        scratch = Path(self.config.run.output_dir) / DESCRIPTION
+        return description(
+            scratch, self.config.model, self.model_config, self.tokenizer, self.config.stage.parameter_dtype
+        )
+
     def write_description(self, directory: Path) -> None:
         """Writes all of the trained model but its weights: config, generation settings, tokenizer."""
-        dtype = self.config.stage.parameter_dtype
-        write_description(directory, self.config.model, self.model_config, self.tokenizer, dtype)
+        write_description(directory, self.description)
 
 
 def prepare(config: Config, world: World) -> Setup:

@@ -16,11 +16,12 @@ from lopt_pp.checkpoint.resume import LATEST
 from lopt_pp.config.train_config import Config
 from lopt_pp.distributed.shutdown import ask_to_stop
 from lopt_pp.distributed.watchdog import Watchdog
-from lopt_pp.distributed.world import World, connect, rank_and_size
+from lopt_pp.distributed.world import Failure, World, connect, rank_and_size
 from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.objectives import local_objective_class
 from lopt_pp.training.finish import RunFinalizer
 from lopt_pp.training.run import run
+from lopt_pp.util.files import missing_directories, remove_empty
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +58,11 @@ class Trainer:
         self.name = self._topology.name_of(self.rank)
 
     def train(self) -> bool:
-        """Trains, and leaves the model in the output directory. For the main thread of each process, once.
+        """Trains, and leaves the model in the output directory.
 
-        SIGTERM, SIGINT and SIGUSR1 stop the run in good order meanwhile. Where there are several processes, a failure
-        ends all of them, with one line that says why, and `train` does not return.
+        SIGTERM, SIGINT and SIGUSR1 stop the run in good order meanwhile, where this is the main thread: Python lets no
+        other one take signals. Where there are several processes, a failure ends all of them, with one line that says
+        why, and `train` does not return.
 
         Returns:
             Whether the model is there; False where a signal has stopped the run, which can go on from its checkpoint.
@@ -73,20 +75,28 @@ class Trainer:
             raise LoptError("processes that torchrun has started can train once; start others for the next run")
         Trainer._has_joined = self._size > 1
         with connect(self.config.pipeline) as world, Watchdog(world, self._topology) as watchdog:
-            is_prepared = threading.Event()
+            is_prepared, missing = threading.Event(), missing_directories(Path(self.config.run.output_dir))
+            # A start that is refused leaves no directory behind.
+            watchdog.abandon = lambda failure: remove_empty(missing)
             watchdog.stop = functools.partial(_stop, world.connection(timedelta(minutes=1)), is_prepared)
             try:
                 if _is_done(self.config, world):
                     return True
 
                 def on_prepared(finalizer: RunFinalizer) -> None:
-                    watchdog.abandon = finalizer.abandon
+                    def abandon(failure: Failure) -> None:
+                        finalizer.abandon(failure)
+                        remove_empty(missing)
+
+                    watchdog.abandon = abandon
                     is_prepared.set()
 
                 return run(self.config, world, on_prepared)
             except LoptError as error:
                 watchdog.fail(str(error), keep=isinstance(error, NotFiniteError) and error.keeps_weights)
                 raise RunError(str(error)) from error
+            finally:
+                remove_empty(missing)
 
     def model(self) -> PreTrainedModel:
         """The trained model, an ordinary one of `transformers`, read from the output directory to main memory.

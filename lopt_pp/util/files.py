@@ -87,6 +87,34 @@ def new_directory(path: Path) -> Iterator[Path]:
         os.replace(unfinished, path)
 
 
+def missing_directories(path: Path) -> list[Path]:
+    """A directory and those above it, as far as they are not there, the innermost first; for `remove_empty`."""
+    missing = []
+    for directory in (path.absolute(), *path.absolute().parents):
+        if directory.exists():
+            break
+        missing.append(directory)
+    return missing
+
+
+def remove_empty(directories: Iterable[Path]) -> None:
+    """Removes directories, in order, as far as they are there and empty."""
+    for directory in directories:
+        with suppress(OSError):
+            directory.rmdir()
+
+
+def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Copies files from one directory to another, with the permissions that the umask leaves.
+
+    Raises:
+        OSError: one cannot be copied.
+    """
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+
+
 def replace_directory(unfinished: Path, path: Path) -> None:
     """Moves a directory that is whole to its place, and removes what was there.
 

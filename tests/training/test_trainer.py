@@ -1,6 +1,7 @@
 """Training from a script."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,11 +76,38 @@ def test_alone(inputs: Path, alone: Trainer) -> None:
 
 
 def test_a_failure(inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    trainer = Trainer(load_config(**flags(inputs, tmp_path / "out", train_file="nothing.jsonl")))
+    """Leaves no directories behind that were not there."""
+    trainer = Trainer(load_config(**flags(inputs, tmp_path / "deep" / "out", train_file="nothing.jsonl")))
     with pytest.raises(RunError, match="--train_file nothing.jsonl does not exist") as failure:
         trainer.train()
     assert isinstance(failure.value.__cause__, LoptError)
     assert capfd.readouterr().err.count("lopt-pp: error: --train_file nothing.jsonl does not exist") == 1
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "out").mkdir()
+    with pytest.raises(RunError):
+        Trainer(load_config(**flags(inputs, tmp_path / "out", train_file="nothing.jsonl"))).train()
+    assert (tmp_path / "out").exists()
+
+
+def test_what_the_end_needs_is_tried_at_the_start(inputs: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(inputs / "model", tmp_path / "model")
+    (model / "generation_config.json").write_text('{"num_return_sequences": 4}')
+    trainer = Trainer(load_config(**flags(inputs, tmp_path / "out", model_name_or_path=model)))
+    with pytest.raises(RunError, match=r"its generation_config.json cannot be used: Greedy .*; mend the file"):
+        trainer.train()
+    assert not (tmp_path / "out").exists()
+
+
+def test_in_a_thread(inputs: Path, alone: Trainer, tmp_path: Path) -> None:
+    """Python lets no thread but the main one take signals."""
+    trainer = Trainer(load_config(**flags(inputs, tmp_path / "out")))
+    results: list[bool] = []
+    thread = threading.Thread(target=lambda: results.append(trainer.train()))
+    thread.start()
+    thread.join()
+    assert results == [True]
+    got = trainer.model().state_dict()
+    assert all(torch.equal(tensor, got[name]) for name, tensor in alone.model().state_dict().items())
 
 
 def test_processes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lopt_pp.util.files import move_files, new_directory, replace_directory, write_file, write_text
+from lopt_pp.util.files import (
+    copy_files,
+    missing_directories,
+    move_files,
+    new_directory,
+    remove_empty,
+    replace_directory,
+    write_file,
+    write_text,
+)
 
 CRASHING = """
 import os, signal, sys
@@ -157,6 +166,31 @@ def test_a_directory_that_cannot_be_filled_or_moved_leaves_what_was_there(tmp_pa
     with pytest.raises(OSError, match="not empty"), new_directory(place) as unfinished:
         (unfinished / "a").write_text("a")
     assert names(tmp_path) == ["model"] and names(place) == ["old"]
+
+
+def test_directories_that_were_missing_are_removed_again_as_far_as_they_are_empty(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    missing = missing_directories(tmp_path / "there" / "a" / "b" / "c")
+    assert missing == [tmp_path / "there" / "a" / "b" / "c", tmp_path / "there" / "a" / "b", tmp_path / "there" / "a"]
+    missing[1].mkdir(parents=True)
+    (missing[2] / "file").touch()
+    remove_empty(missing)
+    assert names(missing[2]) == ["file"]
+    (missing[2] / "file").unlink()
+    remove_empty(missing)
+    assert names(tmp_path) == ["there"] and missing_directories(tmp_path) == []
+
+
+def test_copies_have_the_usual_permissions(tmp_path: Path, umask: int) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "deep").mkdir(parents=True)
+    for name in ("file", "deep/file"):
+        (source / name).write_text(name)
+        (source / name).chmod(0o604)
+    copy_files(source, target, ["file", "deep/file"])
+    assert (target / "deep" / "file").read_text() == "deep/file"
+    assert mode(target) == mode(target / "deep") == 0o777 & ~umask
+    assert mode(target / "file") == mode(target / "deep" / "file") == 0o666 & ~umask
 
 
 def test_a_directory_takes_the_place_of_another(tmp_path: Path) -> None:
