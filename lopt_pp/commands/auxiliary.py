@@ -9,6 +9,7 @@ ranks them once; here each is tried again after every removal).
 
 import argparse
 from collections.abc import Sequence
+from os.path import expanduser
 
 from lopt_pp.commands.common import add_common, be_quiet, device_and_dtype
 from lopt_pp.errors import LoptError, renamed_in_errors
@@ -20,8 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "lopt-pp auxiliary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model", metavar="MODEL", help="directory or hub id of the pretrained model")
-    parser.add_argument("--train_file", metavar="FILE", required=True, help="rows of the task, as for lopt-pp train")
+    parser.add_argument("model", type=expanduser, metavar="MODEL", help="directory or hub id of the pretrained model")
+    parser.add_argument(
+        "--train_file", type=expanduser, metavar="FILE", required=True, help="rows of the task, as for lopt-pp train"
+    )
     parser.add_argument("--auxiliary_layers", type=int, required=True, metavar="N", help="layers to be left")
     parser.add_argument("--split", default="midpoint", help="midpoint, or the first layer after the cut")
     parser.add_argument(

@@ -5,12 +5,18 @@ here and in each command they are imported by the functions that need them, once
 """
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lopt_pp.errors import first_line
 
 if TYPE_CHECKING:
     import torch
+
+
+def home_path(text: str) -> Path:
+    """A path of the command line. A shell leaves `~` as it is in `--flag=~/x`, and in quotes."""
+    return Path(text).expanduser()
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:

@@ -7,9 +7,9 @@ predictions have moved from BASE's. Benchmarks are run by lm-evaluation-harness,
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from os.path import expanduser
 
-from lopt_pp.commands.common import add_common, be_quiet, device_and_dtype
+from lopt_pp.commands.common import add_common, be_quiet, device_and_dtype, home_path
 from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.util.console import print_error
 from lopt_pp.util.files import write_text
@@ -38,10 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("lopt-pp evaluate", description=__doc__)
-    parser.add_argument("models", nargs="+", metavar="MODEL", help="directory or hub id of a model, or a checkpoint")
-    parser.add_argument("--before", metavar="BASE", help="the pretrained model, to compare with")
-    parser.add_argument("--eval_file", metavar="FILE", help="rows of the task, of the same kinds as --train_file's")
-    parser.add_argument("--general_eval_file", metavar="FILE", help="rows of what is to be kept, such as plain text")
+    parser.add_argument(
+        "models", type=expanduser, nargs="+", metavar="MODEL", help="directory or hub id of a model, or a checkpoint"
+    )
+    parser.add_argument("--before", type=expanduser, metavar="BASE", help="the pretrained model, to compare with")
+    parser.add_argument(
+        "--eval_file", type=expanduser, metavar="FILE", help="rows of the task, of the same kinds as --train_file's"
+    )
+    parser.add_argument(
+        "--general_eval_file", type=expanduser, metavar="FILE", help="rows of what is to be kept, such as plain text"
+    )
     parser.add_argument(
         "--divergence",
         action="store_true",
@@ -54,9 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--num_fewshot", type=int, help="examples before each item of a benchmark")
     parser.add_argument("--batch_size", default="8", help="sequences at once in benchmarks, or auto (default: 8)")
     parser.add_argument("--apply_chat_template", action="store_true", help="give the items of benchmarks as a chat")
-    parser.add_argument("--include_path", metavar="DIR", help="directory with benchmarks of your own, for lm_eval")
+    parser.add_argument(
+        "--include_path", type=expanduser, metavar="DIR", help="directory with benchmarks of your own, for lm_eval"
+    )
     parser.add_argument("--max_length", type=int, default=1024, help="longest row of a file in tokens (default: 1024)")
-    parser.add_argument("--output_path", type=Path, metavar="FILE", help="JSON file for the numbers")
+    parser.add_argument("--output_path", type=home_path, metavar="FILE", help="JSON file for the numbers")
     add_common(parser)
     return parser
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from os.path import expanduser
 
 from lopt_pp.commands.common import add_common, be_quiet, device_and_dtype
 from lopt_pp.errors import LoptError
@@ -11,7 +12,9 @@ from lopt_pp.util.console import print_error
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = argparse.ArgumentParser("lopt-pp generate", description=__doc__)
-    parser.add_argument("model", help="directory or hub id of a model, or a checkpoint OUTPUT_DIR/checkpoint-STEP")
+    parser.add_argument(
+        "model", type=expanduser, help="directory or hub id of a model, or a checkpoint OUTPUT_DIR/checkpoint-STEP"
+    )
     parser.add_argument(
         "--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="what to answer; one or more"
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lopt_pp.checkpoint.output_dir import check_output_dir
 from lopt_pp.cluster.slurm import Job, check_run, places, submit
+from lopt_pp.commands.common import home_path
 from lopt_pp.config.objective import LOCAL_RATES, ObjectiveConfig
 from lopt_pp.config.parser import parse_config
 from lopt_pp.errors import LoptError
@@ -28,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "config", type=Path, metavar="RUN_YAML", help="the run's flags, as `lopt-pp train --config` reads them"
+        "config", type=home_path, metavar="RUN_YAML", help="the run's flags, as `lopt-pp train --config` reads them"
     )
     parser.add_argument("--nodes", type=int, default=1, help="number of machines (default 1)")
     parser.add_argument(
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--job-name", help="name of the job (default: that of RUN_YAML without its ending)")
     parser.add_argument(
         "--venv",
-        type=Path,
+        type=home_path,
         help="virtual environment to activate on the nodes (default: the one that runs this command; without one, "
         "what the shell has that submits)",
     )

@@ -16,6 +16,9 @@ from lopt_pp.errors import LoptError
 _YES = ("yes", "true", "t", "y", "1")
 _NO = ("no", "false", "f", "n", "0")
 
+_NOT_GIVEN: Any = object()
+"""In place of the value of a flag that the command line does not have."""
+
 
 class DataclassParser(argparse.ArgumentParser):
     """A parser whose flags are the fields of config dataclasses, and whose errors are raised.
@@ -36,6 +39,7 @@ class DataclassParser(argparse.ArgumentParser):
     def __init__(self, components: Sequence[type], prog: str, usage: str, description: str) -> None:
         super().__init__(prog, usage, description, formatter_class=_HelpFormatter, allow_abbrev=False)
         self._components = components
+        self._in_file: set[str] = set()
         for component in components:
             group = self.add_argument_group(component._argument_group_name)  # type: ignore[attr-defined]
             declared = typing.get_type_hints(component)
@@ -48,27 +52,51 @@ class DataclassParser(argparse.ArgumentParser):
         return {field.name for component in self._components for field in dataclasses.fields(component)}
 
     def set_file(self, settings: Mapping[str, Any]) -> None:
-        """Takes values of a file for defaults, by the fields' names; strings are read as on a command line."""
-        for action in self._actions:
-            if action.dest in settings:
-                action.default, action.required = settings[action.dest], False
+        """Takes values of a file for defaults, by the fields' names; strings are read as on a command line.
 
-    def parse(self, arguments: Sequence[str]) -> tuple[list[Any], list[str]]:
+        YAML's other words for booleans, `on` and `off`, are understood as well. What has no value is not given.
+        """
+        for action in self._actions:
+            value = settings.get(action.dest)
+            if value is None:
+                continue
+            if action.type is _boolean and isinstance(value, str):
+                value = {"on": "true", "off": "false"}.get(value.lower(), value)
+            action.default, action.required = value, False
+            self._in_file.add(action.dest)
+
+    def parse(self, arguments: Sequence[str]) -> tuple[list[Any], list[str], set[str]]:
         """Reads a command line.
 
         Returns:
-            One config of each component, and what is neither a flag nor a value of one.
+            One config of each component; what is neither a flag nor a value of one; and the fields that are given, by
+            their names, in the file or on the command line.
 
         Raises:
             LoptError: a value of the wrong type or out of range, or a required flag is missing.
             SystemExit: after `--help`.
         """
-        values, unknown = self.parse_known_args(arguments)
+        names = self.names
+        nothing = argparse.Namespace(**dict.fromkeys(names, _NOT_GIVEN))
+        read, unknown = self.parse_known_args(arguments, nothing)
+        values = {name: value for name, value in vars(read).items() if name in names and value is not _NOT_GIVEN}
+        given = values.keys() | self._in_file
+        for action in self._actions:
+            if action.dest in names and action.dest not in values:
+                values[action.dest] = self._default_of(action)
         configs = [
-            component(**{field.name: getattr(values, field.name) for field in dataclasses.fields(component)})
+            component(**{field.name: values[field.name] for field in dataclasses.fields(component)})
             for component in self._components
         ]
-        return configs, unknown
+        return configs, unknown, given
+
+    def _default_of(self, action: argparse.Action) -> Any:
+        """Its value where the command line has none; a file's words are read as the command line's are."""
+        try:
+            return self._get_value(action, action.default) if isinstance(action.default, str) else action.default
+        except argparse.ArgumentError as error:
+            text = str(error)
+            self.error(text if len(text) <= 400 else text[:400] + "...")
 
     def error(self, message: str) -> typing.NoReturn:
         """Says what is wrong without a page of usage above it."""
@@ -99,8 +127,10 @@ def _value_of(name: str, declared: Any) -> dict[str, Any]:
         return {"choices": typing.get_args(declared)}
     if declared in (list[str], list[int], list[float]):
         return {"type": typing.get_args(declared)[0], "nargs": "+"}
-    if declared in (str, int, float):
-        return {"type": _or_none(declared) if is_optional and declared is not str else declared}
+    if declared is str:
+        return {"type": _text_or_none if is_optional else _text}
+    if declared in (int, float):
+        return {"type": _or_none(declared) if is_optional else declared}
     raise TypeError(f"{name}: no flag has values of the type {declared}")
 
 
@@ -122,6 +152,18 @@ def _or_none(kind: type) -> Callable[[str], Any]:
 
     read.__name__ = kind.__name__  # What argparse calls the type in its errors.
     return read
+
+
+def _text(word: str) -> Any:
+    """Reads text; `None` is what a script writes in place of a value that it does not have."""
+    return _NOT_GIVEN if word in ("None", "null") else word
+
+
+def _text_or_none(word: str) -> str | None:
+    return None if word in ("None", "null") else word
+
+
+_text.__name__ = _text_or_none.__name__ = "str"
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lopt_pp.config.fields import Resume, check_types, flag
+from lopt_pp.config.fields import Resume, check_types, expand_home, flag
 from lopt_pp.errors import LoptError
 
 
@@ -42,10 +42,12 @@ class CheckpointConfig:
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=True,
             compared=False,
+            is_path=True,
         ),
     )
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_types(self)
         if self.save_steps < 0:
             raise LoptError(f"--save_steps {self.save_steps}: at least 0")

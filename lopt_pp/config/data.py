@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from lopt_pp.config.fields import Resume, check_types, flag
+from lopt_pp.config.fields import Resume, check_types, expand_home, flag
 from lopt_pp.errors import LoptError
 
 
@@ -48,6 +48,7 @@ class DataConfig:
             on_resume=Resume.DERIVED,
             shared_by_ranks=False,
             compared=True,
+            is_path=True,
         ),
     )
     dataset_name: str | None = field(
@@ -58,6 +59,7 @@ class DataConfig:
             on_resume=Resume.DERIVED,
             shared_by_ranks=True,
             compared=True,
+            is_path=True,
         ),
     )
     dataset_config: str | None = field(
@@ -124,6 +126,7 @@ class DataConfig:
             on_resume=Resume.DERIVED,
             shared_by_ranks=True,
             compared=True,
+            is_path=True,
         ),
     )
     assistant_only_loss: bool = field(
@@ -199,6 +202,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if isinstance(self.train_file, str):  # From a YAML file, or Python.
             object.__setattr__(self, "train_file", [self.train_file])
+        expand_home(self)
         check_types(self)
         if self.train_file is None and self.dataset_name is None and self.dataset_mapping in PRESETS:
             preset = PRESETS[self.dataset_mapping]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lopt_pp.config.fields import Resume, check_types, flag
+from lopt_pp.config.fields import Resume, check_types, expand_home, flag
 from lopt_pp.errors import LoptError
 
 
@@ -25,6 +25,7 @@ class EvaluationConfig:
             on_resume=Resume.DERIVED,
             shared_by_ranks=False,
             compared=True,
+            is_path=True,
         ),
     )
     eval_split_size: float | None = field(
@@ -87,6 +88,7 @@ class EvaluationConfig:
     )
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_types(self)
         sources = ("eval_file", "eval_split_size", "dataset_test_split")
         given = [f"--{name}" for name in sources if getattr(self, name) is not None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import types
 import typing
 from dataclasses import dataclass
@@ -39,10 +40,12 @@ class Effects:
     compared: bool
 
 
-def flag(help: str, *, on_resume: Resume, shared_by_ranks: bool, compared: bool) -> dict[str, Any]:
+def flag(
+    help: str, *, on_resume: Resume, shared_by_ranks: bool, compared: bool, is_path: bool = False
+) -> dict[str, Any]:
     """Metadata of a dataclass field that is a flag of a training run.
 
-    There are no defaults: whoever adds a flag decides all three, or the package cannot be imported.
+    There are no defaults of what it affects: whoever adds a flag decides all three, or the package cannot be imported.
 
         seed: int = field(
             default=42,
@@ -52,8 +55,9 @@ def flag(help: str, *, on_resume: Resume, shared_by_ranks: bool, compared: bool)
     Args:
         help: what `--help` says of it.
         on_resume, shared_by_ranks, compared: see `Effects`.
+        is_path: whether its value is a path, or may be one; see `expand_home`.
     """
-    return {"help": help, "effects": Effects(on_resume, shared_by_ranks, compared)}
+    return {"help": help, "effects": Effects(on_resume, shared_by_ranks, compared), "is_path": is_path}
 
 
 def effects_of(component: type) -> dict[str, Effects]:
@@ -69,6 +73,22 @@ def effects_of(component: type) -> dict[str, Effects]:
             raise TypeError(f"{component.__name__}.{field.name} does not say what it affects: metadata=flag(...) does")
         effects[field.name] = said
     return effects
+
+
+def expand_home(config: Any) -> None:
+    """Puts the home directory in place of `~` at the beginning of a config's paths; for its `__post_init__`.
+
+    A shell does so in `--train_file ~/rows.jsonl`, but not in `--train_file=~/rows.jsonl`, and YAML never does.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if not field.metadata.get("is_path"):
+            continue
+        if isinstance(value, str):
+            object.__setattr__(config, field.name, os.path.expanduser(value))
+        elif isinstance(value, list):
+            expanded = [os.path.expanduser(item) if isinstance(item, str) else item for item in value]
+            object.__setattr__(config, field.name, expanded)
 
 
 def check_types(config: Any) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from lopt_pp.config.fields import Resume, check_types, flag
+from lopt_pp.config.fields import Resume, check_types, expand_home, flag
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class ModelConfig:
             on_resume=Resume.DERIVED,
             shared_by_ranks=False,
             compared=True,
+            is_path=True,
         )
     )
     model_revision: str = field(
@@ -49,4 +50,5 @@ class ModelConfig:
     )
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_types(self)

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from lopt_pp.config.fields import Resume, check_types, flag
+from lopt_pp.config.fields import Resume, check_types, expand_home, flag
 from lopt_pp.errors import LoptError
 
 
@@ -31,6 +31,7 @@ class ReportConfig:
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=False,
             compared=False,
+            is_path=True,
         ),
     )
     run_name: str | None = field(
@@ -65,6 +66,7 @@ class ReportConfig:
     )
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_types(self)
         _ = self.trace_window
         if self.probe_steps < 0:

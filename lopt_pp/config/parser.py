@@ -7,10 +7,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lopt_pp.config.arguments import DataclassParser
 from lopt_pp.config.train_config import COMPONENTS, Config
+from lopt_pp.config.yaml_file import read_yaml
 from lopt_pp.errors import LoptError, first_line, shown
 
 _DESCRIPTION = """\
@@ -49,20 +48,19 @@ def parse_components(
     parser = DataclassParser(components, prog=prog, usage=usage, description=description)
     arguments, path = _take_config_path(arguments)
     known = parser.names
-    environment: dict[Any, Any] = {}
+    environment: dict[str, str] = {}
     if path is not None:
-        settings = _read_file(path)
-        environment = settings.pop("env", {})
+        settings, environment = read_yaml(path)
         for name in settings:
             if name not in known:
                 raise LoptError(f"{path}: unknown flag {name}{_suggest(name, known)}")
         parser.set_file(settings)
-    configs, unknown = parser.parse(arguments)
+    configs, unknown, _ = parser.parse(arguments)
     if unknown:
         raise LoptError(f"unknown flag {unknown[0]}{_suggest(unknown[0].lstrip('-').split('=')[0], known)}")
     try:
         for name, value in environment.items():
-            os.environ[name] = str(value)
+            os.environ[name] = value
     except (OSError, TypeError, ValueError) as error:
         raise LoptError(f"--config {path}: env: {shown(name)}: {shown(value)}: {first_line(error)}") from error
     return configs
@@ -78,25 +76,7 @@ def _take_config_path(arguments: Sequence[str]) -> tuple[list[str], Path | None]
     position = arguments.index("--config")
     if position + 1 == len(arguments) or "--config" in arguments[position + 1 :]:
         raise LoptError("--config: give the path of a YAML file, once")
-    return arguments[:position] + arguments[position + 2 :], Path(arguments[position + 1])
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, with plain values below `env`."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise LoptError(f"--config {path}: {error}") from error
-    try:
-        content = yaml.safe_load(text)
-    except Exception as error:  # Besides YAMLError, whatever a malformed tag makes of a value: there is no list of it.
-        raise LoptError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise LoptError(f"--config {path}: expected lines of the form 'flag: value'")
-    environment = content.get("env", {})
-    if not isinstance(environment, dict) or any(isinstance(value, list | dict) for value in environment.values()):
-        raise LoptError(f"--config {path}: env: expected lines of the form 'NAME: value' below it")
-    return content
+    return arguments[:position] + arguments[position + 2 :], Path(arguments[position + 1]).expanduser()
 
 
 def _suggest(name: str, known: set[str]) -> str:

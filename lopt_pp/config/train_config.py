@@ -10,7 +10,7 @@ from lopt_pp.config.checkpoint import CheckpointConfig
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.data import DataConfig
 from lopt_pp.config.evaluation import EvaluationConfig
-from lopt_pp.config.fields import Effects, Resume, check_types, effects_of, flag
+from lopt_pp.config.fields import Effects, Resume, check_types, effects_of, expand_home, flag
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.config.monitoring import ReportConfig
 from lopt_pp.config.objective import ObjectiveConfig
@@ -32,6 +32,7 @@ class RunConfig:
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=False,
             compared=False,
+            is_path=True,
         )
     )
     overwrite_output_dir: bool = field(
@@ -100,6 +101,7 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        expand_home(self)
         check_types(self)
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "logging_steps"):
             if getattr(self, name) < 1:

@@ -151,8 +151,12 @@ def read_run(directory: Path) -> RunData:
     path = directory / "metrics.jsonl"
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        lacks = "has no metrics.jsonl" if directory.is_dir() else "is not a directory"
+        raise LoptError(f"{directory} {lacks}; give the --output_dir of a run") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise LoptError(f"{path} cannot be read: {first_line(error)}; give the --output_dir of a run") from error
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise LoptError(f"{path} cannot be read: {reason}; give the --output_dir of a run") from error
     by_stage: dict[int, list[dict[str, Any]]] = {}
     start: dict[int, dict[str, Any]] = {}
     for number, line in enumerate(lines, 1):
@@ -187,7 +191,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise LoptError(f"{path} cannot be read: {first_line(error)}") from error
+        reason = error.strerror if isinstance(error, OSError) else first_line(error)
+        raise LoptError(f"{path} cannot be read: {reason}") from error
     if not isinstance(content, dict):
         raise LoptError(f"{path} is not what a run writes")
     return content

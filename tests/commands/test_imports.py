@@ -66,7 +66,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
             "did you mean --learning_rate?",
         ),
         ("plan a-model --lerning_rate 1", "did you mean --learning_rate?"),
-        ("submit no-such.yaml", "No such file"),
+        ("submit no-such.yaml", "no-such.yaml does not exist"),
         ("auxiliary a-model --train_file rows.jsonl --auxiliary_layers 2 --limit 0", "--limit: at least 1"),
     ],
 )

@@ -157,7 +157,19 @@ def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatc
 def test_values_of_a_file_are_defaults() -> None:
     parser = ours(Example)
     parser.set_file({"needed": "n", "number_of_them": "5", "share": 0.5, "is_on": False, "files": ["f"]})
-    assert parser.parse(["--share", "0.25", "more"]) == ([Example("n", 5, 0.25, False, "a", ["f"])], ["more"])
+    assert parser.parse(["--share", "0.25", "more"]) == (
+        [Example("n", 5, 0.25, False, "a", ["f"])],
+        ["more"],
+        {"needed", "number_of_them", "share", "is_on", "files"},
+    )
+
+
+def test_it_is_known_what_is_given() -> None:
+    parser = ours(Example)
+    parser.set_file({"needed": "n", "share": None, "is_on": "off"})
+    line = ["--kind", "a", "--no_is_on", "--files", "x"]
+    assert parser.parse(line)[2] == {"needed", "is_on", "kind", "files"}
+    assert parser.parse([])[0] == [Example("n", is_on=False)]
 
 
 @pytest.mark.parametrize("kind", [dict[str, int], int | str, Literal[1, 2], bool | None, list, object])

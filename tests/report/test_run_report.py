@@ -185,8 +185,28 @@ def test_a_line_that_is_still_written_is_left_out(run_dir: Path) -> None:
 
 def test_a_directory_without_a_run_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["report", str(tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "metrics.jsonl cannot be read" in error and "--output_dir of a run" in error
+    assert capsys.readouterr().err == (
+        f"lopt-pp: error: {tmp_path} has no metrics.jsonl; give the --output_dir of a run\n"
+    )
+    for command in ("report", "compare"):
+        assert cli.main([command, str(tmp_path / "gone"), str(tmp_path)][: 2 + (command == "compare")]) == 1
+        assert capsys.readouterr().err == (
+            f"lopt-pp: error: {tmp_path}/gone is not a directory; give the --output_dir of a run\n"
+        )
+
+
+def test_one_run_is_not_compared(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["compare", str(run_dir), "--output", str(tmp_path / "one.html")]) == 2
+    assert "alone has nothing to be compared with; give two or more" in capsys.readouterr().err
+    assert not (tmp_path / "one.html").exists()
+
+
+def test_a_run_at_home(run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(run_dir.parent))
+    run = f"~/{run_dir.name}"
+    assert cli.main(["report", run, f"--output={run}/page.html"]) == 0
+    assert cli.main(["compare", run, run, f"--output={run}/both.html"]) == 0
+    assert (run_dir / "page.html").exists() and (run_dir / "both.html").exists()
 
 
 def test_comparisons_overlay_runs(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
