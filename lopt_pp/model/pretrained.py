@@ -69,7 +69,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def load_generation_config(config: ModelConfig) -> GenerationConfig:
+def load_generation_config(config: ModelConfig, model_config: PreTrainedConfig) -> GenerationConfig:
     """The pretrained model's generation settings, which older models have in their `config.json`.
 
     Raises:
@@ -79,7 +79,9 @@ def load_generation_config(config: ModelConfig) -> GenerationConfig:
     try:
         if find_file(name, GENERATION_CONFIG_NAME, revision) is not None:
             return GenerationConfig.from_pretrained(name, revision=revision)
-        return GenerationConfig.from_model_config(PreTrainedConfig.get_config_dict(name, revision=revision)[0])
+        # `AutoConfig` leaves out what is of generation, and not of the model.
+        in_file, _ = PreTrainedConfig.get_config_dict(name, revision=revision)
+        return GenerationConfig.from_model_config(model_config.to_dict() | in_file)
     except Exception as error:  # Whatever the file holds is given to a class: anything may go wrong.
         raise LoptError(
             f"--model_name_or_path {name}: its {GENERATION_CONFIG_NAME} cannot be used: {first_line(error)}; mend the "
@@ -147,7 +149,7 @@ def aligned_configs(
         LoptError: the generation settings cannot be used.
     """
     own = copy.deepcopy(model_config)
-    generation = load_generation_config(config)
+    generation = load_generation_config(config, own)
     return own, generation, align_special_tokens(own, generation, tokenizer)
 
 
