@@ -4,6 +4,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from lopt_pp.checkpoint.manifest import Manifest, read_manifest
@@ -11,6 +12,7 @@ from lopt_pp.checkpoint.output_dir import check_output_dir, complete_checkpoints
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.model.build import BlockBuilder
+from lopt_pp.model.location import check_location
 from lopt_pp.model.pretrained import load_model_config, model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import save_shard, shard_name, write_index
@@ -71,11 +73,12 @@ def ordinary_model(name: str, trust_remote_code: bool = False) -> Iterator[str]:
         trust_remote_code: whether code that comes with the model may run.
 
     Raises:
-        LoptError: the checkpoint is not whole, or there are only checkpoints.
+        LoptError: the checkpoint is not whole, or the name does not lead to a model.
     """
     if trust_remote_code:
         search_current_directory()  # For whoever is given the path; the model's code may import modules of the user's.
     directory = Path(name)
+    check_location(name, allows_adapters=find_spec("peft") is not None)  # With it, transformers loads these.
     if is_checkpoint(directory):
         with tempfile.TemporaryDirectory(prefix="lopt-pp-") as scratch:
             export(directory, Path(scratch) / "model", trust_remote_code)

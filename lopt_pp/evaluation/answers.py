@@ -21,7 +21,7 @@ def open_pretrained(kind: Any, path: str, name: str, **options: object) -> Any:
     """
     try:
         return kind.from_pretrained(path, **options)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
         raise LoptError(f"{name}: {first_line(error)}") from error
 
 

@@ -14,6 +14,7 @@ from lopt_pp.model.block import BlockModel
 from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_at
 from lopt_pp.model.pretrained import load_model_config, model_class_of
+from lopt_pp.model.stored import warn_of_unused, without_quantization
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.objectives import Objective
@@ -31,11 +32,13 @@ def load_whole(config: ModelConfig) -> BlockModel:
 
 def load_blocks(config: ModelConfig, boundaries: Sequence[int]) -> list[BlockModel]:
     """The same as several blocks, cut before each of the layers `boundaries`."""
-    model_config = load_model_config(config)
+    said = load_model_config(config)
+    weights = PretrainedWeights(config.model_name_or_path, config.model_revision)
+    model_config = without_quantization(said, config.model_name_or_path, weights)
     model_class = model_class_of(model_config, config.trust_remote_code)
     specs = split_at(boundaries, model_config.num_hidden_layers)
     builder = BlockBuilder(model_class, model_config, check_split(model_class, model_config, specs))
-    weights = PretrainedWeights(config.model_name_or_path, config.model_revision)
+    warn_of_unused(builder.unused_tensors(weights), config.model_name_or_path)
     return [builder.from_pretrained(spec, weights).eval() for spec in specs]
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel, block_class
 from lopt_pp.model.partition import BlockSpec
+from lopt_pp.model.stored import check_stored
 from lopt_pp.model.structure import ModelStructure
 from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.util.compat_transformers import parameter_names
@@ -58,9 +59,7 @@ class BlockBuilder:
         Raises:
             LoptError: tensors of the block are missing from the files or have another shape.
         """
-        with torch.device("meta"):
-            whole = self.model_class(self.config)
-        names = parameter_names(whole, weights.files)
+        names = parameter_names(self._whole, weights.files)
         tensors = weights.read([stored for stored, name in names.items() if self.structure.owns(spec, name)])
         if spec.is_last and self.config.tie_word_embeddings and self.structure.head not in names.values():
             for tied in [stored for stored, name in names.items() if name == self.structure.embedding]:
@@ -106,12 +105,26 @@ class BlockBuilder:
             raise LoptError(f"{source}: tensors of stage {spec.stage} are missing or of another shape: {shown}")
         return self._block(spec, model)
 
+    def unused_tensors(self, weights: PretrainedWeights) -> list[str]:
+        """The tensors of the whole model's files that no block reads; see `lopt_pp.model.stored`.
+
+        Raises:
+            LoptError: they stand beside quantized weights.
+        """
+        return check_stored(self._whole, weights)
+
     def _class(self, spec: BlockSpec) -> type[PreTrainedModel]:
         return block_class(self.model_class, self.structure, spec)
 
     def _block(self, spec: BlockSpec, model: PreTrainedModel) -> BlockModel:
         """Every block comes by here, with its weights."""
         return BlockModel(model, self.structure, spec)
+
+    @functools.cached_property
+    def _whole(self) -> PreTrainedModel:
+        """The whole model, without memory for its weights."""
+        with torch.device("meta"):
+            return self.model_class(self.config)
 
     @functools.cached_property
     def _untied(self) -> PreTrainedConfig:

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError, first_line
+from lopt_pp.model.location import check_location
 from lopt_pp.model.special_tokens import align_special_tokens
 from lopt_pp.util.compat_transformers import find_file
 from lopt_pp.util.user_code import search_current_directory
@@ -31,8 +32,13 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
     """The pretrained model's config.
 
     Raises:
-        LoptError: there is none, or it needs code of its own that the user has not allowed.
+        LoptError: there is none, or it needs code of its own that the user has not allowed; or what is there is not a
+            whole model of `transformers`, such as an adapter.
     """
+    try:
+        check_location(config.model_name_or_path)
+    except LoptError as error:
+        raise LoptError(f"--model_name_or_path {error}") from error
     if config.trust_remote_code:
         search_current_directory()  # The model's code may import modules of the user's.
     try:

@@ -4,7 +4,7 @@ A process opens only the files that hold tensors of its own blocks and reads onl
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +19,9 @@ from lopt_pp.model.block import BlockModel
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.util.compat_transformers import checkpoint_tensors, find_file
 from lopt_pp.util.files import write_file
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""By their names in safetensors files."""
 
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -76,6 +79,20 @@ class PretrainedWeights:
                             f"{self.name_or_path}: {file_name}: {name} cannot be read: {first_line(error)}"
                         ) from error
         return tensors
+
+    def dtypes(self, names: Iterable[str]) -> dict[str, torch.dtype | None]:
+        """The stored dtypes of the named tensors; None of those that are not floating-point of 16 bits or more.
+
+        Only the headers of the files are read that hold these tensors.
+        """
+        found: dict[str, torch.dtype | None] = {}
+        names = list(names)
+        for file_name in sorted({self.files[name] for name in names}):
+            with self._open(file_name) as file:
+                present = set(file.keys())
+                own = [name for name in names if self.files[name] == file_name and name in present]
+                found |= {name: _DTYPES.get(file.get_slice(name).get_dtype()) for name in own}
+        return found
 
     def _find(self, file_name: str) -> str | None:
         """The local path of a file (fetched from the hub if need be), or None where there is no such file."""

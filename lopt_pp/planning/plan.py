@@ -16,6 +16,7 @@ from lopt_pp.config.plan import PlanConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
 from lopt_pp.model.pretrained import load_model_config
+from lopt_pp.model.stored import without_quantization
 from lopt_pp.planning.capacity import Layout, fits, remedies
 from lopt_pp.planning.estimate import Model
 from lopt_pp.planning.tables import GIB
@@ -52,7 +53,7 @@ def plan(
     )
     layout = Layout(workload, pipeline)
     topology = layout.topology  # Raises early.
-    config = load_model_config(model_flags)
+    config = without_quantization(load_model_config(model_flags), model_flags.model_name_or_path)
     model = Model(config, _cut_by_hand(pipeline, config), model_flags.trust_remote_code)
     specs = layout.specs(model)
     balanced = layout.balanced(model) if len(specs) > 1 else specs

@@ -28,6 +28,7 @@ from lopt_pp.model.pretrained import (
     model_class_of,
     write_description,
 )
+from lopt_pp.model.stored import warn_of_unused, without_quantization
 from lopt_pp.model.verify import check_sample, check_split
 from lopt_pp.model.verify_packing import check_packing
 from lopt_pp.model.weights import PretrainedWeights
@@ -157,14 +158,18 @@ def prepare(config: Config, world: World) -> Setup:
     """
     # The model: its class and its cuts, and the proof that it splits there.
     topology = config.topology(world.size)
-    model_config = load_model_config(config.model)
+    said = load_model_config(config.model)
+    weights = PretrainedWeights(config.model.model_name_or_path, config.model.model_revision)
+    model_config = without_quantization(said, weights.name_or_path, weights, warns=world.rank == 0)
     model_class = model_class_of(model_config, config.model.trust_remote_code)
     depth = model_config.num_hidden_layers
     cuts = config.pipeline.boundaries if topology.num_stages > 1 else None
     specs = split_at(cuts, depth) if cuts is not None else split_evenly(depth, topology.num_stages)
-    weights = PretrainedWeights(config.model.model_name_or_path, config.model.model_revision)
     structure = check_split(model_class, model_config, specs)
     builder = BlockBuilder(model_class, model_config, structure)
+    unused = builder.unused_tensors(weights)
+    if world.rank == 0:
+        warn_of_unused(unused, weights.name_or_path)
     if config.data.packs_rows:
         check_packing(model_class, model_config, specs, structure)
     # The rows. One process of each node tokenizes; the others read what it has cached.

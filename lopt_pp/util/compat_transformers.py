@@ -4,6 +4,7 @@ Each item says what it reaches into, why there is no public way, and where it wa
 `test_compat_transformers.py` tries each of them, and `test_private.py` sees that no other file does such a thing.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 
@@ -89,6 +90,23 @@ def parameter_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, 
     return {
         name: rename_source_key(name, renamings, converters, model.base_model_prefix, parameters)[0] for name in stored
     }
+
+
+def unused_names(model: PreTrainedModel, stored: Iterable[str]) -> list[str]:
+    """The tensors of a checkpoint that a model has no place for, but those that `transformers` ignores knowingly.
+
+    Private: the attribute `_keys_to_ignore_on_load_unexpected` of a model, and the names that `from_pretrained` adds to
+    it. It has `output_loading_info`, which tells the same of files that were read whole. Seen in 5.23 and 5.24.
+
+    Args:
+        model: of the whole model's class; may be on the meta device.
+        stored: the names in the checkpoint.
+    """
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
+    ignored = re.compile("|".join(f"({pattern})" for pattern in patterns))
+    known = {name for name, _ in (*model.named_parameters(remove_duplicate=False), *model.named_buffers())}
+    names = parameter_names(model, stored)
+    return [own for own, name in names.items() if name not in known and not ignored.search(name)]
 
 
 def checkpoint_tensors(model: PreTrainedModel, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -80,7 +80,7 @@ def test_a_stage_does_not_open_the_files_of_others(tmp_path: Path, stage: int, d
     expected = dict(whole.named_parameters())
     parameters = dict(load(tmp_path, stage).model.named_parameters())
     assert all(torch.equal(parameter, expected[name]) for name, parameter in parameters.items())
-    with pytest.raises(LoptError, match="missing" if damage == "gone" else "no whole safetensors file"):
+    with pytest.raises(LoptError, match="missing" if damage == "gone" else "not a whole safetensors file"):
         load(tmp_path, 1 - stage)
 
 
