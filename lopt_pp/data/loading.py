@@ -1,21 +1,25 @@
 """Reads the training data and tokenizes it, leaving out the rows that cannot be trained on."""
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lopt_pp.config.data import DataConfig
-from lopt_pp.data import encoding, formats
+from lopt_pp.data import csv_files, encoding, formats, json_files
+from lopt_pp.data.cache import cache_folder
 from lopt_pp.data.dataset import PackedRows, Rows, TokenizedRows, column, listed
 from lopt_pp.data.encoding import Note, RowEncoder
 from lopt_pp.data.presets import find_preset, find_reader
-from lopt_pp.data.sources import Table, quiet_unless, read_rows
+from lopt_pp.data.sources import RawRows, quiet_unless, read_rows
 from lopt_pp.data.streaming import StreamedRows
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.util.compat_datasets import signals_as_usual_in_workers
@@ -34,6 +38,9 @@ _CHANGES = {
     Note.TAIL_CUT: "without the messages after their last answer",
     Note.ONLY_LAST_ANSWER: "with a loss on their last answer only, as the chat template renders earlier ones otherwise",
 }
+
+_CODE = (json_files, csv_files, formats, encoding)
+"""What is read from a row's bytes, and made of it, is up to these modules."""
 
 _ROWS_PER_PROCESS = 2000
 """Fewer are not worth another process for."""
@@ -90,7 +97,6 @@ def load_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Rows:
         raw = read_rows(config)
         if config.streaming:
             return StreamedRows(raw, encoder, config.max_length, config.packing)
-        assert isinstance(raw, Table)
         encoded = _encode(raw, encoder, config.dataset_num_proc, version)
         rows = _usable(encoded, raw.source, config.max_length)
         return PackedRows(rows, config.max_length) if config.packing else rows
@@ -124,7 +130,7 @@ def _usable(encoded: Dataset, source: str, max_length: int) -> TokenizedRows:
     return TokenizedRows(encoded.select(used), source, dropped, changed)
 
 
-def _encode(raw: Table, encoder: RowEncoder, num_proc: int | None, version: str) -> Dataset:
+def _encode(raw: RawRows, encoder: RowEncoder, num_proc: int | None, version: str) -> Dataset:
     """Encodes all rows, with their lengths and numbers of targets, which need no reading of tokens afterwards.
 
     Args:
@@ -133,15 +139,25 @@ def _encode(raw: Table, encoder: RowEncoder, num_proc: int | None, version: str)
         num_proc: processes to encode in; None is as many as there are cores, if rows are many.
         version: a text that changes with the user's code.
     """
-    name: Callable[[int], str] = raw.name
+    # The cache goes by the content of the files, the encoder (the tokenizer included) and its code.
+    code = b"".join(Path(module.__file__ or "").read_bytes() for module in _CODE)
+    key = Hasher.hash([raw.digest, encoder, hashlib.sha256(code).hexdigest(), version])
+    path = cache_folder() / f"tokens-{key}.arrow"
+    if (cached := _find_cached(path)) is not None:
+        return cached
+    parts = raw.parts
 
-    def encode(batch: Mapping[str, list[Any]], indices: list[int], code: str) -> dict[str, list[Any]]:
+    def encode(batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
         rows = []
-        for index, values in zip(indices, zip(*batch.values(), strict=True), strict=True):
-            try:
-                rows.append(encoder(dict(zip(batch, values, strict=True))))
-            except LoptError as error:
-                raise LoptError(f"{name(index)}: {error}") from error
+        places = zip(*(batch[name] for name in ("part", "number", "start", "stop")), strict=True)
+        for part, group in itertools.groupby(places, lambda place: place[0]):
+            _, numbers, starts, stops = zip(*group, strict=True)
+            values = parts[part].read(starts, stops)
+            for number, start in zip(numbers, starts, strict=True):
+                try:
+                    rows.append(encoder(next(values)))
+                except LoptError as error:
+                    raise LoptError(f"{parts[part].row_name(number, start)}: {error}") from error
         return {
             "input_ids": [row.input_ids if row else [] for row in rows],
             "labels": [row.labels if row else [] for row in rows],
@@ -150,19 +166,28 @@ def _encode(raw: Table, encoder: RowEncoder, num_proc: int | None, version: str)
             "notes": [int(row.notes) if row else 0 for row in rows],
         }
 
-    # The cache goes by the arguments of `encode`, tokenizer included, but would not see a change of the encoder's code.
-    sources = b"".join(Path(module.__file__ or "").read_bytes() for module in (encoding, formats))
     if num_proc is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_proc = min(cores, len(raw) // _ROWS_PER_PROCESS)
+    table = raw.table()
     with signals_as_usual_in_workers():
-        return raw.dataset.map(
+        return table.map(
             encode,
             batched=True,
-            with_indices=True,
             num_proc=num_proc if num_proc > 1 else None,
-            fn_kwargs={"code": hashlib.sha256(sources + version.encode()).hexdigest()},
-            remove_columns=raw.dataset.column_names,
+            remove_columns=table.column_names,
             features=_FEATURES,
+            cache_file_name=str(path),
+            new_fingerprint=key,
             desc="Tokenizing",
         )
+
+
+def _find_cached(path: Path) -> Dataset | None:
+    """What `Dataset.map` has made at `path`, in one file or in one for each of its processes, if all are there."""
+    if not datasets.is_caching_enabled():
+        return None
+    files = [path] if path.exists() else sorted(path.parent.glob(f"{path.stem}_*_of_*.arrow"))
+    if not files or (files[0] != path and len(files) != int(files[0].stem.rsplit("_", 1)[1])):
+        return None
+    return concatenate_datasets([Dataset.from_file(str(file)) for file in files])

@@ -1,151 +1,142 @@
 """Reads raw rows: local files and directories, data sets of the hub, and data sets that were saved to disk."""
 
 import bisect
-import json
-import mmap
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
 import datasets
 import numpy as np
-import pandas as pd
-from datasets import Dataset, DatasetDict, Features, Value
+import pyarrow as pa
+from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetsError
+from datasets.table import InMemoryTable
 
 from lopt_pp.config.data import DataConfig
-from lopt_pp.data.files import COMPRESSIONS, builder_of, find_files, is_saved
+from lopt_pp.data.csv_files import CsvFile
+from lopt_pp.data.files import builder_of, find_files, is_saved
+from lopt_pp.data.json_files import JsonFile
+from lopt_pp.data.table_files import TABLE_ERRORS, TableRows, open_arrow, open_parquet
+from lopt_pp.data.text_files import Places
+from lopt_pp.data.unpacking import unpacked
 from lopt_pp.errors import LoptError, first_line
 
 
-class RawRows(Protocol):
-    """The rows of a data set as they are, with random access."""
+class Part(Protocol):
+    """A file of rows, or a table. It goes to other processes by its name, not by its content."""
+
+    name: str
 
     @property
-    def source(self) -> str:
-        """Where they come from, for messages."""
+    def digest(self) -> str:
+        """In hex: other content has another one."""
+
+    def find(self) -> Places:
+        """Where its rows are."""
+
+    def read(self, starts: Sequence[int], stops: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The rows at these places."""
+
+    def row_name(self, number: int, start: int) -> str:
+        """What a message calls a row."""
+
+
+class RawRows:
+    """The rows of a data set as they are, with random access.
+
+    Args:
+        parts: that they come from, one behind the other.
+        source: all of them, for messages.
+        flag: that names the parts, if they are files.
+        by_lines: whether each row is a line of a file.
+    """
+
+    def __init__(self, parts: Sequence[Part], source: str, flag: str = "", by_lines: bool = False) -> None:
+        self.parts = parts
+        self.source = source
+        self._flag = f"{flag} " if flag else ""
+        self._by_lines = by_lines
+
+    @cached_property
+    def digest(self) -> str:
+        """In hex: rows with other content have another one."""
+        sha = hashlib.sha256()
+        for part in self.parts:
+            with _readable(part):
+                sha.update(part.digest.encode())
+        return sha.hexdigest()
+
+    @cached_property
+    def _places(self) -> list[Places]:
+        found = []
+        for part in self.parts:
+            with _readable(part):
+                found.append(part.find())
+            if not len(found[-1]):
+                raise LoptError(f"{self._flag}{part.name} has no rows; give data with a row or more")
+        return found
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The number of the first row of each part, and that of all rows."""
+        return [0, *accumulate(map(len, self._places))]
 
     @property
     def outline(self) -> bytes:
-        """What can be told of the rows without reading them; others have another one, or may have."""
+        """What can be told of the rows without reading them; others have another one, or may have.
 
-    def __len__(self) -> int: ...
+        Checkpoints of streamed runs have it in their digest of the rows, so it stays as it is.
+        """
+        if self._by_lines:
+            return b"".join((places.stops - places.starts).tobytes() for places in self._places)
+        return str(len(self)).encode()
+
+    def __len__(self) -> int:
+        return self._firsts[-1]
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """A row by its columns.
 
         Raises:
-            LoptError: it is not a row.
+            LoptError: it is not a row, or its file has changed.
         """
+        part, _, start, stop = self._find(index)
+        return next(self.parts[part].read([start], [stop]))
 
     def name(self, index: int) -> str:
         """What a message calls a row: its number (from 1) and its file."""
+        part, number, start, _ = self._find(index)
+        return self.parts[part].row_name(number, start)
+
+    def _find(self, index: int) -> tuple[int, int, int, int]:
+        """A row's part, its number there, and where it starts and stops."""
+        part = bisect.bisect_right(self._firsts, index) - 1
+        number, places = index - self._firsts[part], self._places[part]
+        return part, number, int(places.starts[number]), int(places.stops[number])
+
+    def table(self) -> Dataset:
+        """Where each row is, as int64: its `part`, its `number` there, and its `start` and `stop`."""
+        sizes = [len(places) for places in self._places]
+        columns = {
+            "part": np.repeat(np.arange(len(sizes)), sizes),
+            "number": np.concatenate([np.arange(size) for size in sizes]),
+            "start": np.concatenate([places.starts for places in self._places]),
+            "stop": np.concatenate([places.stops for places in self._places]),
+        }
+        return Dataset(InMemoryTable(pa.table(columns)))
 
 
-class _Parts:
-    """The files that rows come from, one behind the other."""
-
-    def __init__(self, names: Sequence[str], sizes: Sequence[int]) -> None:
-        self._names = names
-        self._starts = [0, *accumulate(sizes)]
-
-    def find(self, index: int) -> tuple[int, int]:
-        """The file of a row, and the row's place in it."""
-        part = bisect.bisect_right(self._starts, index) - 1
-        return part, index - self._starts[part]
-
-    def name(self, index: int) -> str:
-        part, place = self.find(index)
-        return f"row {place + 1} of {self._names[part]}"
-
-    def __len__(self) -> int:
-        return self._starts[-1]
-
-
-class Table:
-    """Raw rows in tables of `datasets`, which maps them from disk.
-
-    Args:
-        parts: the tables, by their names for messages; rows are taken from one after the other.
-        source: all of them, for messages.
-
-    Attributes:
-        name: what a message calls a row.
-        dataset: all the tables.
-    """
-
-    def __init__(self, parts: Sequence[tuple[str, Dataset]], source: str) -> None:
-        self.source = source
-        self._parts = _Parts([name for name, _ in parts], [len(table) for _, table in parts])
-        self.name = self._parts.name
-        tables = [table for _, table in parts]
-        self.dataset = tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
-
-    @property
-    def outline(self) -> bytes:
-        return str(len(self)).encode()
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.dataset[index]
-
-
-class JsonLines:
-    """Raw rows in JSONL files, read where they are: only the places of the lines are found beforehand.
-
-    Args:
-        paths: of the files.
-        source: all of them, for messages.
-    """
-
-    def __init__(self, paths: Sequence[Path], source: str) -> None:
-        self.source = source
-        self._files = [_map(path) for path in paths]
-        self._starts, self._stops = zip(*map(_find_lines, self._files), strict=True)
-        self._parts = _Parts([str(path) for path in paths], [len(starts) for starts in self._starts])
-
-    @property
-    def outline(self) -> bytes:
-        return b"".join((stops - starts).tobytes() for starts, stops in zip(self._starts, self._stops, strict=True))
-
-    def __len__(self) -> int:
-        return len(self._parts)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        part, place = self._parts.find(index)
-        line = self._files[part][self._starts[part][place] : self._stops[part][place]]
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise LoptError(f"it is not JSON: {first_line(error)}") from error
-        if not isinstance(row, dict):
-            raise LoptError(f"it is not a JSON object, but {type(row).__name__}")
-        return row
-
-    def name(self, index: int) -> str:
-        return self._parts.name(index)
-
-
-def _map(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _find_lines(content: mmap.mmap, chunk: int = 1 << 26) -> tuple[np.ndarray, np.ndarray]:
-    """Where the lines that are not empty start and stop, in bytes."""
-    found = []
-    for start in range(0, len(content), chunk):
-        found.append(np.flatnonzero(np.frombuffer(content[start : start + chunk], np.uint8) == ord("\n")) + start)
-    stops = np.concatenate([*found, [len(content)]]).astype(np.int64)
-    starts = np.concatenate([[0], stops[:-1] + 1])
-    filled = stops > starts
-    for line in np.flatnonzero(stops - starts == 1):
-        filled[line] = content[starts[line]] != ord("\r")
-    return starts[filled], stops[filled]
+@contextmanager
+def _readable(part: Part) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LoptError(f"--train_file {part.name} cannot be read: {error.strerror or first_line(error)}") from error
 
 
 def read_rows(config: DataConfig) -> RawRows:
@@ -155,27 +146,42 @@ def read_rows(config: DataConfig) -> RawRows:
         LoptError: they cannot be read, or there are none.
     """
     if config.train_file:
-        rows = _read_files(config.train_file, in_place=config.streaming)
+        rows = _read_files(config.train_file)
     else:
         source = ", ".join(filter(None, (config.dataset_name, config.dataset_config)))
-        rows = Table([(source, _load_dataset(config))], source)
-    if len(rows) == 0:
-        raise LoptError(f"{rows.source} has no rows; give data with a row or more")
+        rows = RawRows([TableRows(_load_dataset(config), source)], source)
     return rows
 
 
-def _read_files(given: Sequence[str], in_place: bool) -> RawRows:
+def _read_files(given: Sequence[str]) -> RawRows:
     paths = list(find_files(given))
-    source = str(paths[0]) if len(paths) == 1 else f"{', '.join(given)} ({len(paths)} files)"
-    if in_place and all(path.suffix.lower() == ".jsonl" for path in paths):
-        return JsonLines(paths, source)
-    tables = [(str(path), load_saved(path, "train") if path.is_dir() else _load_file(path)) for path in paths]
+    source = str(paths[0])
+    if len(paths) > 1:
+        times = Counter(path.resolve() for path in paths)
+        twice = [f"{path.name} {count} times" for path, count in times.items() if count > 1]
+        source = f"{', '.join(given)} ({', '.join([f'{len(paths)} files', *twice])})"
+    by_lines = all(path.suffix.lower() == ".jsonl" for path in paths)
+    return RawRows([_open(path) for path in paths], source, "--train_file", by_lines)
+
+
+_OPEN: dict[str, Callable[[Path, str], Part]] = {
+    "json": JsonFile,
+    "csv": CsvFile,
+    "parquet": open_parquet,
+    "arrow": open_arrow,
+}
+
+
+def _open(path: Path) -> Part:
+    if path.is_dir():
+        return TableRows(load_saved(path, "train"), str(path))
+    builder = builder_of(path)
+    assert builder is not None
     try:
-        return Table(tables, source)
-    except ValueError as error:
+        return _OPEN[builder](unpacked(path), str(path))
+    except TABLE_ERRORS as error:
         raise LoptError(
-            f"--train_file: the columns of {source} do not go together: {first_line(error)}; give them like types, or "
-            f"train on one of them"
+            f"--train_file {path} cannot be read: {first_line(error)}; give a valid {builder} file"
         ) from error
 
 
@@ -194,29 +200,6 @@ def load_saved(path: Path, split: str) -> Dataset:
             raise LoptError(f"{path} has no split {split}, but {', '.join(saved)}; give its directory, {path}/SPLIT")
         saved = saved[split]
     return saved
-
-
-def _load_file(path: Path) -> Dataset:
-    builder = builder_of(path)
-    size = path.stat().st_size
-    try:
-        options: dict[str, Any] = {}
-        if builder == "json":
-            # `datasets` takes the columns from the first chunk and fails at a key that first appears in a later one.
-            # It would also take rows with the columns of an agent's trace for such a trace, whatever they hold.
-            unpacked = 40 * size if path.suffix.lower() in COMPRESSIONS else size
-            options = {"chunksize": max(unpacked, 10 << 20), "parse_agent_traces": False}
-        elif builder == "csv":
-            # All columns are text: an answer "007" or "None" is neither a number nor an absent value.
-            columns = pd.read_csv(path, nrows=0).columns
-            options = {"features": Features({column: Value("string") for column in columns})}
-            options |= {"keep_default_na": False, "na_values": [""]}
-        return datasets.load_dataset(builder, data_files=str(path), split="train", **options)
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise LoptError(
-            f"--train_file {path} cannot be read: {first_line(_root(error))}; give a valid {builder} file with a row "
-            f"or more"
-        ) from error
 
 
 def _load_dataset(config: DataConfig) -> Dataset:

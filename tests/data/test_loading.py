@@ -145,14 +145,8 @@ def test_malformed_row_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
         ("*.jsonl", None, "matches no file"),
         ("train.txt", "one", r"train.txt ends in none of .json, .jsonl, .parquet, .csv, .arrow"),
         ("empty.jsonl", "", "empty.jsonl is empty"),
-        ("blank.jsonl", "\n\n", "blank.jsonl cannot be read: .*give a valid json file with a row or more"),
-        ("head.csv", "text\n", "head.csv cannot be read: .*give a valid csv file with a row or more"),
-        (
-            "bad.jsonl",
-            '{"text": "one"}\n{"text"\n',
-            "bad.jsonl cannot be read: JSON parse error: .*; give",
-        ),
-        ("bad.csv", "a,b\n1,2\n1,2,3\n", r"bad.csv cannot be read: .*Expected 2 fields in line 3, saw 3; give"),
+        ("blank.jsonl", "\n\n", "blank.jsonl has no rows; give data with a row or more"),
+        ("head.csv", "text\n", "head.csv has no rows; give data with a row or more"),
         ("bad.parquet", "one", "bad.parquet cannot be read: Parquet"),
     ],
 )
