@@ -1,18 +1,39 @@
 """What is made of a file once, and found again by whoever has a file with the same content."""
 
+import errno
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
+
+from lopt_pp.errors import LoptError
+
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 def cache_folder() -> Path:
     """Where it is kept: beside the caches of `datasets`."""
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "lopt_pp"
-    folder.mkdir(parents=True, exist_ok=True)
+    with cache_errors_named():
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+@contextmanager
+def cache_errors_named() -> Iterator[None]:
+    """Turns an error of writing to the cache into one that says where it is, and how to move it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OF_WRITING:  # Of reading what is to be cached.
+            raise
+        raise LoptError(
+            f"the cache of tokenized rows in {datasets.config.HF_DATASETS_CACHE} cannot be written: {error.strerror}; "
+            f"set HF_DATASETS_CACHE to a directory with room for it"
+        ) from error
 
 
 def made_once(name: str, make: Callable[[Path], None]) -> Path:
@@ -27,8 +48,9 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
         return path
     unfinished = path.with_name(f".{name}.{uuid.uuid4().hex}")
     try:
-        make(unfinished)
-        os.replace(unfinished, path)
+        with cache_errors_named():
+            make(unfinished)
+            os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
     return path

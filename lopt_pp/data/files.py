@@ -14,7 +14,7 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 def find_files(given: Sequence[str]) -> Iterator[Path]:
     """The files, and the directories of saved data sets, that `--train_file` names."""
     for name in given:
-        matches = [name] if Path(name).exists() or not glob.has_magic(name) else sorted(glob.glob(name, recursive=True))
+        matches = [name] if Path(name).exists() or not glob.has_magic(name) else _match(name)
         if not matches:
             raise LoptError(f"--train_file {name} matches no file")
         for path in map(Path, matches):
@@ -29,7 +29,17 @@ def find_files(given: Sequence[str]) -> Iterator[Path]:
             yield from map(_check_file, files)
 
 
+def _match(pattern: str) -> list[str]:
+    """What a pattern matches; a directory that is there, such as `run[1]` in `run[1]/*.jsonl`, is meant as it is."""
+    parts = Path(pattern).parts
+    number = next(number for number in range(len(parts)) if not Path(*parts[: number + 1]).exists())
+    literal = [glob.escape(part) for part in parts[:number]]
+    return sorted(glob.glob(str(Path(*literal, *parts[number:])), recursive=True))
+
+
 def _check_file(path: Path) -> Path:
+    if not path.is_file() and not path.is_dir():
+        raise LoptError(f"--train_file {path} is a pipe or a device; write the rows to a file and give that")
     if path.is_file() and builder_of(path) is None:
         raise LoptError(f"--train_file {path} ends in none of {', '.join(_BUILDERS)}; convert it to one of these")
     if path.is_file() and path.stat().st_size == 0:

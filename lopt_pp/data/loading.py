@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lopt_pp.config.data import DataConfig
 from lopt_pp.data import csv_files, encoding, formats, json_files
-from lopt_pp.data.cache import cache_folder
+from lopt_pp.data.cache import cache_errors_named, cache_folder
 from lopt_pp.data.dataset import PackedRows, Rows, TokenizedRows, column, listed
 from lopt_pp.data.encoding import Note, RowEncoder
 from lopt_pp.data.presets import find_preset, find_reader
@@ -170,7 +170,7 @@ def _encode(raw: RawRows, encoder: RowEncoder, num_proc: int | None, version: st
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         num_proc = min(cores, len(raw) // _ROWS_PER_PROCESS)
     table = raw.table()
-    with signals_as_usual_in_workers():
+    with cache_errors_named(), signals_as_usual_in_workers():
         return table.map(
             encode,
             batched=True,

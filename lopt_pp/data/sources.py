@@ -143,14 +143,12 @@ def read_rows(config: DataConfig) -> RawRows:
     """The raw rows that `config` names.
 
     Raises:
-        LoptError: they cannot be read, or there are none.
+        LoptError: they cannot be read. That there are none is said when they are asked for.
     """
     if config.train_file:
-        rows = _read_files(config.train_file)
-    else:
-        source = ", ".join(filter(None, (config.dataset_name, config.dataset_config)))
-        rows = RawRows([TableRows(_load_dataset(config), source)], source)
-    return rows
+        return _read_files(config.train_file)
+    source = ", ".join(filter(None, (config.dataset_name, config.dataset_config)))
+    return RawRows([TableRows(_load_dataset(config), source)], source)
 
 
 def _read_files(given: Sequence[str]) -> RawRows:

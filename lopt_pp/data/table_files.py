@@ -59,7 +59,11 @@ class TableRows:
         try:
             columns = self._dataset[starts[0] : stops[-1]] if in_a_row else self._dataset[list(starts)]
         except TABLE_ERRORS as error:
-            raise LoptError(f"the table cannot be read there: {first_line(error)}") from error
+            if len(starts) == 1:
+                raise LoptError(f"the table cannot be read there: {first_line(error)}") from error
+            for pair in zip(starts, stops, strict=True):  # Up to the row that it is.
+                yield from self.read(pair[:1], pair[1:])
+            return
         for number in range(len(starts)):
             yield {column: values[number] for column, values in columns.items()}
 

@@ -2,10 +2,14 @@
 
 import gzip
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -47,6 +51,47 @@ def test_several_files_patterns_and_directories(tmp_path: Path, streaming: bool)
     raw = read(first, second, streaming=streaming)
     assert [raw.name(index) for index in range(3)] == [f"row 1 of {first}", f"row 1 of {second}", f"row 2 of {second}"]
     assert raw.source == f"{first}, {second} (2 files)"
+
+
+@pytest.mark.parametrize(
+    "name", ["train[1].jsonl", "data [v2].jsonl", "run[3]/train.jsonl", "a::b.jsonl", "a*.jsonl", "zip://a.jsonl", "-"]
+)
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_a_file_that_is_there_is_not_a_pattern(tmp_path: Path, name: str, suffix: str) -> None:
+    folder = tmp_path / "in"
+    for decoy in ("train1", "data 2", "run3/train", "b", "ab"):
+        write(folder / f"{decoy}.jsonl", TWO)
+    path = (folder / name).with_suffix(f".{suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writers: dict[str, Callable[[Path, dict[str, Any]], object]] = {
+        "jsonl": write,
+        "csv": as_csv,
+        "parquet": as_parquet,
+    }
+    writers[suffix](path, ONE)
+    assert rows(read(path)) == rows(read(path, streaming=True)) == [ONE]
+    if path.parent != folder:
+        assert rows(read(path.parent / f"*.{suffix}")) == [ONE], "of a pattern, a directory that is there is none"
+
+
+def as_csv(path: Path, row: dict[str, Any]) -> None:
+    path.write_text(f"text\n{row['text']}\n")
+
+
+def as_parquet(path: Path, row: dict[str, Any]) -> None:
+    pq.write_table(pa.Table.from_pylist([row]), path)
+
+
+def test_a_file_that_is_given_twice_is_read_twice_and_said_so(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "a.jsonl", ONE), write(tmp_path / "b.jsonl", TWO)
+    raw = read(first, second, tmp_path / "." / "a.jsonl")
+    assert rows(raw) == [ONE, TWO, ONE] and raw.source.endswith(" (3 files, a.jsonl 2 times)")
+
+
+def test_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(LoptError, match="rows.jsonl is a pipe or a device; write the rows to a file and give that"):
+        read(tmp_path / "rows.jsonl")
 
 
 def test_files_of_several_kinds_and_columns(tmp_path: Path) -> None:
