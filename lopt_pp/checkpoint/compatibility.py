@@ -17,6 +17,12 @@ from lopt_pp.data import Rows, TokenizedRows
 EVALUATION_ROWS = "evaluation_rows_sha256"
 """In a manifest's `run`: losses compare only on the same rows."""
 
+EMBEDDINGS_TIED = "embeddings_tied"
+"""In a manifest's `run`, of models whose config ties them."""
+
+LEFT_OUT = {EMBEDDINGS_TIED: False}
+"""What it means that a manifest does not have a name: it is older than the name."""
+
 _WORDS = {
     "train_rows_sha256": "the training rows (sha256)",
     EVALUATION_ROWS: "the evaluation rows (sha256)",
@@ -24,6 +30,7 @@ _WORDS = {
     "rows_per_step": "the rows of a step",
     "rows_grouped_by_length": "the rows that are grouped by length",
     "parameter_dtype": "the dtype of the weights",
+    EMBEDDINGS_TIED: "whether the input and output embeddings are tied",
     "num_steps": "the number of steps",
     "torch_version": "the version of torch",
     "transformers_version": "the version of transformers",
@@ -48,7 +55,9 @@ def shared_by_ranks(
     }
 
 
-def must_match(config: Config, model_config: PreTrainedConfig, rows: Rows, num_replicas: int) -> dict[str, object]:
+def must_match(
+    config: Config, model_config: PreTrainedConfig, rows: Rows, num_replicas: int, ties_embeddings: bool = False
+) -> dict[str, object]:
     """What a run must have in common with the one whose checkpoint it goes on from, by name.
 
     The first difference is what the user reads, so a flag that changes the training rows comes before them.
@@ -65,6 +74,7 @@ def must_match(config: Config, model_config: PreTrainedConfig, rows: Rows, num_r
         **_length_of_packs(config.data),
         **_method(config.objective),
         "parameter_dtype": str(config.stage.parameter_dtype),
+        **({EMBEDDINGS_TIED: ties_embeddings} if model_config.tie_word_embeddings else {}),
     }
 
 

@@ -50,6 +50,7 @@ def model_card(
     num_steps: int,
     held_out: TokenizedRows | None = None,
     measured: Measured | None = None,
+    ties_embeddings: bool = False,
 ) -> str:
     """The card's text.
 
@@ -60,6 +61,7 @@ def model_card(
         num_steps: of the run.
         held_out: not trained on; None where there are none.
         measured: which model this is, and its loss on the held-out rows; None where it was not measured.
+        ties_embeddings: whether the output head is the input embedding.
     """
     model = config.model.model_name_or_path
     steps = str(num_steps)
@@ -71,7 +73,9 @@ def model_card(
     return _CARD.format(
         model=model,
         name=config.run.output_dir.rstrip("/").split("/")[-1],
-        story=_story(config, f"https://huggingface.co/{model}" if not model.startswith((".", "/")) else model),
+        story=_story(
+            config, f"https://huggingface.co/{model}" if not model.startswith((".", "/")) else model, ties_embeddings
+        ),
         data=rows.summary(),
         steps=steps,
         measured=f"\n\n{_measured(held_out, measured)}" if held_out is not None and measured is not None else "",
@@ -90,7 +94,7 @@ def _measured(rows: TokenizedRows, measured: Measured) -> str:
     return f"Loss on {len(rows)} held-out rows of {rows.source}: {measured.loss:.4g} ({exponential})"
 
 
-def _story(config: Config, link: str) -> str:
+def _story(config: Config, link: str, ties_embeddings: bool) -> str:
     """How the model came about, in a paragraph."""
     model, number = config.model.model_name_or_path, config.pipeline.num_stages
     local = local_objective_class(config.objective)
@@ -108,4 +112,5 @@ def _story(config: Config, link: str) -> str:
             f"block learned from the next-token loss, each earlier one from {local.summary}, and no gradient crossed a "
             f"cut. What only the local losses needed existed only in training."
         )
-    return textwrap.fill(f"{begun}{how} The input and output embeddings are separate tensors.", 120)
+    embeddings = "one tensor" if ties_embeddings else "separate tensors"
+    return textwrap.fill(f"{begun}{how} The input and output embeddings are {embeddings}.", 120)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lopt_pp.checkpoint.compatibility import in_words
+from lopt_pp.checkpoint.compatibility import LEFT_OUT, in_words
 from lopt_pp.checkpoint.manifest import Manifest, read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.distributed.world import World
@@ -145,5 +145,5 @@ def _go_on(manifest: Manifest, own: Sequence[int], stages: Sequence[Resumable], 
 def _differences(manifest: Manifest, run: Mapping[str, Any]) -> Iterator[str]:
     """What a run has otherwise than the one that wrote a checkpoint, in words."""
     for name, value in json.loads(json.dumps(run)).items():
-        if manifest.run.get(name) != value:
-            yield f"{in_words(name)} is {shown(value)}, and was {shown(manifest.run.get(name))}"
+        if (before := manifest.run.get(name, LEFT_OUT.get(name))) != value:
+            yield f"{in_words(name)} is {shown(value)}, and was {shown(before)}"

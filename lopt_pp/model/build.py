@@ -30,16 +30,19 @@ class BlockBuilder:
         model_class: the whole model's class.
         config: the whole model's config.
         structure: of the class, as `check_split` finds it.
+        ties_embeddings: whether a block that is the whole model has its input and output embeddings tied, as the model
+            has them.
     """
 
     model_class: type[PreTrainedModel]
     config: PreTrainedConfig
     structure: ModelStructure
+    ties_embeddings: bool = False
 
     def on_meta(self, spec: BlockSpec) -> BlockModel:
         """The block at `spec` without memory for its weights, to be counted or planned with."""
         with torch.device("meta"):
-            return self._block(spec, self._class(spec)(self._untied))
+            return self._block(spec, self._class(spec)(self._config(spec)))
 
     def with_random_weights(self, spec: BlockSpec) -> BlockModel:
         """The block at `spec` with random weights in float32, without the rest of the model, to measure with."""
@@ -61,7 +64,8 @@ class BlockBuilder:
         """
         names = parameter_names(self._whole, weights.files)
         tensors = weights.read([stored for stored, name in names.items() if self.structure.owns(spec, name)])
-        if spec.is_last and self.config.tie_word_embeddings and self.structure.head not in names.values():
+        is_stored_once = self.config.tie_word_embeddings and self.structure.head not in names.values()
+        if spec.is_last and is_stored_once and not self._config(spec).tie_word_embeddings:
             for tied in [stored for stored, name in names.items() if name == self.structure.embedding]:
                 tensors[self.structure.head] = weights.read([tied])[tied]
         return self.from_state_dict(spec, tensors, weights.name_or_path)
@@ -80,7 +84,7 @@ class BlockBuilder:
         try:
             loaded: Any = self._class(spec).from_pretrained(
                 None,
-                config=self._untied,
+                config=self._config(spec),
                 state_dict=dict(state),
                 dtype=torch.float32,
                 output_loading_info=True,
@@ -105,6 +109,19 @@ class BlockBuilder:
             raise LoptError(f"{source}: tensors of stage {spec.stage} are missing or of another shape: {shown}")
         return self._block(spec, model)
 
+    def stores_tied_embeddings(self, weights: PretrainedWeights) -> bool:
+        """Whether the model's input and output embeddings are one tensor, as `transformers` loads it.
+
+        Where its files have both, they must be equal, whatever the config says.
+        """
+        if not self.config.tie_word_embeddings:
+            return False
+        places = {name: stored for stored, name in parameter_names(self._whole, weights.files).items()}
+        if self.structure.head not in places or self.structure.embedding not in places:
+            return True
+        head, embedding = weights.read([places[self.structure.head], places[self.structure.embedding]]).values()
+        return torch.equal(head, embedding)
+
     def unused_tensors(self, weights: PretrainedWeights) -> list[str]:
         """The tensors of the whole model's files that no block reads; see `lopt_pp.model.stored`.
 
@@ -125,6 +142,9 @@ class BlockBuilder:
         """The whole model, without memory for its weights."""
         with torch.device("meta"):
             return self.model_class(self.config)
+
+    def _config(self, spec: BlockSpec) -> PreTrainedConfig:
+        return self.config if self.ties_embeddings and spec.is_first and spec.is_last else self._untied
 
     @functools.cached_property
     def _untied(self) -> PreTrainedConfig:

@@ -101,6 +101,7 @@ def description(
     model_config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
     dtype: torch.dtype,
+    ties_embeddings: bool = False,
 ) -> dict[str, bytes]:
     """All of the trained model but its weights: config, generation settings, tokenizer.
 
@@ -113,6 +114,7 @@ def description(
         model_config: of the pretrained model.
         tokenizer: of the pretrained model.
         dtype: of the weights.
+        ties_embeddings: whether the output head is the input embedding.
 
     Returns:
         The content of each file, by its name.
@@ -122,7 +124,7 @@ def description(
     """
     name = config.model_name_or_path
     own, generation, _ = aligned_configs(config, model_config, tokenizer)
-    own.tie_word_embeddings = False
+    own.tie_word_embeddings = ties_embeddings
     own.dtype = dtype
     shutil.rmtree(scratch, ignore_errors=True)
     try:

@@ -145,7 +145,11 @@ def write_shard(block: BlockModel, directory: Path | None) -> dict[str, int]:
         The size in bytes of each tensor, by name; nothing where nothing is written.
     """
     whole = {}
+    every = dict(block.model.named_parameters(remove_duplicate=False)).keys()
+    tied = every - dict(block.model.named_parameters()).keys()  # Each is there under its first name already.
     for name, tensor in block.model.state_dict().items():
+        if name in tied:
+            continue
         gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if directory is not None:
             whole[name] = gathered.detach().cpu()

@@ -41,7 +41,7 @@ class Model:
     """A model that is known by its config.
 
     Args:
-        config: of the whole model; its embeddings are taken as untied, as the trainer unties them.
+        config: of the whole model; stages are taken to have its embeddings untied, as the trainer unties them.
         specs: blocks that it is to be cut into; their boundaries are checked.
         trust_remote_code: whether code that comes with the model may run.
 
@@ -52,6 +52,7 @@ class Model:
     def __init__(
         self, config: PreTrainedConfig, specs: Sequence[BlockSpec] | None, trust_remote_code: bool = False
     ) -> None:
+        self._tied_config = config
         self.config = copy.deepcopy(config)
         self.config.tie_word_embeddings = False
         self.model_class = model_class_of(self.config, trust_remote_code)
@@ -74,6 +75,18 @@ class Model:
         # What an objective copies of the model may depend on where its block ends.
         stops = () if workload.objective.local in ("reconstruction", "none") else tuple(spec.stop for spec in specs)
         return self._once(("local", self._parts(specs), stops, workload), lambda: self._local_learning(specs, workload))
+
+    def end_to_end_process(self, workload: Workload) -> Requirements:
+        """Of a process that trains all of the model end to end, with its embeddings tied where the model ties them.
+
+        Raises:
+            LoptError: as above.
+        """
+        tied = copy.copy(self)
+        ties = workload.objective.train_embeddings  # Otherwise the head learns by itself.
+        tied.builder = replace(self.builder, config=self._tied_config, ties_embeddings=ties)
+        tied._known = {}
+        return tied.process([BlockSpec(0, 1, 0, self.depth)], workload)
 
     def pipeline_process(self, spec: BlockSpec, workload: Workload) -> Requirements:
         """Of a process that trains the block at `spec` end to end with the others, by 1F1B.

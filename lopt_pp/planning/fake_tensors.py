@@ -52,9 +52,12 @@ def make_fake(module: nn.Module, dtype: torch.dtype) -> None:
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         return torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
 
+    made: dict[nn.Parameter, nn.Parameter] = {}  # What is tied stays so.
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
-            part.register_parameter(name, nn.Parameter(fake(parameter), parameter.requires_grad))
+            if parameter not in made:
+                made[parameter] = nn.Parameter(fake(parameter), parameter.requires_grad)
+            part.register_parameter(name, made[parameter])
         for name, buffer in part.named_buffers(recurse=False):
             setattr(part, name, fake(buffer))
 

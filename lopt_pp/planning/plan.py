@@ -89,7 +89,7 @@ def plan(
             "operations_as_planned": max(requirements.operations for _, requirements in processes),
         },
         "end_to_end": {
-            "one_process": _entry([single], model.process([single], workload), memory),
+            "one_process": _entry([single], model.end_to_end_process(workload), memory),
             "pipeline": [_entry([spec], model.pipeline_process(spec, workload), memory) for spec in specs]
             if len(specs) > 1
             else [],

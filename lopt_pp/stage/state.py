@@ -99,10 +99,11 @@ def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tens
     """What is saved of the modules themselves, by name."""
     for prefix, module in modules.items():
         tensors = module.state_dict()
-        named = module.named_parameters(remove_duplicate=False)
-        frozen = {name for name, parameter in named if not parameter.requires_grad and prefix != _BLOCK}
+        named = dict(module.named_parameters(remove_duplicate=False))
+        frozen = {name for name, parameter in named.items() if not parameter.requires_grad and prefix != _BLOCK}
+        tied = named.keys() - dict(module.named_parameters()).keys()  # Each is there under its first name already.
         for name, tensor in tensors.items():
-            if name not in frozen:
+            if name not in frozen | tied:
                 yield f"{prefix}.{name}", tensor
 
 

@@ -38,7 +38,8 @@ def check_end(setup: Setup) -> None:
 
 
 def _card(setup: Setup, steps: Sequence[int], measured: Measured | None = None) -> str:
-    return model_card(setup.config, setup.rows, steps, setup.num_steps, setup.held_out, measured)
+    tied = setup.builder.ties_embeddings
+    return model_card(setup.config, setup.rows, steps, setup.num_steps, setup.held_out, measured, tied)
 
 
 class RunFinalizer:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -116,7 +116,8 @@ class Setup:
 
     def must_match(self) -> dict[str, object]:
         """What the run must have in common with one whose checkpoint it goes on from, by name."""
-        return must_match(self.config, self.model_config, self.rows, self.topology.num_replicas)
+        tied = self.builder.ties_embeddings
+        return must_match(self.config, self.model_config, self.rows, self.topology.num_replicas, tied)
 
     def may_change(self) -> dict[str, object]:
         """What changes the result of the run, and may differ from the one whose checkpoint it goes on from, by name."""
@@ -129,6 +130,11 @@ class Setup:
             logger.info("evaluated on %s", self.held_out.summary())
         cut = "; ".join(map(str, self.specs))
         logger.info("%s, cut into %s; %d steps", self.model_class.__name__, cut, self.num_steps)
+        if self.model_config.tie_word_embeddings and not self.builder.ties_embeddings:
+            logger.info(
+                "the input and output embeddings, which the pretrained model ties, are two tensors: each learns by "
+                "itself, and the result has both"
+            )
         *_, changes = aligned_configs(self.config.model, self.model_config, self.tokenizer)
         if changes:
             logger.info("the result has its tokenizer's ids of special tokens: %s", "; ".join(changes))
@@ -142,7 +148,12 @@ class Setup:
         """
         scratch = Path(self.config.run.output_dir) / DESCRIPTION
         return description(
-            scratch, self.config.model, self.model_config, self.tokenizer, self.config.stage.parameter_dtype
+            scratch,
+            self.config.model,
+            self.model_config,
+            self.tokenizer,
+            self.config.stage.parameter_dtype,
+            self.builder.ties_embeddings,
         )
 
     def write_description(self, directory: Path) -> None:
@@ -170,6 +181,9 @@ def prepare(config: Config, world: World) -> Setup:
     unused = builder.unused_tensors(weights)
     if world.rank == 0:
         warn_of_unused(unused, weights.name_or_path)
+    # Where one stage trains all of the model, no two stages own its embeddings.
+    if config.objective.method == "e2e" and topology.num_processes == 1 and config.objective.train_embeddings:
+        builder = replace(builder, ties_embeddings=builder.stores_tied_embeddings(weights))
     if config.data.packs_rows:
         check_packing(model_class, model_config, specs, structure)
     # The rows. One process of each node tokenizes; the others read what it has cached.
