@@ -3,8 +3,13 @@
 Every stage must stop after the same step, and none may wait for another to find out which. So the first stage decides,
 step by step, before it announces a step's first message; the others learn it from the stream, where the end comes in
 place of that message. Replicas of the first stage agree, but only once a stop is asked for.
+
+An evaluation changes no weights, so it ends early where it can: it is decided on microbatch by microbatch. `step` and
+`held_out` say what is decided on: the training of a step (`held_out` 0), or a microbatch of the evaluation after it
+(from 1). They are made, and asked for, in this order.
 """
 
+import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,27 +20,28 @@ from torch.distributed import Store
 from lopt_pp.distributed.world import World
 from lopt_pp.util.threads import in_background
 
-_KEY = "stop"
+_KEY, _END = "stop", "stop/end"
 _NEVER = "never"
 
 
 class StopSignal(Protocol):
-    """Tells a process which steps are made, before somebody has asked the run to stop."""
+    """Tells a process what is made, before somebody has asked the run to stop."""
 
-    def is_decided(self, step: int) -> bool:
-        """Whether `runs(step)` answers without waiting for another process."""
+    def is_decided(self, step: int, held_out: int = 0) -> bool:
+        """Whether `runs` answers without waiting for another process."""
 
-    def runs(self, step: int) -> bool:
-        """Whether the step, counted from 0, is made. Asked in order; what has been answered stays so."""
+    def runs(self, step: int, held_out: int = 0) -> bool:
+        """Whether the step, counted from 0, or the held-out microbatch after it is made. Asked in order; what has been
+        answered stays so."""
 
 
 class NeverStops:
-    """Every step is made."""
+    """Everything is made."""
 
-    def is_decided(self, step: int) -> bool:
+    def is_decided(self, step: int, held_out: int = 0) -> bool:
         return True
 
-    def runs(self, step: int) -> bool:
+    def runs(self, step: int, held_out: int = 0) -> bool:
         return True
 
 
@@ -43,7 +49,7 @@ NEVER_STOPS = NeverStops()
 
 
 def ask_to_stop(store: Store, reason: str) -> None:
-    """Asks the run, from any of its processes and threads, to end as soon as the step at hand is done.
+    """Asks the run, from any of its processes and threads, to end as soon as the steps are done that have begun.
 
     Args:
         store: of the run.
@@ -57,40 +63,51 @@ def stop_reason(store: Store) -> str:
     return store.get(_KEY).decode()
 
 
+def await_end(store: Store) -> int | None:
+    """Waits until it is decided where a run ends that was asked to stop; None where all steps have been made by then.
+
+    Returns:
+        The number of steps that the run has done then.
+    """
+    decided: int | None = json.loads(store.get(_END))
+    return decided
+
+
 class StopCoordinator:
     """The stop signal of the processes that decide: those with the first stage, or all of an end-to-end pipeline.
 
-    Until a stop is asked for they decide every step at once, each for itself. Then each tells the first step that it
-    has not decided yet, and the run ends before the last of these. What the others need in order to come so far has
-    been decided by all of them.
+    Until a stop is asked for they decide everything at once, each for itself. Then each tells how far it has decided,
+    and the run ends where the farthest is. What the others need in order to come so far has been decided by all.
 
     Args:
         store: a connection to the run's store for the thread that waits for a request, with a long timeout.
         rank: of this process.
         deciders: ranks of all processes that decide.
-        first_step: the first that a stop may come before; an evaluation before it (`START`) is always made.
+        first_step: the first that a stop may come before.
     """
 
     def __init__(self, store: Store, rank: int, deciders: Sequence[int], first_step: int) -> None:
         self._store = store
         self._rank = rank
         self._deciders = deciders
-        self._undecided = first_step
-        self._end: int | None = None
+        self._decided = (first_step - 1, 0)
+        """What is made for sure, up to and with this step and `held_out`."""
+        self._is_last = False
+        """Whether nothing is made after what is decided."""
         self._agreeing = False
         self._changed = threading.Condition()
         self._thread = in_background(self._await_request)
 
-    def is_decided(self, step: int) -> bool:
+    def is_decided(self, step: int, held_out: int = 0) -> bool:
         return True
 
-    def runs(self, step: int) -> bool:
+    def runs(self, step: int, held_out: int = 0) -> bool:
+        place = step, held_out
         with self._changed:
-            self._changed.wait_for(lambda: step < self._undecided or not self._agreeing)
-            if self._end is not None:
-                return step < self._end
-            self._undecided = max(self._undecided, step + 1)
-            return True
+            self._changed.wait_for(lambda: place <= self._decided or not self._agreeing)
+            if not self._is_last:
+                self._decided = max(self._decided, place)
+            return place <= self._decided
 
     def close(self, store: Store) -> None:
         """Ends the waiting for a request: all steps are made.
@@ -103,14 +120,16 @@ class StopCoordinator:
 
     def _await_request(self) -> None:
         if self._store.get(_KEY).decode() == _NEVER:
+            self._store.set(_END, json.dumps(None))
             return
         with self._changed:
-            self._agreeing, own = True, self._undecided
-        self._store.set(f"{_KEY}/{self._rank}", str(own))
-        end = max(int(self._store.get(f"{_KEY}/{rank}")) for rank in self._deciders)
+            self._agreeing, own = True, self._decided
+        self._store.set(f"{_KEY}/{self._rank}", json.dumps(own))
+        step, held_out = max(json.loads(self._store.get(f"{_KEY}/{rank}")) for rank in self._deciders)
         with self._changed:
-            self._end, self._agreeing = end, False
+            self._decided, self._is_last, self._agreeing = (step, held_out), True, False
             self._changed.notify_all()
+        self._store.set(_END, json.dumps(step + 1))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
+from typing import ClassVar
 
 import torch
 
@@ -19,11 +20,28 @@ class Header:
     hidden: int
     dtype: int = 0
     """As a number; see `dtype_code`."""
+    held_out: int = 0
+    """Which microbatch of an evaluation it is, from 1, where the evaluation may end early; otherwise 0."""
 
     @classmethod
-    def end(cls, step: int) -> "Header":
-        """What comes after the last message, in place of the first one of `step`, which is not made."""
-        return cls(step, -1, 0, 0, 0)
+    def end(cls, step: int, held_out: int = 0) -> "Header":
+        """What comes after the last message, in place of the first one of `step`, which is not made.
+
+        Args:
+            step: that is not made; or, where `held_out` is not 0, that is the last, and whose evaluation ends early.
+            held_out: the first microbatch of the evaluation that is not made.
+        """
+        return cls(step, -1, 0, 0, 0, held_out=held_out)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Its step and `held_out`: what a run may stop before, in the order in which it is made."""
+        return self.step, self.held_out
+
+    @property
+    def may_be_end(self) -> bool:
+        """Whether the end may come in place of it."""
+        return self.microbatch == 0 or self.held_out > 0
 
     @property
     def is_end(self) -> bool:
@@ -37,6 +55,9 @@ class Header:
     def torch_dtype(self) -> torch.dtype:
         return _DTYPES[self.dtype]
 
+    SIZE: ClassVar = 7
+    """Numbers that a packed one has."""
+
     def pack(self) -> torch.Tensor:
         return torch.tensor(astuple(self), dtype=torch.int64)
 
@@ -46,7 +67,8 @@ class Header:
 
     def __str__(self) -> str:
         if self.is_end:
-            return f"the end after step {self.step}"
+            in_evaluation = f"in the evaluation after step {self.step + 1}"
+            return f"the end {in_evaluation if self.held_out else f'after step {self.step}'}"
         dtype = str(self.torch_dtype).removeprefix("torch.") if 0 <= self.dtype < len(_DTYPES) else "unknown"
         shape = f"[{self.sequences}, {self.tokens}, {self.hidden}]"
         return f"step {self.step + 1}, microbatch {self.microbatch + 1}, {shape} {dtype}"

@@ -4,7 +4,8 @@ Per microbatch one tensor goes forward, and nothing comes back. A small header f
 messages ahead of it, over gloo; the payload goes over NCCL between GPUs and gloo between CPUs. So the receiver has
 checked what is coming before it posts a buffer for it, and has up to `queue_depth` receives posted before they are
 needed. A header that differs from what the receiver's own data order expects is an error that names both sides, instead
-of a hang. Where the run is asked to stop, the end comes in place of the first header of the step that is not made.
+of a hang. Where the run is asked to stop, the end comes in place of the first header of the step that is not made, or
+in place of the next held-out microbatch.
 """
 
 import math
@@ -21,6 +22,8 @@ from lopt_pp.pipeline.boundary import Boundary
 from lopt_pp.pipeline.messages import Header, HeaderQueue, dtype_code
 
 _TAG_PAYLOAD, _TAG_HEADER = 0, 1
+_NOTHING = -2
+"""Comes before all steps, and the evaluation before the first."""
 
 
 class Receiver(Protocol):
@@ -90,15 +93,14 @@ class StreamSender:
         self._announce()
 
     def _announce(self) -> None:
-        """Sends headers as far ahead as the queue is deep, their shapes are known, and it is decided that their steps
-        are made."""
+        """Sends headers as far ahead as the queue is deep, their shapes are known, and it is decided that what they
+        are of is made."""
         while len(self._announced) < self._depth and (header := self._headers.peek()) is not None:
-            begins_step = header.microbatch == 0
-            if begins_step and not self._stop_signal.is_decided(header.step):
+            if header.may_be_end and not self._stop_signal.is_decided(*header.place):
                 return
             self._headers.take()
-            if begins_step and not self._stop_signal.runs(header.step):
-                header = Header.end(header.step)
+            if header.may_be_end and not self._stop_signal.runs(*header.place):
+                header = Header.end(*header.place)
                 self._headers.is_over = True
             self._send_header(header)
 
@@ -158,22 +160,22 @@ class StreamReceiver:
         # Twice as far ahead as they are read, so that a header never waits for the link's round trip.
         for _ in range(2 * queue_depth):
             self._post_header()
-        self._known = 0
-        """The steps before this one are made, as far as headers have told."""
+        self._known = (_NOTHING, 0)
+        """What is made for sure, up to and with this place: headers have told."""
         self._end: Header | None = None
         self._unchecked: deque[Header] = deque()
         """Came before this end knew what to expect."""
 
-    def is_decided(self, step: int) -> bool:
-        return self._end is not None or step < self._known
+    def is_decided(self, step: int, held_out: int = 0) -> bool:
+        return self._end is not None or (step, held_out) <= self._known
 
-    def runs(self, step: int) -> bool:
-        while not self.is_decided(step):
+    def runs(self, step: int, held_out: int = 0) -> bool:
+        while not self.is_decided(step, held_out):
             self._post_next()
-        return self._end is None or step < self._end.step
+        return self._end is None or (step, held_out) < self._end.place
 
     def _post_header(self) -> None:
-        packed = torch.empty(6, dtype=torch.int64)
+        packed = torch.empty(Header.SIZE, dtype=torch.int64)
         work = self._boundary.receive(packed, self._boundary.headers, _TAG_HEADER)
         self._header_works.append((work, packed))
 
@@ -187,7 +189,7 @@ class StreamReceiver:
         if header.is_end:
             self._end = header
             return
-        self._known = header.step + 1
+        self._known = header.place
         self._post_header()
         buffer = self._buffers.take(header)
         work = self._boundary.receive(buffer, self._boundary.payload, _TAG_PAYLOAD)
@@ -197,7 +199,7 @@ class StreamReceiver:
         """Compares headers that have come with those that are expected, as far as this end knows what to expect."""
         while self._unchecked and self._expected.peek() is not None:
             expected, header = self._expected.take(), self._unchecked.popleft()
-            stops_early = expected.microbatch == 0 and header == Header.end(expected.step)
+            stops_early = expected.may_be_end and header == Header.end(*expected.place)
             if header != expected and not stops_early:
                 b = self._boundary
                 raise StreamError(

@@ -28,7 +28,7 @@ def connect(
     plan: StepPlan[Any],
     steps: range,
     decided: StopSignal | None,
-) -> tuple[Segment[Any], StopSignal]:
+) -> Segment[Any]:
     """Opens the streams at the boundaries of this process. All processes must call this.
 
     Args:
@@ -40,12 +40,12 @@ def connect(
         decided: says which steps are made, where this process is one of those that decide; None elsewhere.
 
     Returns:
-        The stages with their ends of the streams; and what says which steps this process makes: `decided`, or else the
+        The stages with their ends of the streams; which steps this process makes is said by `decided`, or else by the
         stream from the process before.
     """
     if setup.is_end_to_end:  # PyTorch's schedule sends and receives by itself.
         assert decided is not None
-        return Segment(stages), decided
+        return Segment(stages, stop_signal=decided)
     pipeline, topology = setup.config.pipeline, setup.topology
     ends = boundaries(world, topology, pipeline.stream_timeout)
     stop_signal = decided or NEVER_STOPS
@@ -62,4 +62,4 @@ def connect(
             senders[stage.index] = StreamSender(ends[stage.index], headers, pipeline.queue_depth, stop_signal)
         elif stage.index + 1 in topology.stages_of(world.rank):
             senders[stage.index] = receivers[stage.index + 1] = LocalStream()
-    return Segment(stages, receivers, senders), stop_signal
+    return Segment(stages, receivers, senders, stop_signal)

@@ -57,6 +57,11 @@ class RunFinalizer:
         self._replica = setup.topology.replica_of(world.rank)
         self._measured: Measured | None = None
 
+    @property
+    def steps_done(self) -> int:
+        """By this process's stages."""
+        return self._stages[0].steps_done
+
     def finish(self, collector: Collector | None, checkpointer: Checkpointer) -> None:
         """Leaves the model, and all of the log and the checkpoints. All must call this after the last step.
 

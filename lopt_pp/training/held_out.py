@@ -23,6 +23,7 @@ class Evaluation:
         eval_steps: steps between evaluations; 0 for the last step only.
         num_steps: of the run.
         on_start: whether they are run before the first step, too.
+        chooses: whether the losses say which model is the result.
         per_device_eval_batch_size: rows of a microbatch.
         pad_token_id: the id that pads them.
         replica: whose microbatches these are.
@@ -42,12 +43,14 @@ class Evaluation:
         per_device_eval_batch_size: int,
         pad_token_id: int,
         on_start: bool = False,
+        chooses: bool = False,
         replica: int = 0,
         num_replicas: int = 1,
     ) -> None:
         self._eval_steps = eval_steps
         self._num_steps = num_steps
         self._on_start = on_start
+        self._chooses = chooses
         # One pass, in the order of the file. A step of this order is one microbatch of each replica.
         self._sampler = MicrobatchSampler(
             rows,
@@ -70,6 +73,10 @@ class Evaluation:
         if steps_done == 0:
             return self._on_start
         return steps_done == self._num_steps or (self._eval_steps > 0 and steps_done % self._eval_steps == 0)
+
+    def may_end_early(self, steps_done: int) -> bool:
+        """Whether a run that is asked to stop leaves off: where its result depends on the loss, it does not."""
+        return steps_done == 0 or (steps_done != self._num_steps and not self._chooses)
 
     def microbatches(self) -> Iterator[Microbatch]:
         """This replica's microbatches, one after another, on the CPU."""

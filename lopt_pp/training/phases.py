@@ -2,11 +2,12 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from lopt_pp.data import Microbatch, MicrobatchSampler
+from lopt_pp.distributed.shutdown import StopSignal
 from lopt_pp.metrics.drift import Probe
 from lopt_pp.metrics.records import Record
 from lopt_pp.stage.base import Clock
@@ -32,6 +33,9 @@ class _OnTrainingRows:
     def is_due(self, step: int) -> bool:
         return step != START
 
+    def may_end_early(self, step: int) -> bool:
+        return False
+
 
 class _OnHeldOutRows:
     """What phases have in common that measure on the held-out rows.
@@ -42,9 +46,22 @@ class _OnHeldOutRows:
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
+        self._is_whole = False
 
     def is_due(self, step: int) -> bool:
         return self._evaluation.is_due(step + 1)
+
+    def may_end_early(self, step: int) -> bool:
+        return self._evaluation.may_end_early(step + 1)
+
+    def _microbatches(self, step: int, stop_signal: StopSignal) -> Iterator[Microbatch]:
+        """This replica's microbatches, as far as the run makes them; `_is_whole` says then whether these were all."""
+        self._is_whole = False
+        for number, batch in enumerate(self._evaluation.microbatches(), 1):
+            if self.may_end_early(step) and not stop_signal.runs(step, number):
+                return
+            yield batch
+        self._is_whole = True
 
 
 class LocalTraining(_OnTrainingRows):
@@ -94,6 +111,9 @@ class DriftProbe:
     def is_due(self, step: int) -> bool:
         return step != START and self._probe.is_due(step)
 
+    def may_end_early(self, step: int) -> bool:
+        return False  # It decides whether a stage goes on learning.
+
     def shapes(self, step: int, boundary: int) -> Sequence[tuple[int, int]]:
         return [self._probe.shape] if self._probe.is_sent_by(boundary) else []
 
@@ -136,13 +156,13 @@ class HeldOutRows(_OnHeldOutRows):
 
         Returns:
             By stage, this replica's share of the mean loss over the rows, under the loss's name with `eval_` before it;
-            nothing of a stage that has no loss.
+            nothing of a stage that has no loss, or where the run was stopped meanwhile.
         """
         losses: dict[int, list[torch.Tensor]] = {stage.index: [] for stage in segment.stages}
         with contextlib.ExitStack() as stack:
             for stage in segment.stages:
                 stack.enter_context(stage.evaluating())
-            for host_batch in self._evaluation.microbatches():
+            for host_batch in self._microbatches(step, segment.stop_signal):
                 for stage in segment.stages:
                     loss = stage.run_microbatch(
                         host_batch.to(stage.device),
@@ -152,6 +172,8 @@ class HeldOutRows(_OnHeldOutRows):
                     )
                     if loss is not None:
                         losses[stage.index].append(loss)
+        if not self._is_whole:
+            return {}
         return {
             stage.index: {
                 f"eval_{stage.objective.name}": mean_loss(losses[stage.index], stage.count(self._evaluation.counts))
@@ -186,8 +208,8 @@ class EndToEndHeldOutRows(_OnHeldOutRows):
     def run(self, step: int, segment: Segment[EndToEndStage]) -> dict[int, Record]:
         (stage,) = segment.stages
         with segment.clocks[stage.index]("eval"):
-            losses = stage.evaluate(self._evaluation.microbatches())
-            if not losses:
+            losses = stage.evaluate(self._microbatches(step, segment.stop_signal))
+            if not (losses and self._is_whole):
                 return {}
             return {stage.index: {"eval_loss": mean_loss(losses, self._evaluation.counts.num_targets)}}
 

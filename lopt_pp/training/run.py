@@ -4,7 +4,6 @@
 the same flags, and what all processes must take part in comes in the same order in all of them.
 """
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,8 +84,8 @@ def run(config: Config, world: World, on_prepared: Callable[[RunFinalizer], None
     checkpointer = Checkpointer(setup, world, stages, collector)
     try:
         with stop_coordinator(world, deciders(setup, world), steps_before) as decided:
-            segment, stop_signal = connect(setup, world, stages, plan, steps, decided)
-            train(segment, plan, itertools.takewhile(stop_signal.runs, steps), report, checkpointer.after_step)
+            segment = connect(setup, world, stages, plan, steps, decided)
+            train(segment, plan, steps, report, checkpointer.after_step)
         checkpointer.after_last_step()
     except NotFiniteError as error:
         raise finalizer.explain(error) from error

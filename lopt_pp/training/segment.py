@@ -6,6 +6,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from lopt_pp.distributed.shutdown import NEVER_STOPS, StopSignal
 from lopt_pp.metrics.clock import StageClock
 from lopt_pp.pipeline.stream import Receiver, Sender
 from lopt_pp.stage.base import BaseStage
@@ -21,12 +22,14 @@ class Segment(Generic[AnyStage]):
         stages: likewise.
         receivers: by stage, the end of the boundary before it; none for the first stage of the model.
         senders: by stage, the end of the boundary after it; none for the last.
+        stop_signal: says what this process makes.
         clocks: by stage.
     """
 
     stages: Sequence[AnyStage]
     receivers: Mapping[int, Receiver] = field(default_factory=dict)
     senders: Mapping[int, Sender] = field(default_factory=dict)
+    stop_signal: StopSignal = NEVER_STOPS
     clocks: Mapping[int, StageClock] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -84,6 +84,7 @@ class Setup:
             per_device_eval_batch_size=self.config.evaluation.per_device_eval_batch_size,
             pad_token_id=_pad_token_id(self.tokenizer),
             on_start=self.config.evaluation.eval_on_start,
+            chooses=self.config.evaluation.load_best_model_at_end,
             replica=replica,
             num_replicas=self.topology.num_replicas,
         )

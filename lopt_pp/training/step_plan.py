@@ -40,6 +40,9 @@ class Phase(Protocol[AnyStage]):
             sends and in the one that receives.
         """
 
+    def may_end_early(self, step: int) -> bool:
+        """Whether a run that is asked to stop may do so before any message of this phase; otherwise it makes all."""
+
     def run(self, step: int, segment: Segment[AnyStage]) -> dict[int, Record]:
         """Does this process's part.
 
@@ -81,6 +84,8 @@ class StepPlan(Generic[AnyStage]):
             for phase in self.phases(step):
                 while (shapes := phase.shapes(step, boundary)) is None:
                     yield None
-                for sequences, tokens in shapes:
-                    yield Header(step, message, sequences, tokens, hidden_size, dtype)
+                may_end_early = phase.may_end_early(step)
+                for number, (sequences, tokens) in enumerate(shapes, 1):
+                    held_out = number if may_end_early else 0
+                    yield Header(step, message, sequences, tokens, hidden_size, dtype, held_out)
                     message += 1

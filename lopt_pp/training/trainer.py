@@ -1,20 +1,17 @@
 """Training from Python: what `python -m lopt_pp.train` does, for scripts of one's own."""
 
-import functools
 import logging
 import signal
-import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
 
-from torch.distributed import Store
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lopt_pp.checkpoint.output_dir import holds_whole_model
 from lopt_pp.checkpoint.resume import LATEST
 from lopt_pp.config.train_config import Config
-from lopt_pp.distributed.shutdown import ask_to_stop
+from lopt_pp.distributed.shutdown import ask_to_stop, await_end
 from lopt_pp.distributed.watchdog import Watchdog
 from lopt_pp.distributed.world import Failure, World, connect, rank_and_size
 from lopt_pp.errors import LoptError, NotFiniteError
@@ -22,6 +19,7 @@ from lopt_pp.objectives import local_objective_class
 from lopt_pp.training.finish import RunFinalizer
 from lopt_pp.training.run import run
 from lopt_pp.util.files import missing_directories, remove_empty
+from lopt_pp.util.threads import in_background
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +73,10 @@ class Trainer:
             raise LoptError("processes that torchrun has started can train once; start others for the next run")
         Trainer._has_joined = self._size > 1
         with connect(self.config.pipeline) as world, Watchdog(world, self._topology) as watchdog:
-            is_prepared, missing = threading.Event(), missing_directories(Path(self.config.run.output_dir))
+            stop, missing = _Stop(world, self.name), missing_directories(Path(self.config.run.output_dir))
             # A start that is refused leaves no directory behind.
             watchdog.abandon = lambda failure: remove_empty(missing)
-            watchdog.stop = functools.partial(_stop, world.connection(timedelta(minutes=1)), is_prepared)
+            watchdog.stop = stop
             try:
                 if _is_done(self.config, world):
                     return True
@@ -89,7 +87,7 @@ class Trainer:
                         remove_empty(missing)
 
                     watchdog.abandon = abandon
-                    is_prepared.set()
+                    stop.finalizer = finalizer
 
                 return run(self.config, world, on_prepared)
             except LoptError as error:
@@ -112,16 +110,45 @@ class Trainer:
         return AutoModelForCausalLM.from_pretrained(path, trust_remote_code=self.config.model.trust_remote_code)
 
 
-def _stop(store: Store, is_prepared: threading.Event, number: signal.Signals) -> bool:
-    """Has the run end after the step at hand; whoever presses Ctrl-C before the first one does not want to wait."""
-    if number == signal.SIGINT and not is_prepared.is_set():
-        return False
-    try:
-        ask_to_stop(store, number.name)
-    except RuntimeError:
-        return False  # The store is gone, and with it whoever could be asked.
-    logger.info("%s: the run stops when the step at hand is done", number.name)
-    return True
+class _Stop:
+    """Has the run end in good order when a signal comes, and says how far it still goes.
+
+    Args:
+        world: this process.
+        name: of this process in messages.
+    """
+
+    def __init__(self, world: World, name: str) -> None:
+        # Two connections, since one waits; the other is for a thread that a second signal must not find waiting.
+        self._asks, self._waits = world.connection(timedelta(minutes=1)), world.connection()
+        self._name = name
+        self._is_asked = False
+        self.finalizer: RunFinalizer | None = None
+        """Of the run, once it is prepared."""
+
+    def __call__(self, number: signal.Signals) -> bool:
+        """Whether the run will stop; whoever presses Ctrl-C before the first step does not want to wait for it."""
+        if number == signal.SIGINT and self.finalizer is None:
+            return False
+        try:
+            ask_to_stop(self._asks, number.name)
+        except RuntimeError:
+            return False  # The store is gone, and with it whoever could be asked.
+        again = "; another one ends it at once" if number == signal.SIGINT else ""
+        logger.info("%s: the run is asked to stop%s", number.name, again)
+        if self.finalizer is not None and not self._is_asked:
+            self._is_asked = True
+            in_background(self._say_when, self.finalizer)
+        return True
+
+    def _say_when(self, finalizer: RunFinalizer) -> None:
+        end = await_end(self._waits)
+        if end is None:
+            logger.info("the steps of the run are done; it ends by itself")
+            return
+        left = max(0, end - finalizer.steps_done)
+        left_in_words = {0: "no step is left", 1: "1 step is left"}.get(left, f"{left} steps are left")
+        logger.info("the run stops after step %d: %s for %s", end, left_in_words, self._name)
 
 
 def _is_done(config: Config, world: World) -> bool:

@@ -4,7 +4,7 @@ import threading
 
 import torch.distributed as dist
 
-from lopt_pp.distributed.shutdown import StopCoordinator, ask_to_stop, stop_reason
+from lopt_pp.distributed.shutdown import StopCoordinator, ask_to_stop, await_end, stop_reason
 
 
 def walk(stop_signal: StopCoordinator, steps: int) -> int:
@@ -35,6 +35,42 @@ def test_a_request_ends_it_before_the_first_step_that_is_not_decided() -> None:
     assert decided == 7 <= end and not stop_signal.runs(end) and not stop_signal.runs(end + 1)
     assert all(stop_signal.runs(step) for step in range(end))
     stop_signal.close(store)
+
+
+def test_an_evaluation_ends_before_the_first_microbatch_that_is_not_decided() -> None:
+    store = dist.HashStore()
+    stop_signal = StopCoordinator(store, 0, [0], 0)
+    assert walk(stop_signal, 4) == 4 and stop_signal.runs(3, 1) and stop_signal.runs(3, 2)
+    ask_to_stop(store, "SIGTERM")
+    assert await_end(store) == 4
+    assert stop_signal.runs(3, 2) and not stop_signal.runs(3, 3) and not stop_signal.runs(4)
+    stop_signal.close(store)
+
+
+def test_the_farthest_decider_is_in_an_evaluation() -> None:
+    store = dist.HashStore()
+    near, far = (StopCoordinator(store, rank, [0, 1], 0) for rank in (0, 1))
+    assert walk(near, 1) == 1 and walk(far, 2) == 2 and far.runs(1, 1)
+    ask_to_stop(store, "SIGTERM")
+    assert await_end(store) == 2
+    for stop_signal in (near, far):
+        assert [stop_signal.runs(*place) for place in ((1, 0), (1, 1), (1, 2), (2, 0))] == [True, True, False, False]
+
+
+def test_nothing_is_made_of_a_run_that_was_asked_to_stop_before_it_began() -> None:
+    """But for the record of the evaluation before its first step."""
+    store = dist.HashStore()
+    ask_to_stop(store, "SIGTERM")
+    stop_signal = StopCoordinator(store, 0, [0], 0)
+    assert await_end(store) == 0
+    assert stop_signal.runs(-1) and not stop_signal.runs(-1, 1) and not stop_signal.runs(0)
+
+
+def test_a_run_that_has_made_all_its_steps_has_no_other_end() -> None:
+    store = dist.HashStore()
+    StopCoordinator(store, 0, [0], 0).close(store)
+    ask_to_stop(store, "SIGINT")
+    assert await_end(store) is None
 
 
 def test_deciders_agree() -> None:

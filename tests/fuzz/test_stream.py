@@ -1,5 +1,6 @@
 """Headers of every kind on a boundary: what the receiver expects, or an error before any memory is taken for it."""
 
+import itertools
 from datetime import timedelta
 
 import pytest
@@ -13,13 +14,19 @@ from lopt_pp.pipeline.boundary import Boundary
 from lopt_pp.pipeline.messages import Header
 from lopt_pp.pipeline.stream import StreamReceiver
 
-EXPECTED = [Header(0, 0, 2, 3, 4), Header(0, 1, 2, 5, 4, 1), Header(1, 0, 1, 1, 4, 2)]
+EXPECTED = [
+    Header(0, 0, 2, 3, 4),
+    Header(0, 1, 2, 5, 4, 1),
+    Header(0, 2, 1, 2, 4, 0, held_out=1),
+    Header(0, 3, 1, 3, 4, 0, held_out=2),
+    Header(1, 0, 1, 1, 4, 2),
+]
 RIGHT = [header.pack().tolist() for header in (*EXPECTED, Header.end(2))]
-EARLY = {0: Header.end(0), 2: Header.end(1)}
-"""By the place of a step's first message: what may come there, where the run is stopped before that step."""
+EARLY = {0: Header.end(0), 2: Header.end(0, 1), 3: Header.end(0, 2), 4: Header.end(1)}
+"""By the place of a step's first message, or of a held-out one: what may come there if the run is stopped before it."""
 
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.sampled_from([-(2**63), -1, 0, 1, 2, 2**31, 2**62, 2**63 - 1])
-SIX = st.lists(INT64, min_size=6, max_size=6)
+SEVEN = st.lists(INT64, min_size=7, max_size=7)
 
 
 @st.composite
@@ -30,11 +37,11 @@ def streams(draw: st.DrawFn) -> list[list[int]]:
         place = draw(st.integers(0, len(sent) - 1))
         kind = draw(st.sampled_from(["number", "all", "swap", "repeat", "end"]))
         if kind == "number":
-            sent[place][draw(st.integers(0, 5))] = draw(INT64)
+            sent[place][draw(st.integers(0, 6))] = draw(INT64)
         elif kind == "all":
-            sent[place] = draw(SIX)
+            sent[place] = draw(SEVEN)
         elif kind == "end":
-            sent[place] = Header.end(draw(st.integers(-1, 3))).pack().tolist()
+            sent[place] = Header.end(draw(st.integers(-1, 3)), draw(st.integers(0, 3))).pack().tolist()
         elif kind == "swap":
             sent[place], sent[0] = sent[0], sent[place]
         else:
@@ -76,9 +83,8 @@ def receive(sent: list[list[int]], depth: int) -> tuple[list[tuple[int, ...]], l
         patch.setattr(stream.dist, "irecv", irecv)
         receiver = StreamReceiver(boundary, EXPECTED, depth)
         try:
-            for step in (0, 1):
-                for _ in (header for header in EXPECTED if header.step == step and receiver.runs(step)):
-                    received.append(tuple(receiver.receive().shape))
+            for _ in itertools.takewhile(lambda header: receiver.runs(*header.place), EXPECTED):
+                received.append(tuple(receiver.receive().shape))
             receiver.close()
         except StreamError as error:
             return received, posted, str(error)
@@ -87,10 +93,10 @@ def receive(sent: list[list[int]], depth: int) -> tuple[list[tuple[int, ...]], l
 
 @given(streams(), st.integers(1, 5))
 @example(RIGHT, 2)
-@example([[0, 0, 2**62, 2**62, 2**62, 0]], 1)
-@example([[0, 0, -2, 3, 4, 0]], 1)
-@example([[0, 0, 2, 3, 4, 3]], 1)
-@example([[0, 0, 2, 3, 4, -1]], 1)
+@example([[0, 0, 2**62, 2**62, 2**62, 0, 0]], 1)
+@example([[0, 0, -2, 3, 4, 0, 0]], 1)
+@example([[0, 0, 2, 3, 4, 3, 0]], 1)
+@example([[0, 0, 2, 3, 4, -1, 0]], 1)
 @example([], 1)
 def test_what_a_sender_announces(sent: list[list[int]], depth: int) -> None:
     received, posted, said = receive(sent, depth)
@@ -108,10 +114,10 @@ def test_what_a_sender_announces(sent: list[list[int]], depth: int) -> None:
         assert "disagree" in said and str(Header(*sent[agreed])) in said and str(Header(*RIGHT[agreed])) in said
 
 
-@given(SIX)
-@example([0, 0, 0, 0, 0, 2**63 - 1])
-@example([2**63 - 1] * 6)
-def test_six_numbers_are_a_header_that_can_be_shown(numbers: list[int]) -> None:
+@given(SEVEN)
+@example([0, 0, 0, 0, 0, 2**63 - 1, 0])
+@example([2**63 - 1] * 7)
+def test_seven_numbers_are_a_header_that_can_be_shown(numbers: list[int]) -> None:
     header = Header.unpack(torch.tensor(numbers))
     assert header.pack().tolist() == numbers
     assert 0 < len(str(header)) < 200

@@ -120,42 +120,46 @@ def shapes_known_late(world: World, folder: Path) -> list[str]:
 
 
 class Until:
-    """Stops the run before a step, which has been decided up to another."""
+    """Stops the run before a place, which has been decided up to a step."""
 
-    def __init__(self, end: int, known: int = 1000) -> None:
+    def __init__(self, *end: int, known: int = 1000) -> None:
         self.end, self.known = end, known
 
-    def is_decided(self, step: int) -> bool:
+    def is_decided(self, step: int, held_out: int = 0) -> bool:
         return step < self.known
 
-    def runs(self, step: int) -> bool:
+    def runs(self, step: int, held_out: int = 0) -> bool:
         assert self.is_decided(step)
-        return step < self.end
+        return (step, held_out) < self.end
 
 
-def stopped(world: World, folder: Path) -> list[tuple[int, int, int]]:
-    """(depth, step before which it ends, messages), of a stream of 4 steps of 3 messages that ends early or not."""
-    counts = []
+def stopped(world: World, folder: Path) -> list[tuple[int, tuple[int, ...], int]]:
+    """(depth, place before which it ends, messages), of a stream of 4 steps of 3 messages that ends early or not.
+
+    After the second step there are 2 held-out microbatches.
+    """
+    expected = [Header(step, microbatch, 1, 2, HIDDEN) for step in range(4) for microbatch in range(3)]
+    expected[6:6] = [Header(1, 2 + number, 1, 3, HIDDEN, held_out=number) for number in (1, 2)]
+    counts: list[tuple[int, tuple[int, ...], int]] = []
     for depth in (1, 2, 5):
-        for end in (0, 1, 2, 4):
-            boundary, number, step = fresh(world), 0, 0
-            expected = [Header(step, microbatch, 1, 2, HIDDEN) for step in range(4) for microbatch in range(3)]
+        for end in ((0, 0), (1, 0), (1, 1), (1, 2), (2, 0), (4, 0)):
+            boundary, number = fresh(world), 0
             if world.rank == 0:
-                stop_signal: Until | StreamReceiver = Until(end)
+                stop_signal: Until | StreamReceiver = Until(*end)
                 sender = StreamSender(boundary, expected, depth, stop_signal)
             else:
                 stop_signal = receiver = StreamReceiver(boundary, expected, depth)
-            while step < 4 and stop_signal.runs(step):
-                for _ in range(3):
-                    if world.rank == 0:
-                        sender.send(payload(expected[number]))
-                    else:
-                        pair = receiver.receive(), payload(expected[number])
-                        assert torch.equal(*(tensor.view(torch.uint8) for tensor in pair))
-                    number += 1
-                step += 1
+            for header in expected:
+                if not stop_signal.runs(*header.place):
+                    break
+                if world.rank == 0:
+                    sender.send(payload(header))
+                else:
+                    pair = receiver.receive(), payload(header)
+                    assert torch.equal(*(tensor.view(torch.uint8) for tensor in pair))
+                number += 1
             (sender if world.rank == 0 else receiver).close()
-            counts.append((depth, step, number))
+            counts.append((depth, end, number))
     return counts
 
 
@@ -170,7 +174,7 @@ def unknown(world: World, folder: Path) -> list[Any]:
             receiver.receive()
         receiver.close()
         return known
-    stop_signal, counts = Until(4, known=0), []
+    stop_signal, counts = Until(4, 0, known=0), []
     sender = _Counting(boundary, expected, 2, stop_signal)
     for step in range(4):
         counts.append((step, sender.announced))

@@ -2,6 +2,7 @@
 happened."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ranks import Rank, ranks, until
 from results import weights
 from tiny import InputsWith
 
+from lopt_pp.checkpoint.manifest import read_manifest
 from lopt_pp.checkpoint.output_dir import STOPPED, complete_checkpoints
 from lopt_pp.train import STOPPED_STATUS
 
@@ -74,6 +76,9 @@ def test_it_stops_and_goes_on(
     step = stopped["step"]
     assert 2 < step < STEPS and stopped == {"step": step, "num_steps": STEPS, "signal": number.name}
     assert f"stopped by {number.name}: {step} of {STEPS} steps are done" in started[0].text
+    for rank in who:
+        said = rf"the run stops after step {step}: (no step is|1 step is|\d+ steps are) left for .*\(rank {rank}\)"
+        assert re.search(said, started[rank].text)
     assert [path.name for path in complete_checkpoints(out)] == [f"checkpoint-{step}"]
     assert steps_of(out) == step and not list(out.glob("*.safetensors")) and not list(out.glob("*unfinished*"))
     log = go(tmp_path / "second", processes, [*arguments, "--resume_from_checkpoint", "latest"])[0].text
@@ -85,6 +90,30 @@ def test_it_stops_and_goes_on(
         assert torch.equal(tensor, got[name]), name
     log = go(tmp_path / "fourth", processes, [*arguments, "--resume_from_checkpoint", "latest"])[0].text
     assert "has the trained model already" in log
+
+
+@pytest.mark.parametrize("layout", ["one process", "two processes", "replicas", "end to end"])
+def test_an_evaluation_is_left_off(layout: str, inputs: Path, tmp_path: Path) -> None:
+    """And its step is saved. A replica may be in the next steps already, which are made then."""
+    processes, more = LAYOUTS[layout]
+    more += f" --eval_file {inputs / 'rows.jsonl'} --eval_steps 2 --per_device_eval_batch_size 2"
+    out = tmp_path / "out"
+    with ranks(tmp_path, *[flags(inputs, out, more)] * processes, module="interrupted") as started:
+        assert [rank.status(60) for rank in started] == [STOPPED_STATUS] * processes, started[0].text
+    step = json.loads((out / STOPPED).read_text())["step"]
+    assert step in ((4, 5, 6) if layout == "replicas" else (4,))
+    assert [path.name for path in complete_checkpoints(out)] == [f"checkpoint-{step}"]
+    last = [row for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines()) if row["stage"] == 1]
+    evaluated = [row["step"] for row in last if "eval_loss" in row]
+    assert [row["step"] for row in last] == list(range(1, step + 1)) and evaluated == list(range(2, step, 2))
+
+
+def test_an_evaluation_that_the_result_depends_on_is_made(inputs: Path, tmp_path: Path) -> None:
+    more = f"--num_stages 2 --eval_file {inputs / 'rows.jsonl'} --eval_steps 2 --per_device_eval_batch_size 2"
+    out, best = tmp_path / "out", " --save_steps 2 --load_best_model_at_end"
+    with ranks(tmp_path, flags(inputs, out, more + best), module="interrupted") as started:
+        assert started[0].status(60) == STOPPED_STATUS, started[0].text
+    assert read_manifest(out / "checkpoint-4").eval_loss is not None
 
 
 def test_without_checkpoints_it_says_what_is_lost(inputs: Path, tmp_path: Path) -> None:
@@ -105,7 +134,7 @@ def test_a_second_interrupt_ends_it_at_once(second: signal.Signals, inputs: Path
         until(lambda: steps_of(tmp_path / "out") > 2)
         started[1].kill(signal.SIGSTOP)
         started[0].kill(signal.SIGINT)
-        until(lambda: "SIGINT: the run stops when the step at hand is done" in started[0].text)
+        until(lambda: "SIGINT: the run is asked to stop; another one ends it at once" in started[0].text)
         started[0].kill(second)
         assert started[0].status(15) == 128 + second
         assert f"stage 0 (rank 0) was ended by {second.name}" in started[0].text
