@@ -14,7 +14,6 @@ from datasets.fingerprint import Hasher
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lopt_pp.config.data import DataConfig
-from lopt_pp.data import csv_files, encoding, formats, json_files
 from lopt_pp.data.cache import cache_errors_named, cache_folder
 from lopt_pp.data.dataset import PackedRows, Rows, TokenizedRows, column, listed
 from lopt_pp.data.encoding import Note, RowEncoder
@@ -38,9 +37,6 @@ _CHANGES = {
     Note.TAIL_CUT: "without the messages after their last answer",
     Note.ONLY_LAST_ANSWER: "with a loss on their last answer only, as the chat template renders earlier ones otherwise",
 }
-
-_CODE = (json_files, csv_files, formats, encoding)
-"""What is read from a row's bytes, and made of it, is up to these modules."""
 
 _ROWS_PER_PROCESS = 2000
 """Fewer are not worth another process for."""
@@ -139,8 +135,8 @@ def _encode(raw: RawRows, encoder: RowEncoder, num_proc: int | None, version: st
         num_proc: processes to encode in; None is as many as there are cores, if rows are many.
         version: a text that changes with the user's code.
     """
-    # The cache goes by the content of the files, the encoder (the tokenizer included) and its code.
-    code = b"".join(Path(module.__file__ or "").read_bytes() for module in _CODE)
+    # The cache goes by the content of the files, the encoder (the tokenizer included) and the code of this room.
+    code = b"".join(module.read_bytes() for module in sorted(Path(__file__).parent.glob("*.py")))
     key = Hasher.hash([raw.digest, encoder, hashlib.sha256(code).hexdigest(), version])
     path = cache_folder() / f"tokens-{key}.arrow"
     if (cached := _find_cached(path)) is not None:
