@@ -117,6 +117,7 @@ def with_more(rows: st.SearchStrategy[dict[str, Any]], values: st.SearchStrategy
 
 OF_TEXT = with_more(ROWS_OF_TEXT, FILLED | st.none())
 OF_ALL = with_more(ROWS_OF_MESSAGES | ROWS_OF_TEXT | ROWS_OF_TOKENS | ROWS_OF_SHAREGPT, VALUES)
+OF_MESSAGES = with_more(ROWS_OF_MESSAGES, VALUES)
 SETS: st.SearchStrategy[Rows] = st.sampled_from([OF_TEXT, ROWS_OF_MESSAGES, OF_MESSAGES, OF_ALL]).flatmap(
     lambda rows: st.lists(rows, min_size=1, max_size=3)
 )
