@@ -1,17 +1,22 @@
 """The ordinary model of a checkpoint."""
 
+import json
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+
+import torch
 
 from lopt_pp.checkpoint.manifest import Manifest, read_manifest
 from lopt_pp.checkpoint.output_dir import check_output_dir, complete_checkpoints, is_checkpoint
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.model.build import BlockBuilder
+from lopt_pp.model.dtypes import AUTO, as_saved, dtype_of
 from lopt_pp.model.location import check_location
 from lopt_pp.model.pretrained import load_model_config, model_class_of
 from lopt_pp.model.verify import check_split
@@ -22,13 +27,14 @@ from lopt_pp.util.user_code import search_current_directory
 _PARTS = re.compile(r"stage-.*\.safetensors|manifest\.json")
 
 
-def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> None:
+def export(checkpoint: Path, output: Path, trust_remote_code: bool = False, save_dtype: str = AUTO) -> None:
     """Writes the model that a checkpoint holds, with its config and tokenizer, one stage after another.
 
     Args:
         checkpoint: a directory `checkpoint-STEP`.
         output: of the model; made, and must hold none yet. It is there as a whole or not at all.
         trust_remote_code: whether code that comes with the model may run.
+        save_dtype: of the weights; `auto` for the pretrained model's own.
 
     Raises:
         LoptError: the checkpoint is not whole, or the output directory cannot be written.
@@ -37,12 +43,12 @@ def export(checkpoint: Path, output: Path, trust_remote_code: bool = False) -> N
     missing = missing_directories(output)
     try:
         check_output_dir(output, overwrite=False)
-        _export(manifest, output, trust_remote_code)
+        _export(manifest, output, trust_remote_code, None if save_dtype == AUTO else dtype_of(save_dtype))
     finally:
         remove_empty(missing)
 
 
-def _export(manifest: Manifest, output: Path, trust_remote_code: bool) -> None:
+def _export(manifest: Manifest, output: Path, trust_remote_code: bool, given: torch.dtype | None) -> None:
     checkpoint = manifest.directory
     config = load_model_config(ModelConfig(str(checkpoint), trust_remote_code=trust_remote_code))
     if config.num_hidden_layers != manifest.specs[-1].stop:
@@ -53,15 +59,27 @@ def _export(manifest: Manifest, output: Path, trust_remote_code: bool) -> None:
         with new_directory(output) as unfinished:
             paths = (path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
             copy_files(checkpoint, unfinished, (name for name in paths if not _PARTS.fullmatch(name)))
-            sizes = {}
+            sizes, written = {}, Counter[torch.dtype]()
             for spec in manifest.specs:
                 manifest.check_part(spec.stage)
                 part = manifest.read_part(spec.stage)
                 state = {name.removeprefix("block."): t for name, t in part.items() if name.startswith("block.")}
+                state = as_saved(state, given, manifest.parts[spec.stage].dtypes_of(state))
+                for tensor in state.values():
+                    written[tensor.dtype] += tensor.numel()
                 sizes[shard_name(spec)] = save_shard(builder.on_meta(spec).model, spec, state, unfinished)
             write_index(sizes, unfinished)
+            _say_dtype(unfinished / "config.json", written.most_common(1)[0][0])
     except OSError as error:
         raise LoptError(f"{output} cannot be written: {error}") from error
+
+
+def _say_dtype(config: Path, dtype: torch.dtype) -> None:
+    """Has a config name the dtype that the weights beside it are written in."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content.pop("torch_dtype", None)  # Its name before transformers 5.
+    content["dtype"] = str(dtype).removeprefix("torch.")
+    config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager

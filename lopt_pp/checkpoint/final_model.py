@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from torch.distributed import Store
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 _HOW_ON = "checkpoints are as they were: free the disk, and --resume_from_checkpoint latest goes on from the newest"
 
 
-def save_stage(stage: BaseStage, path: Path, store: Store, is_writer: bool) -> None:
+def save_stage(stage: BaseStage, path: Path, store: Store, is_writer: bool, dtype: torch.dtype | None = None) -> None:
     """Writes the stage's shard beside its place and tells rank 0 what is in it.
 
     Args:
@@ -31,6 +32,7 @@ def save_stage(stage: BaseStage, path: Path, store: Store, is_writer: bool) -> N
         path: the model's directory.
         store: of the run.
         is_writer: whether this replica writes.
+        dtype: of the written weights; None for those of the pretrained model.
     """
     if not is_writer and not stage.is_sharded:
         return
@@ -38,7 +40,8 @@ def save_stage(stage: BaseStage, path: Path, store: Store, is_writer: bool) -> N
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
         with stage.updating:
-            sizes, steps = write_shard(stage.block, unfinished if is_writer else None), stage.steps_done
+            sizes = write_shard(stage.block, unfinished if is_writer else None, dtype)
+            steps = stage.steps_done
     except (OSError, SafetensorError) as error:
         raise LoptError(f"stage {stage.index} cannot write its shard to {unfinished}: {error}; {_HOW_ON}") from error
     if is_writer:

@@ -7,8 +7,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from lopt_pp.checkpoint.output_dir import MANIFEST_FILE
 from lopt_pp.errors import LoptError, first_line, shown
+from lopt_pp.model.dtypes import dtype_of
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.util.files import write_text
 
@@ -37,10 +38,25 @@ _NAMES_OF_FORMAT_1 = {
 
 @dataclass(frozen=True)
 class Part:
-    """A stage's file: its size in bytes and its SHA-256 in hex."""
+    """A stage's file.
+
+    Attributes:
+        size: in bytes.
+        sha256: in hex.
+        dtype: that the pretrained model has most of the stage's parameters in; None where a manifest is older.
+        other_dtypes: of the others, by name.
+    """
 
     size: int
     sha256: str
+    dtype: torch.dtype | None = None
+    other_dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+
+    def dtypes_of(self, names: Iterable[str]) -> dict[str, torch.dtype]:
+        """The pretrained model's dtype of each parameter of these names; nothing where the manifest does not say it."""
+        if self.dtype is None:
+            return {}
+        return {name: self.other_dtypes.get(name, self.dtype) for name in names}
 
 
 @dataclass(frozen=True)
@@ -141,7 +157,7 @@ def read_manifest(directory: Path) -> Manifest:
         if content["format"] not in (1, _FORMAT):
             raise LoptError(f"{path} has the format {shown(content['format'])}, and this version reads 1 and {_FORMAT}")
         step, edges, run = content["step"], content["edges"], content["run"]
-        parts = tuple(Part(_natural(part["size"]), _hex(part["sha256"])) for part in content["parts"])
+        parts = tuple(_part(part) for part in content["parts"])
         if [0, *edges] != sorted({0, *map(_natural, edges)}) or len(edges) != len(parts) or not parts:
             raise ValueError("edges")
         if not isinstance(run, dict):
@@ -151,8 +167,15 @@ def read_manifest(directory: Path) -> Manifest:
         starts = [0, *edges[:-1]]
         specs = tuple(BlockSpec(i, len(edges), *ends) for i, ends in enumerate(zip(starts, edges, strict=True)))
         return Manifest(directory, _natural(step), specs, run, parts, _loss(content.get("eval_loss")))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LoptError(f"{path} is not a manifest of a checkpoint (wrong or missing: {first_line(error)})") from error
+
+
+def _part(content: Mapping[str, Any]) -> Part:
+    dtype = content.get("dtype")
+    others = {name: dtype_of(value) for name, value in content.get("other_dtypes", {}).items()}
+    own = None if dtype is None else dtype_of(dtype)
+    return Part(_natural(content["size"]), _hex(content["sha256"]), own, others)
 
 
 def _natural(value: object) -> int:

@@ -30,6 +30,7 @@ from torch.distributed import Store
 from lopt_pp.checkpoint.manifest import file_sha256, part_name, write_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.errors import first_line
+from lopt_pp.model.dtypes import as_data
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.util.files import UNFINISHED, replace_directory, write_file
 from lopt_pp.util.threads import in_background
@@ -42,6 +43,10 @@ class Saveable(Protocol):
 
     index: int
     is_sharded: bool
+
+    @property
+    def own_dtypes(self) -> Mapping[str, torch.dtype]:
+        """Of each parameter of its block, by the pretrained model's files."""
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of all that the stage's next step depends on. Sharded replicas must all call this."""
@@ -71,7 +76,8 @@ class PartWriter:
         self.finish()
         states = {stage.index: stage.state() for stage in stages}
         if self._is_writer:
-            self._thread = in_background(self._write, states, step)
+            dtypes = {stage.index: as_data(stage.own_dtypes) for stage in stages}
+            self._thread = in_background(self._write, states, dtypes, step)
 
     def finish(self) -> None:
         """Waits until what was saved is written."""
@@ -79,14 +85,19 @@ class PartWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(self, states: Mapping[int, Mapping[str, torch.Tensor]], step: int) -> None:
+    def _write(
+        self,
+        states: Mapping[int, Mapping[str, torch.Tensor]],
+        dtypes: Mapping[int, Mapping[str, object]],
+        step: int,
+    ) -> None:
         directory = self._output_dir / f"checkpoint-{step}{UNFINISHED}"
         for stage, state in states.items():
             path = directory / part_name(stage, self._num_stages)
             try:
                 directory.mkdir(parents=True, exist_ok=True)
                 write_file(path, functools.partial(save_file, dict(state)), sync=True)
-                result = {"size": path.stat().st_size, "sha256": file_sha256(path)}
+                result = {"size": path.stat().st_size, "sha256": file_sha256(path), **dtypes[stage]}
             except Exception as error:  # Whatever it is: the committer waits for word of this part.
                 result = {"error": f"stage {stage}: {first_line(error)}"}
             self._store.set(f"part/{step}/{stage}", json.dumps(result))

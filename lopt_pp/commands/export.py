@@ -14,6 +14,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", type=home_path, help="directory of a checkpoint, OUTPUT_DIR/checkpoint-STEP")
     parser.add_argument("output", type=home_path, help="directory for the model; must not hold one yet")
     parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
+    parser.add_argument(
+        "--save_dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        default="auto",
+        help="dtype of the model's weights; auto, the default, is the pretrained model's own, tensor by tensor",
+    )
     given = parser.parse_args(arguments)
     try:
         _run(given)
@@ -28,4 +34,4 @@ def _run(given: argparse.Namespace) -> None:
     from lopt_pp.checkpoint.export import export
 
     be_quiet()
-    export(given.checkpoint, given.output, given.trust_remote_code)
+    export(given.checkpoint, given.output, given.trust_remote_code, given.save_dtype)

@@ -1,7 +1,7 @@
 """When the state of a run is saved, and what it starts from."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lopt_pp.config.fields import Resume, check_types, expand_home, flag
 from lopt_pp.errors import LoptError
@@ -43,6 +43,17 @@ class CheckpointConfig:
             shared_by_ranks=True,
             compared=False,
             is_path=True,
+        ),
+    )
+
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="auto",
+        metadata=flag(
+            "Dtype of the trained model's weights. auto is the pretrained model's own, tensor by tensor. Weights are "
+            "rounded to it once, when the model is saved; checkpoints keep what is trained.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
         ),
     )
 

@@ -114,12 +114,16 @@ class BlockModel(nn.Module):
         model: a model of `block_class`.
         structure: of the model's class.
         spec: the block's place.
+
+    Attributes:
+        own_dtypes: of each parameter, by the pretrained model's files; empty where they were not read from these.
     """
 
     def __init__(self, model: PreTrainedModel, structure: ModelStructure, spec: BlockSpec) -> None:
         super().__init__()
         self.model = model
         self.spec = spec
+        self.own_dtypes: dict[str, torch.dtype] = {}
         self._structure = structure
         self._received: torch.Tensor | None = None
         self._entered: torch.Tensor | None = None

@@ -15,6 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel, block_class
+from lopt_pp.model.dtypes import own_dtypes
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.model.stored import check_stored
 from lopt_pp.model.structure import ModelStructure
@@ -68,7 +69,10 @@ class BlockBuilder:
         if spec.is_last and is_stored_once and not self._config(spec).tie_word_embeddings:
             for tied in [stored for stored, name in names.items() if name == self.structure.embedding]:
                 tensors[self.structure.head] = weights.read([tied])[tied]
-        return self.from_state_dict(spec, tensors, weights.name_or_path)
+        stored = {name: tensor.dtype for name, tensor in tensors.items()}
+        block = self.from_state_dict(spec, tensors, weights.name_or_path)
+        block.own_dtypes = own_dtypes(stored, {**names, self.structure.head: self.structure.head})
+        return block
 
     def from_state_dict(self, spec: BlockSpec, state: Mapping[str, torch.Tensor], source: str) -> BlockModel:
         """The block at `spec` with the tensors of `state`, in float32 and in evaluation mode, as `transformers` loads.
@@ -121,6 +125,12 @@ class BlockBuilder:
             return True
         head, embedding = weights.read([places[self.structure.head], places[self.structure.embedding]]).values()
         return torch.equal(head, embedding)
+
+    def stored_dtypes(self, spec: BlockSpec, weights: PretrainedWeights) -> dict[str, torch.dtype]:
+        """The dtypes of a block's parameters by the model's files, of which only headers are read."""
+        names = parameter_names(self._whole, weights.files)
+        own = [stored for stored, name in names.items() if self.structure.owns(spec, name)]
+        return own_dtypes(weights.dtypes(own), names)
 
     def unused_tensors(self, weights: PretrainedWeights) -> list[str]:
         """The tensors of the whole model's files that no block reads; see `lopt_pp.model.stored`.

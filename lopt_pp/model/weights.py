@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.block import BlockModel
+from lopt_pp.model.dtypes import as_saved
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.util.compat_transformers import checkpoint_tensors, find_file
 from lopt_pp.util.files import write_file
@@ -134,17 +135,18 @@ def shard_name(spec: BlockSpec) -> str:
     return f"model-{spec.stage + 1:05d}-of-{spec.num_stages:05d}.safetensors"
 
 
-def write_shard(block: BlockModel, directory: Path | None) -> dict[str, int]:
+def write_shard(block: BlockModel, directory: Path | None, dtype: torch.dtype | None = None) -> dict[str, int]:
     """Writes the block's tensors, named and laid out as in the whole model's checkpoint, as its shard.
 
     Args:
         block: of which replicas may hold a shard each (FSDP2); then all of them must call this.
         directory: where to write; None on the replicas that only give their shards.
+        dtype: of the written tensors; None for that of the pretrained model's.
 
     Returns:
         The size in bytes of each tensor, by name; nothing where nothing is written.
     """
-    whole = {}
+    whole: dict[str, torch.Tensor] = {}
     every = dict(block.model.named_parameters(remove_duplicate=False)).keys()
     tied = every - dict(block.model.named_parameters()).keys()  # Each is there under its first name already.
     for name, tensor in block.model.state_dict().items():
@@ -152,7 +154,8 @@ def write_shard(block: BlockModel, directory: Path | None) -> dict[str, int]:
             continue
         gathered = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if directory is not None:
-            whole[name] = gathered.detach().cpu()
+            # One after another: there may be no room for all of them twice.
+            whole |= as_saved({name: gathered.detach().cpu()}, dtype, block.own_dtypes)
     if directory is None:
         return {}
     return save_shard(block.model, block.spec, whole, directory)

@@ -56,6 +56,11 @@ class BaseStage:
         """What is saved, by the prefix of its tensors."""
 
     @property
+    def own_dtypes(self) -> Mapping[str, torch.dtype]:
+        """Of each parameter of the block, by the pretrained model's files."""
+        return self.block.own_dtypes
+
+    @property
     def learns(self) -> bool:
         """Whether the stage changes in training; otherwise it only runs forward."""
         return self.optimizer is not None

@@ -158,7 +158,7 @@ class RunFinalizer:
 
     def _save(self, path: Path, store: Store) -> None:
         for stage in self._stages:
-            save_stage(stage, path, store, is_writer=self._replica == 0)
+            save_stage(stage, path, store, is_writer=self._replica == 0, dtype=self._setup.given_dtype)
         if self._world.rank != 0:
             keep_shards(self._stages if self._replica == 0 else [], path, store)
             return

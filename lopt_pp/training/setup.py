@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, shared_by_ranks
@@ -19,6 +20,7 @@ from lopt_pp.data.splits import load_split
 from lopt_pp.distributed.world import World
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.build import BlockBuilder
+from lopt_pp.model.dtypes import AUTO, dtype_of, most_common
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
 from lopt_pp.model.pretrained import (
     aligned_configs,
@@ -140,6 +142,25 @@ class Setup:
         if changes:
             logger.info("the result has its tokenizer's ids of special tokens: %s", "; ".join(changes))
 
+    @property
+    def given_dtype(self) -> torch.dtype | None:
+        """Of the saved weights, by the user; None for the pretrained model's own."""
+        given = self.config.checkpoint.save_dtype
+        return None if given == AUTO else dtype_of(given)
+
+    def _saved_dtype(self) -> torch.dtype:
+        """What the result's config says: where its tensors have several, the pretrained config's or the most common.
+
+        It is that of the first stage's tensors: no process opens the files of all others.
+        """
+        if self.given_dtype is not None:
+            return self.given_dtype
+        trained = self.config.stage.parameter_dtype
+        own = self.builder.stored_dtypes(self.specs[0], self.weights).values()
+        said = self.model_config.dtype
+        dtype = said if isinstance(said, torch.dtype) and said in own else most_common(own)
+        return trained if dtype is None or dtype.itemsize > trained.itemsize else dtype
+
     @cached_property
     def description(self) -> Mapping[str, bytes]:
         """All files of the trained model but its weights, made where they are first asked for: before the first step.
@@ -153,7 +174,7 @@ class Setup:
             self.config.model,
             self.model_config,
             self.tokenizer,
-            self.config.stage.parameter_dtype,
+            self._saved_dtype(),
             self.builder.ties_embeddings,
         )
 

@@ -1,0 +1,89 @@
+"""The dtypes that weights are saved in: those of the pretrained model's files, or one that the user gives."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+AUTO = "auto"
+"""The pretrained model's own."""
+
+
+def own_dtypes(stored: Mapping[str, torch.dtype | None], places: Mapping[str, str]) -> dict[str, torch.dtype]:
+    """The dtype that each parameter of a pretrained model has by its files.
+
+    Numbers of 8 bits are never written again: they would need scales. Nothing is trained in more than 32 bits.
+
+    Args:
+        stored: of each tensor of the files; None where it is none of those that weights are trained in.
+        places: the parameter that each of these goes into; one that several are fused into gets the widest dtype.
+    """
+    found: dict[str, torch.dtype] = {}
+    for name, dtype in stored.items():
+        own = torch.bfloat16 if dtype is None or dtype.itemsize < 2 else dtype
+        own = torch.float32 if own.itemsize > 4 else own
+        place = places[name]
+        found[place] = torch.promote_types(found[place], own) if place in found else own
+    return found
+
+
+def most_common(dtypes: Iterable[torch.dtype]) -> torch.dtype | None:
+    """The dtype that the config of a model names whose tensors have several; None where there are none."""
+    ranked = Counter(dtypes).most_common(1)
+    return ranked[0][0] if ranked else None
+
+
+def as_saved(
+    tensors: Mapping[str, torch.Tensor], given: torch.dtype | None, own: Mapping[str, torch.dtype]
+) -> dict[str, torch.Tensor]:
+    """Weights in the dtypes that they are saved in. This is the one place where they are rounded.
+
+    A number that float16 has not (above 65504) is kept with its whole tensor in float32, and a warning names it.
+
+    Args:
+        tensors: as they were trained.
+        given: the dtype for all of them; None for the pretrained model's own.
+        own: of each tensor, by the pretrained model. None of them becomes wider than it was trained.
+    """
+    return {name: _as_saved(name, tensor, given, own.get(name)) for name, tensor in tensors.items()}
+
+
+def _as_saved(name: str, tensor: torch.Tensor, given: torch.dtype | None, own: torch.dtype | None) -> torch.Tensor:
+    dtype = given or own
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    if given is None and dtype.itemsize > tensor.dtype.itemsize:
+        return tensor
+    rounded = tensor.to(dtype)
+    if dtype == torch.float16 and bool((rounded.isinf() & tensor.isfinite()).any()):
+        logger.warning("%s has numbers that float16 cannot hold: it is saved in float32", name)
+        return tensor.float()
+    return rounded
+
+
+def as_data(dtypes: Mapping[str, torch.dtype]) -> dict[str, object]:
+    """Dtypes of a stage's parameters as plain data: the most common one, and the others by name."""
+    common = most_common(dtypes.values())
+    if common is None:
+        return {}
+    others = {name: _name(dtype) for name, dtype in dtypes.items() if dtype != common}
+    return {"dtype": _name(common), **({"other_dtypes": others} if others else {})}
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype that data or a flag names.
+
+    Raises:
+        ValueError: weights are not saved in it.
+    """
+    known = {_name(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    if name not in known:
+        raise ValueError(f"dtype {name!r}")
+    return known[name]
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
