@@ -18,7 +18,8 @@ from lopt_pp.data.cache import cache_errors_named, cache_folder
 from lopt_pp.data.dataset import PackedRows, Rows, TokenizedRows, column, listed
 from lopt_pp.data.encoding import Note, RowEncoder
 from lopt_pp.data.presets import find_preset, find_reader
-from lopt_pp.data.sources import RawRows, quiet_unless, read_rows
+from lopt_pp.data.raw_rows import RawRows
+from lopt_pp.data.sources import quiet_unless, read_rows
 from lopt_pp.data.streaming import StreamedRows
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.util.compat_datasets import signals_as_usual_in_workers

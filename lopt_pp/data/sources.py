@@ -1,142 +1,23 @@
 """Reads raw rows: local files and directories, data sets of the hub, and data sets that were saved to disk."""
 
-import bisect
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
 
 import datasets
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from datasets.exceptions import DatasetsError
-from datasets.table import InMemoryTable
 
 from lopt_pp.config.data import DataConfig
 from lopt_pp.data.csv_files import CsvFile
 from lopt_pp.data.files import builder_of, find_files, is_saved
 from lopt_pp.data.json_files import JsonFile
+from lopt_pp.data.raw_rows import Part, RawRows
 from lopt_pp.data.table_files import TABLE_ERRORS, TableRows, open_arrow, open_parquet
-from lopt_pp.data.text_files import Places
 from lopt_pp.data.unpacking import unpacked
-from lopt_pp.errors import LoptError, first_line
-
-
-class Part(Protocol):
-    """A file of rows, or a table. It goes to other processes by its name, not by its content."""
-
-    name: str
-
-    @property
-    def digest(self) -> str:
-        """In hex: other content has another one."""
-
-    def find(self) -> Places:
-        """Where its rows are."""
-
-    def read(self, starts: Sequence[int], stops: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """The rows at these places."""
-
-    def row_name(self, number: int, start: int) -> str:
-        """What a message calls a row."""
-
-
-class RawRows:
-    """The rows of a data set as they are, with random access.
-
-    Args:
-        parts: that they come from, one behind the other.
-        source: all of them, for messages.
-        flag: that names the parts, if they are files.
-        by_lines: whether each row is a line of a file.
-    """
-
-    def __init__(self, parts: Sequence[Part], source: str, flag: str = "", by_lines: bool = False) -> None:
-        self.parts = parts
-        self.source = source
-        self._flag = f"{flag} " if flag else ""
-        self._by_lines = by_lines
-
-    @cached_property
-    def digest(self) -> str:
-        """In hex: rows with other content have another one."""
-        sha = hashlib.sha256()
-        for part in self.parts:
-            with _readable(part):
-                sha.update(part.digest.encode())
-        return sha.hexdigest()
-
-    @cached_property
-    def _places(self) -> list[Places]:
-        found = []
-        for part in self.parts:
-            with _readable(part):
-                found.append(part.find())
-            if not len(found[-1]):
-                raise LoptError(f"{self._flag}{part.name} has no rows; give data with a row or more")
-        return found
-
-    @cached_property
-    def _firsts(self) -> list[int]:
-        """The number of the first row of each part, and that of all rows."""
-        return [0, *accumulate(map(len, self._places))]
-
-    @property
-    def outline(self) -> bytes:
-        """What can be told of the rows without reading them; others have another one, or may have.
-
-        Checkpoints of streamed runs have it in their digest of the rows, so it stays as it is.
-        """
-        if self._by_lines:
-            return b"".join((places.stops - places.starts).tobytes() for places in self._places)
-        return str(len(self)).encode()
-
-    def __len__(self) -> int:
-        return self._firsts[-1]
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """A row by its columns.
-
-        Raises:
-            LoptError: it is not a row, or its file has changed.
-        """
-        part, _, start, stop = self._find(index)
-        return next(self.parts[part].read([start], [stop]))
-
-    def name(self, index: int) -> str:
-        """What a message calls a row: its number (from 1) and its file."""
-        part, number, start, _ = self._find(index)
-        return self.parts[part].row_name(number, start)
-
-    def _find(self, index: int) -> tuple[int, int, int, int]:
-        """A row's part, its number there, and where it starts and stops."""
-        part = bisect.bisect_right(self._firsts, index) - 1
-        number, places = index - self._firsts[part], self._places[part]
-        return part, number, int(places.starts[number]), int(places.stops[number])
-
-    def table(self) -> Dataset:
-        """Where each row is, as int64: its `part`, its `number` there, and its `start` and `stop`."""
-        sizes = [len(places) for places in self._places]
-        columns = {
-            "part": np.repeat(np.arange(len(sizes)), sizes),
-            "number": np.concatenate([np.arange(size) for size in sizes]),
-            "start": np.concatenate([places.starts for places in self._places]),
-            "stop": np.concatenate([places.stops for places in self._places]),
-        }
-        return Dataset(InMemoryTable(pa.table(columns)))
-
-
-@contextmanager
-def _readable(part: Part) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise LoptError(f"--train_file {part.name} cannot be read: {error.strerror or first_line(error)}") from error
+from lopt_pp.errors import LoptError, first_line, renamed_in_errors
 
 
 def read_rows(config: DataConfig) -> RawRows:
@@ -148,7 +29,7 @@ def read_rows(config: DataConfig) -> RawRows:
     if config.train_file:
         return _read_files(config.train_file)
     source = ", ".join(filter(None, (config.dataset_name, config.dataset_config)))
-    return RawRows([TableRows(_load_dataset(config), source)], source)
+    return _read_directory(config, source) or RawRows([TableRows(_load_dataset(config), source)], source)
 
 
 def _read_files(given: Sequence[str]) -> RawRows:
@@ -183,6 +64,35 @@ def _open(path: Path) -> Part:
         ) from error
 
 
+def _read_directory(config: DataConfig, source: str) -> RawRows | None:
+    """The rows of a local directory that `--dataset_name` names; None where only `datasets` can read it.
+
+    `datasets` says which files make which split, and the reader of `--train_file` reads them.
+    """
+    assert config.dataset_name is not None
+    if not Path(config.dataset_name).is_dir() or is_saved(Path(config.dataset_name)):
+        return None
+    with _named(config), renamed_in_errors("--train_file ", ""):
+        builder = datasets.load_dataset_builder(config.dataset_name, config.dataset_config)
+        given = builder.config
+        fixed = {name: getattr(given, name) for name in ("name", "version", "data_dir", "data_files", "description")}
+        is_plain = builder.info.features is None and given == type(given)(**fixed)
+        splits = {str(name): list(map(Path, files)) for name, files in (given.data_files or {}).items()}
+        kinds = {builder_of(path) for paths in splits.values() for path in paths if path.exists()}
+        if not is_plain or kinds != {type(builder).__module__.split(".")[-1]}:
+            return None
+        spec = "+".join(splits) if config.dataset_split == "all" else config.dataset_split
+        raw = RawRows([_open(path) for paths in splits.values() for path in paths], source)
+        sizes = raw.sizes()
+        firsts: dict[str, int] = {}
+        lengths: dict[str, int] = {}
+        for name, paths in splits.items():
+            firsts[name] = sum(lengths.values())
+            lengths[name] = sum(next(sizes) for _ in paths)
+        ranges = datasets.ReadInstruction.from_spec(spec).to_absolute(lengths)
+        return raw.select(np.concatenate([firsts[r.splitname] + np.arange(r.from_, r.to) for r in ranges]))
+
+
 def load_saved(path: Path, split: str) -> Dataset:
     """A data set that `datasets` has saved to disk, or a split of one.
 
@@ -204,8 +114,15 @@ def _load_dataset(config: DataConfig) -> Dataset:
     assert config.dataset_name is not None
     if is_saved(Path(config.dataset_name)):
         return load_saved(Path(config.dataset_name), config.dataset_split)
-    try:
+    with _named(config):
         return datasets.load_dataset(config.dataset_name, config.dataset_config, split=config.dataset_split)
+
+
+@contextmanager
+def _named(config: DataConfig) -> Iterator[None]:
+    """Has errors of loading `--dataset_name` say so."""
+    try:
+        yield
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         given = f"--dataset_name {config.dataset_name} "
         if config.dataset_config is not None:

@@ -11,7 +11,7 @@ import numpy as np
 from lopt_pp.data.dataset import Pack, listed, summarize
 from lopt_pp.data.encoding import EncodedRow, RowEncoder
 from lopt_pp.data.packing import pack
-from lopt_pp.data.sources import RawRows
+from lopt_pp.data.raw_rows import RawRows
 from lopt_pp.errors import LoptError
 
 _SAMPLE = 256

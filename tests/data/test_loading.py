@@ -165,11 +165,13 @@ def test_unreadable_file(
 
 
 def test_unreadable_dataset(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    write(tmp_path / "train.jsonl", ROWS)
+    folder = tmp_path / "data"  # Without the cache, of which `datasets` would take files for data.
+    folder.mkdir()
+    write(folder / "train.jsonl", ROWS)
     with pytest.raises(LoptError, match="--dataset_split dev cannot be loaded: Unknown split"):
-        load_rows(DataConfig(dataset_name=str(tmp_path), dataset_split="dev"), tokenizer)
+        load_rows(DataConfig(dataset_name=str(folder), dataset_split="dev"), tokenizer)
     with pytest.raises(LoptError, match="--dataset_config main --dataset_split train cannot be loaded: .*not found"):
-        load_rows(DataConfig(dataset_name=str(tmp_path), dataset_config="main"), tokenizer)
+        load_rows(DataConfig(dataset_name=str(folder), dataset_config="main"), tokenizer)
     with pytest.raises(LoptError, match=f"--dataset_name {tmp_path}/no --dataset_split train cannot be loaded"):
         load_rows(DataConfig(dataset_name=f"{tmp_path}/no"), tokenizer)
 

@@ -14,7 +14,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from lopt_pp.data import DataConfig
-from lopt_pp.data.sources import RawRows, read_rows
+from lopt_pp.data.raw_rows import RawRows
+from lopt_pp.data.sources import read_rows
 from lopt_pp.errors import LoptError
 
 ONE, TWO, THREE = ({"text": text} for text in ("one", "two", "three"))
@@ -132,3 +133,31 @@ def test_no_rows(tmp_path: Path) -> None:
     path.write_text("\n\n")
     with pytest.raises(LoptError, match="rows.jsonl has no rows; give data with a row or more"):
         len(read(path, streaming=True))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_directory_as_a_dataset(tmp_path: Path, streaming: bool) -> None:
+    day, other, more = {"text": "2024-01-01"}, {"text": ["x"], "id": 1}, {"text": "7", "id": None}
+    for name, given in (("train-0", [day, other]), ("train-1", [more]), ("test", [ONE, TWO, THREE])):
+        write(tmp_path / "data" / f"{name}.jsonl", *given)
+
+    def split(text: str) -> list[dict[str, Any]]:
+        return rows(read_rows(DataConfig(dataset_name=str(tmp_path), dataset_split=text, streaming=streaming)))
+
+    assert split("train") == [day, other, more]
+    assert split("test[1:]+train[:1]") == [TWO, THREE, day]
+    assert split("train[50%:]") == [more]
+    assert split("all") == [day, other, more, ONE, TWO, THREE]
+    raw = read_rows(DataConfig(dataset_name=str(tmp_path), dataset_split="test[1:]"))
+    assert raw.name(1) == f"row 3 of {tmp_path}/data/test.jsonl"
+    with pytest.raises(LoptError, match=r'--dataset_split dev cannot be loaded: Unknown split "dev"'):
+        split("dev")
+    time = (315532800, 315532800)
+    for given in ([TWO], [ONE]):
+        os.utime(write(tmp_path / "data" / "test.jsonl", *given), time)
+        assert split("test") == given
+    (tmp_path / "README.md").write_text(  # What it says itself is not a guess.
+        "---\nconfigs:\n- config_name: default\n  data_files: data/test.jsonl\ndataset_info:\n  features:\n"
+        "  - name: text\n    dtype: string\n---\n"
+    )
+    assert split("train") == [ONE]

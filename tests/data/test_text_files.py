@@ -15,7 +15,8 @@ import pyarrow as pa
 import pytest
 
 from lopt_pp.data import DataConfig
-from lopt_pp.data.sources import RawRows, read_rows
+from lopt_pp.data.raw_rows import RawRows
+from lopt_pp.data.sources import read_rows
 from lopt_pp.errors import LoptError
 
 

@@ -1,0 +1,147 @@
+"""The rows of a data set as they are, from one file or many."""
+
+import bisect
+import copy
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import accumulate
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset
+from datasets.table import InMemoryTable
+
+from lopt_pp.data.text_files import Places
+from lopt_pp.errors import LoptError, first_line
+
+
+class Part(Protocol):
+    """A file of rows, or a table. It goes to other processes by its name, not by its content."""
+
+    name: str
+
+    @property
+    def digest(self) -> str:
+        """In hex: other content has another one."""
+
+    def find(self) -> Places:
+        """Where its rows are."""
+
+    def read(self, starts: Sequence[int], stops: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The rows at these places."""
+
+    def row_name(self, number: int, start: int) -> str:
+        """What a message calls a row."""
+
+
+class RawRows:
+    """The rows of a data set as they are, with random access.
+
+    Args:
+        parts: that they come from, one behind the other.
+        source: all of them, for messages.
+        flag: that names the parts, if they are files.
+        by_lines: whether each row is a line of a file.
+    """
+
+    def __init__(self, parts: Sequence[Part], source: str, flag: str = "", by_lines: bool = False) -> None:
+        self.parts = parts
+        self.source = source
+        self._flag = f"{flag} " if flag else ""
+        self._by_lines = by_lines
+        self._numbers: np.ndarray | None = None
+
+    def select(self, numbers: np.ndarray) -> "RawRows":
+        """Some of the rows, in the order given.
+
+        Args:
+            numbers: int64, of the rows.
+        """
+        selected = copy.copy(self)
+        selected._numbers = numbers if self._numbers is None else self._numbers[numbers]
+        return selected
+
+    @property
+    def digest(self) -> str:
+        """In hex: rows with other content have another one."""
+        sha = hashlib.sha256(b"" if self._numbers is None else self._numbers.tobytes())
+        for part in self.parts:
+            with _readable(part):
+                sha.update(part.digest.encode())
+        return sha.hexdigest()
+
+    @cached_property
+    def _places(self) -> list[Places]:
+        found = []
+        for part in self.parts:
+            with _readable(part):
+                found.append(part.find())
+            if not len(found[-1]):
+                raise LoptError(f"{self._flag}{part.name} has no rows; give data with a row or more")
+        return found
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """The number of the first row of each part, and that of all rows."""
+        return [0, *accumulate(map(len, self._places))]
+
+    @property
+    def outline(self) -> bytes:
+        """What can be told of the rows without reading them; others have another one, or may have.
+
+        Checkpoints of streamed runs have it in their digest of the rows, so it stays as it is.
+        """
+        if self._by_lines:
+            return b"".join((places.stops - places.starts).tobytes() for places in self._places)
+        return str(len(self)).encode()
+
+    def sizes(self) -> Iterator[int]:
+        """How many rows each part has."""
+        return map(len, self._places)
+
+    def __len__(self) -> int:
+        return self._firsts[-1] if self._numbers is None else len(self._numbers)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A row by its columns.
+
+        Raises:
+            LoptError: it is not a row, or its file has changed.
+        """
+        part, _, start, stop = self._find(index)
+        return next(self.parts[part].read([start], [stop]))
+
+    def name(self, index: int) -> str:
+        """What a message calls a row: its number (from 1) and its file."""
+        part, number, start, _ = self._find(index)
+        return self.parts[part].row_name(number, start)
+
+    def _find(self, index: int) -> tuple[int, int, int, int]:
+        """A row's part, its number there, and where it starts and stops."""
+        index = index if self._numbers is None else int(self._numbers[index])
+        part = bisect.bisect_right(self._firsts, index) - 1
+        number, places = index - self._firsts[part], self._places[part]
+        return part, number, int(places.starts[number]), int(places.stops[number])
+
+    def table(self) -> Dataset:
+        """Where each row is, as int64: its `part`, its `number` there, and its `start` and `stop`."""
+        sizes = [len(places) for places in self._places]
+        columns = {
+            "part": np.repeat(np.arange(len(sizes)), sizes),
+            "number": np.concatenate([np.arange(size) for size in sizes]),
+            "start": np.concatenate([places.starts for places in self._places]),
+            "stop": np.concatenate([places.stops for places in self._places]),
+        }
+        table = pa.table(columns)
+        return Dataset(InMemoryTable(table if self._numbers is None else table.take(self._numbers)))
+
+
+@contextmanager
+def _readable(part: Part) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LoptError(f"--train_file {part.name} cannot be read: {error.strerror or first_line(error)}") from error
