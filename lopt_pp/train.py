@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from lopt_pp.config.parser import parse_config
 from lopt_pp.config.train_config import Config
 from lopt_pp.errors import LoptError
-from lopt_pp.util.console import print_error
+from lopt_pp.util.console import print_error, print_warning
 
 STOPPED_STATUS = 75
 """Of a process that a signal has stopped in good order: `EX_TEMPFAIL` of sysexits.h, "try again later"."""
@@ -23,13 +23,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         which can go on from its checkpoint; under torchrun 0, since it takes all others for failures and starts anew.
     """
     try:
-        return _train(parse_config(sys.argv[1:] if arguments is None else arguments))
+        return _train(parse_config(sys.argv[1:] if arguments is None else arguments, warn=_warn))
     except LoptError as error:  # All processes have the same flags, and the same to say of them.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if _speaks():
             print_error(str(error))
         return 2
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+
+
+def _speaks() -> bool:
+    """Whether this process is the one of its machine that says what all of them would."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _warn(message: str) -> None:
+    if _speaks():
+        print_warning(message)
 
 
 def _train(config: Config) -> int:

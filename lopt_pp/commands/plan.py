@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     components = [ModelConfig, PipelineConfig, ObjectiveConfig, OptimConfig, StageConfig, PlanConfig]
     usage = "lopt-pp plan MODEL_OR_CONFIG [--config FILE] FLAGS"
     try:
-        configs = parse_components(components, given, "lopt-pp plan", usage, _DESCRIPTION)
+        configs, _ = parse_components(components, given, "lopt-pp plan", usage, _DESCRIPTION)
         result = _plan(*configs)
     except LoptError as error:
         print_error(str(error))

@@ -1,7 +1,6 @@
 """`lopt-pp report RUN_DIR`: one self-contained page on a run."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from lopt_pp.commands.common import home_path
@@ -10,7 +9,7 @@ from lopt_pp.report.advice import advise
 from lopt_pp.report.page import write_page
 from lopt_pp.report.run_data import read_run
 from lopt_pp.report.run_report import report
-from lopt_pp.util.console import print_error
+from lopt_pp.util.console import print_error, print_warning
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,5 +28,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"the report is {output}")
     for advice in advise(run):
         if advice.kind == "warn":
-            print(f"lopt-pp: warning: {advice.text}", file=sys.stderr)
+            print_warning(advice.text)
     return 0

@@ -16,7 +16,7 @@ from lopt_pp.commands.common import home_path
 from lopt_pp.config.objective import LOCAL_RATES, ObjectiveConfig
 from lopt_pp.config.parser import parse_config
 from lopt_pp.errors import LoptError
-from lopt_pp.util.console import print_error
+from lopt_pp.util.console import print_error, print_warning
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if cpus is None and given.gpus_per_node == 0:
         cpus = given.processes_per_node
     try:
-        config = parse_config(["--config", str(given.config)])
+        config = parse_config(["--config", str(given.config)], warn=print_warning)
         _check_objective(config.objective)
         job = Job(
             config=given.config.absolute(),

@@ -51,6 +51,11 @@ class DataclassParser(argparse.ArgumentParser):
         """Of the fields."""
         return {field.name for component in self._components for field in dataclasses.fields(component)}
 
+    @property
+    def options(self) -> set[str]:
+        """The names of all flags, with underscores and without the dashes in front, and their twins `no_NAME`."""
+        return {name.lstrip("-").replace("-", "_") for action in self._actions for name in action.option_strings}
+
     def set_file(self, settings: Mapping[str, Any]) -> None:
         """Takes values of a file for defaults, by the fields' names; strings are read as on a command line.
 

@@ -171,3 +171,8 @@ EFFECTS: dict[str, Effects] = {
     name: effects for component in COMPONENTS for name, effects in effects_of(component).items()
 }
 """What each flag of a run affects, by the flag's name."""
+
+DEFAULTS: dict[str, Any] = {
+    field.name: field.default for component in COMPONENTS for field in dataclasses.fields(component)
+}
+"""The value of each flag of a run that is not given, by the flag's name."""

@@ -34,7 +34,7 @@ def parse(folder: Path, content: str, *flags: str) -> Config:
         ("packing: yes\nshuffle_dataset: Off", {"packing": True, "shuffle_dataset": False}),
         ("run_name: 2024-01-01", {"run_name": "2024-01-01"}),
         ("run_name: 1:30", {"run_name": "1:30"}),
-        ("run_name: no\ndataset_config: 010", {"run_name": "no", "dataset_config": "010"}),
+        ("run_name: no\nmodel_revision: 010", {"run_name": "no", "model_revision": "010"}),
         ("model_revision: 1234e56", {"model_revision": "1234e56"}),
         ("max_steps: ~\nseed: null\ndtype:\nrun_name: None", {}),
         ("max_steps: None\nsave_total_limit: None", {}),

@@ -1,0 +1,120 @@
+"""What can become of a flag of another trainer: it is taken for ours, passed over, or refused with a hint."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Rule = Callable[[str, Any], "dict[str, Any] | str"]
+"""Of a flag's name and value: the flags of ours that mean the same, none where it changes nothing here; or why it is
+refused, where an empty text is the row's own note."""
+
+SAME = "the same"
+NO_EFFECT = "no effect"
+MISSING = "-"
+
+_OFF = ("false", "no", "off", "none", "null", "", "0", "0.0", "{}", "[]")
+
+
+def word_of(value: Any) -> str:
+    """A value as a word in lower case; empty for a list or a mapping without anything in it."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list | dict):
+        return "..." if value else ""
+    return str(value).lower()
+
+
+def ignored(name: str, value: Any) -> dict[str, Any]:
+    """Whatever it is, it changes nothing here."""
+    return {}
+
+
+def unless(*harmless: str) -> Rule:
+    """Refused, but for its being off and for some other values that change nothing."""
+
+    def rule(name: str, value: Any) -> dict[str, Any] | str:
+        return {} if word_of(value) in (*_OFF, *harmless) else ""
+
+    return rule
+
+
+def renamed(ours: str) -> Rule:
+    return lambda name, value: {ours: value}
+
+
+def by_value(values: Mapping[str, Mapping[str, Any] | str]) -> Rule:
+    """By the word; others are refused. All words for true and false are `true` and `false` here."""
+
+    def rule(name: str, value: Any) -> dict[str, Any] | str:
+        word = word_of(value)
+        word = {"yes": "true", "1": "true", "no": "false", "off": "false", "0": "false"}.get(word, word)
+        found = values.get(word_of(value), values.get(word, ""))
+        return found if isinstance(found, str) else dict(found)
+
+    return rule
+
+
+def same(name: str, value: Any) -> dict[str, Any]:
+    return {name: value}
+
+
+def share_of_steps(other: str) -> Rule:
+    """A number of steps; below 1 it is a share of all steps there."""
+
+    def rule(name: str, value: Any) -> dict[str, Any] | str:
+        try:
+            is_share = 0 < float(value) < 1
+        except (TypeError, ValueError):
+            return {name: value}
+        if not is_share:
+            return {name: value}
+        return {other: value} if other else "a whole number of steps; a share of all steps is not understood here"
+
+    return rule
+
+
+def trackers(name: str, value: Any) -> dict[str, Any] | str:
+    several = value if isinstance(value, list) else [value]
+    if len(several) > 1 or word_of(several) == "all":
+        return "one tracker, tensorboard or wandb; metrics.jsonl has everything besides"
+    return {name: several[0] if several else "none"}
+
+
+def checkpointing_kwargs(name: str, value: Any) -> dict[str, Any] | str:
+    """The way of recomputing changes no result."""
+    if isinstance(value, dict) and value.keys() <= {"use_reentrant"}:
+        return {}
+    return {} if word_of(value).replace(" ", "") in (*_OFF, '{"use_reentrant":false}') else ""
+
+
+def max_length(name: str, value: Any) -> dict[str, Any] | str:
+    if value is None or word_of(value) in ("none", "null"):
+        return "rows need a longest length here; give one that none of yours exceeds"
+    return {name: value}
+
+
+def resume(name: str, value: Any) -> dict[str, Any] | str:
+    if word_of(value) == "true":
+        return "give latest, or the directory of a checkpoint"
+    return {} if word_of(value) == "false" else {name: value}
+
+
+@dataclass(frozen=True)
+class Row:
+    """Flags that are treated alike.
+
+    Attributes:
+        names: of TRL's flags, with spaces between them.
+        here: names of our flags that they become, with spaces between them; or `SAME`, `NO_EFFECT`, `MISSING`.
+        note: what docs/trl.md says of them, and the error where they are refused; in Markdown.
+        rule: what becomes of a value.
+    """
+
+    names: str
+    here: str
+    note: str = ""
+    rule: Rule = same
+
+    @property
+    def flags(self) -> list[str]:
+        return self.names.split()
