@@ -36,21 +36,24 @@ class Measured:
     step: int
 
 
-def best_checkpoint(output_dir: Path, evaluation_rows: str) -> Path | None:
-    """The checkpoint with the lowest loss on the rows with this digest; None where none was evaluated on them."""
-    found = _evaluated(output_dir, evaluation_rows)
+def best_checkpoint(output_dir: Path, run_id: str, evaluation_rows: str) -> Path | None:
+    """A run's checkpoint with the lowest loss on the rows with this digest; None where none was evaluated on them."""
+    found = _evaluated(output_dir, run_id, evaluation_rows)
     return output_dir / f"checkpoint-{min(found).step}" if found else None
 
 
-def rank_models(output_dir: Path, evaluation_rows: str, last: Measured) -> list[Measured]:
+def rank_models(output_dir: Path, run_id: str, evaluation_rows: str, last: Measured) -> list[Measured]:
     """The models that there are at the end of a run, down to the last step's, the best first.
 
     Args:
         output_dir: with the checkpoints.
+        run_id: of the run.
         evaluation_rows: the digest of the rows that they must have been evaluated on.
         last: the last step's.
     """
-    models = [model for model in _evaluated(output_dir, evaluation_rows) if model.step < last.step and model < last]
+    models = [
+        model for model in _evaluated(output_dir, run_id, evaluation_rows) if model.step < last.step and model < last
+    ]
     return [*sorted(models), last]
 
 
@@ -84,7 +87,7 @@ def load_best(
         weights: dict[str, torch.Tensor] = {}
         try:
             manifest = read_manifest(output_dir / f"checkpoint-{model.step}")
-            for part in parts_held(manifest, stages, specs):
+            for part in parts_held(manifest, [stage.index for stage in stages], specs):
                 if checks_parts:
                     manifest.check_part(part)
                 weights |= manifest.read_part(part, "block.")
@@ -123,8 +126,8 @@ def compare_with_start(start: float | None, model: Measured) -> None:
         )
 
 
-def _evaluated(output_dir: Path, evaluation_rows: str) -> list[Measured]:
-    """The models of the checkpoints that were evaluated on these rows."""
+def _evaluated(output_dir: Path, run_id: str, evaluation_rows: str) -> list[Measured]:
+    """The models of a run's checkpoints that were evaluated on these rows."""
     found = []
     for path in complete_checkpoints(output_dir):
         try:
@@ -132,6 +135,7 @@ def _evaluated(output_dir: Path, evaluation_rows: str) -> list[Measured]:
         except LoptError as error:
             logger.warning("%s; it is not compared with others", error)
             continue
-        if manifest.eval_loss is not None and manifest.run.get(EVALUATION_ROWS) == evaluation_rows:
+        is_own = manifest.run_id in (run_id, None)  # None of a version whose runs had no ids.
+        if is_own and manifest.eval_loss is not None and manifest.run.get(EVALUATION_ROWS) == evaluation_rows:
             found.append(Measured(manifest.eval_loss, manifest.step))
     return found

@@ -4,6 +4,9 @@ Most of it are flags, which say in `lopt_pp.config` what they affect. What is de
 elsewhere, is here. All of it has identifiers for names: they are in manifests, and stay when words for them change.
 """
 
+import json
+from collections.abc import Mapping
+
 import torch
 import transformers
 from transformers import PreTrainedConfig
@@ -13,6 +16,7 @@ from lopt_pp.config.fields import Resume
 from lopt_pp.config.objective import EVEN, ObjectiveConfig
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import Rows, TokenizedRows
+from lopt_pp.errors import shown
 
 EVALUATION_ROWS = "evaluation_rows_sha256"
 """In a manifest's `run`: losses compare only on the same rows."""
@@ -40,6 +44,59 @@ _WORDS = {
 def in_words(name: str) -> str:
     """What a message calls something that these functions name: a flag, or what is derived."""
     return _WORDS.get(name, f"--{name}")
+
+
+def difference(name: str, now: object, before: object) -> str:
+    """What a run has otherwise than the one that wrote a checkpoint, in words; empty where it is the same.
+
+    Args:
+        name: of these functions.
+        now: what the run has; plain data, as JSON gives it back.
+        before: what the checkpoint has; None where its version did not know of it.
+    """
+    if name == "model_config" and isinstance(now, str) and isinstance(before, str):
+        now, before = _differing(_model_config(now), _model_config(before))
+    return "" if now == before else f"{in_words(name)} is {shown(now)}, and was {shown(before)}"
+
+
+def length_matters(run: Mapping[str, object]) -> bool:
+    """Whether the learning rate of a step depends on the number of steps.
+
+    Args:
+        run: of `may_change`.
+    """
+    schedule = run["lr_scheduler_type"]
+    if schedule in ("constant_with_warmup", "inverse_sqrt"):
+        return not run["warmup_steps"] and bool(run["warmup_ratio"])
+    return schedule != "constant"
+
+
+def _model_config(text: str) -> object:
+    """A model's config, as JSON, without where it was read."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return _without(content, "_name_or_path")
+
+
+def _without(content: object, key: str) -> object:
+    """Plain data without a key, at any depth: configs may have others in them."""
+    if isinstance(content, list):
+        return [_without(item, key) for item in content]
+    if isinstance(content, dict):
+        return {name: _without(value, key) for name, value in content.items() if name != key}
+    return content
+
+
+def _differing(now: object, before: object) -> tuple[object, object]:
+    """Of two configs what they have otherwise. Keys that one version of transformers lacks are not compared."""
+    if not isinstance(now, dict) or not isinstance(before, dict):
+        return now, before
+    versions = now.pop("transformers_version", None), before.pop("transformers_version", None)
+    keys = now.keys() & before.keys() if versions[0] != versions[1] else now.keys() | before.keys()
+    differ = [key for key in sorted(keys) if now.get(key) != before.get(key)]
+    return {key: now.get(key) for key in differ}, {key: before.get(key) for key in differ}
 
 
 def shared_by_ranks(
@@ -85,7 +142,8 @@ def may_change(config: Config, num_steps: int, held_out: TokenizedRows | None) -
 
 
 def _inputs(model_config: PreTrainedConfig, rows: Rows) -> dict[str, object]:
-    return {"train_rows_sha256": rows.digest, "model_config": model_config.to_json_string(use_diff=False)}
+    config = _model_config(model_config.to_json_string(use_diff=False))
+    return {"train_rows_sha256": rows.digest, "model_config": json.dumps(config, indent=2, sort_keys=True)}
 
 
 def _evaluation_rows(rows: TokenizedRows | None) -> dict[str, object]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch.distributed import Store
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
+from lopt_pp.checkpoint.output_dir import ModelOrigin, origin_as_metadata
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.weights import shard_name, write_index, write_shard
 from lopt_pp.stage.base import BaseStage
@@ -54,6 +55,8 @@ def finish_model(
     num_stages: int,
     describe: Callable[[Path], None],
     card: Callable[[Sequence[int]], str],
+    origin: ModelOrigin,
+    may_publish: Callable[[], None],
 ) -> None:
     """Joins the stages' shards to one model, and moves it to its place. For rank 0, once.
 
@@ -66,6 +69,8 @@ def finish_model(
         num_stages: of the run.
         describe: writes all of the model but its weights into a directory.
         card: makes the model card's text from the number of steps that each stage has done.
+        origin: the run that the model is of.
+        may_publish: raises `LockLostError` where another run has the directory.
 
     Raises:
         LoptError: something cannot be written; what was in the directory is as it was.
@@ -76,9 +81,10 @@ def finish_model(
     try:
         describe(unfinished)
         (unfinished / "README.md").write_text(card([steps for *_, steps in parts]), "utf-8", "backslashreplace")
-        write_index(shards, unfinished)
+        write_index(shards, unfinished, origin_as_metadata(origin))
     except OSError as error:
         raise LoptError(f"the model cannot be written to {unfinished}: {first_line(error)}; {_HOW_ON}") from error
+    may_publish()
     missing = [name for name in shards if not (unfinished / name).exists()]
     for old in (*path.glob("*.safetensors.index.json"), *path.glob("*.safetensors")):
         old.unlink()

@@ -36,6 +36,10 @@ _NAMES_OF_FORMAT_1 = {
 """Today's names by those; flags had their dashes."""
 
 
+class DamagedError(LoptError):
+    """A checkpoint is not what was written: a file is missing, cut short or altered."""
+
+
 @dataclass(frozen=True)
 class Part:
     """A stage's file.
@@ -70,6 +74,9 @@ class Manifest:
         run: what the run's result depends on, by the names of `lopt_pp.checkpoint.compatibility`.
         parts: of the stages, in order.
         eval_loss: of the model on the run's held-out rows; None where it was not measured.
+        run_id: of the run that wrote it; None where a version did that whose runs had none.
+        committed: when it was complete, in seconds since 1970; None likewise. Of two checkpoints of a run the later one
+            has the greater number, whatever the clocks of the machines say.
     """
 
     directory: Path
@@ -78,6 +85,8 @@ class Manifest:
     run: dict[str, Any]
     parts: tuple[Part, ...]
     eval_loss: float | None = None
+    run_id: str | None = None
+    committed: float | None = None
 
     def path(self, stage: int) -> Path:
         return self.directory / part_name(stage, len(self.specs))
@@ -86,30 +95,31 @@ class Manifest:
         """Compares a stage's file with the manifest.
 
         Raises:
-            LoptError: it is missing, cut short or altered.
+            DamagedError: it is missing, cut short or altered.
+            LoptError: it may not be read.
         """
         path, part = self.path(stage), self.parts[stage]
         try:
             size = path.stat().st_size
             if size != part.size:
-                raise LoptError(f"{path} has {size} bytes, and not the {part.size} of the manifest; it was cut short")
+                raise DamagedError(f"{path} has {size} bytes, not the {part.size} of the manifest; it was cut short")
             if file_sha256(path) != part.sha256:
-                raise LoptError(f"{path} is not what was written: its checksum differs from the manifest's")
+                raise DamagedError(f"{path} is not what was written: its checksum differs from the manifest's")
         except OSError as error:
-            raise LoptError(f"{path} cannot be read: {error.strerror}") from error
+            raise _unreadable(error, f"{path} cannot be read: {error.strerror}") from error
 
     def read_part(self, stage: int, prefix: str = "") -> dict[str, torch.Tensor]:
         """A stage's tensors, on the CPU: those whose names begin with `prefix`.
 
         Raises:
-            LoptError: the file is not a safetensors file.
+            DamagedError: the file is not a safetensors file.
         """
         try:
             with safe_open(self.path(stage), framework="pt") as file:
                 names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
                 return {name: file.get_tensor(name).clone() for name in names}
         except (SafetensorError, OSError, RuntimeError) as error:  # The last of a dtype that torch does not know.
-            raise LoptError(f"{self.path(stage)} is not a whole safetensors file: {first_line(error)}") from error
+            raise DamagedError(f"{self.path(stage)} is not a whole safetensors file: {first_line(error)}") from error
 
 
 def part_name(stage: int, num_stages: int) -> str:
@@ -121,8 +131,8 @@ def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
 
     Args:
         directory: of the checkpoint.
-        content: `step`, `edges` (the layer that each stage ends before), `run`, `parts` and `eval_loss`, as in
-            `Manifest`; plain data.
+        content: `step`, `edges` (the layer that each stage ends before), `run`, `parts`, `eval_loss`, `run_id` and
+            `committed`, as in `Manifest`; plain data.
     """
     text = json.dumps(seal({"format": _FORMAT, **content}), indent=2) + "\n"
     write_text(directory / MANIFEST_FILE, text, sync=True)
@@ -142,17 +152,21 @@ def read_manifest(directory: Path) -> Manifest:
     """Reads a checkpoint's manifest and checks all that it says before any of it is used.
 
     Raises:
-        LoptError: the directory is not a complete checkpoint.
+        DamagedError: the manifest is missing or altered.
+        LoptError: it may not be read, has a format of a later version, or the directory is of another program.
     """
     path = directory / MANIFEST_FILE
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.pop("sha256", None) != _checksum(content):
-            raise LoptError(f"{path} is not what was written: its content differs from the checksum in it")
+            raise DamagedError(f"{path} is not what was written: its content differs from the checksum in it")
     except FileNotFoundError as error:
-        raise LoptError(f"{directory} is not a complete checkpoint: it has no {MANIFEST_FILE}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoptError(f"{path} cannot be read: {first_line(error)}") from error
+        message = f"{directory} is not a complete checkpoint: it has no {MANIFEST_FILE}"
+        raise (LoptError if _is_of_another_program(directory) else DamagedError)(message) from error
+    except OSError as error:
+        raise _unreadable(error, f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} cannot be read: {first_line(error)}") from error
     try:
         if content["format"] not in (1, _FORMAT):
             raise LoptError(f"{path} has the format {shown(content['format'])}, and this version reads 1 and {_FORMAT}")
@@ -166,9 +180,23 @@ def read_manifest(directory: Path) -> Manifest:
             run = {_NAMES_OF_FORMAT_1.get(name, name.removeprefix("--")): value for name, value in run.items()}
         starts = [0, *edges[:-1]]
         specs = tuple(BlockSpec(i, len(edges), *ends) for i, ends in enumerate(zip(starts, edges, strict=True)))
-        return Manifest(directory, _natural(step), specs, run, parts, _loss(content.get("eval_loss")))
+        written = _run_id(content.get("run_id")), _moment(content.get("committed"))
+        return Manifest(directory, _natural(step), specs, run, parts, _loss(content.get("eval_loss")), *written)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise LoptError(f"{path} is not a manifest of a checkpoint (wrong or missing: {first_line(error)})") from error
+        raise DamagedError(
+            f"{path} is not a manifest of a checkpoint (wrong or missing: {first_line(error)})"
+        ) from error
+
+
+def _unreadable(error: OSError, message: str) -> LoptError:
+    """Whether a file that cannot be read is a damaged one: not where its owner keeps it from this user."""
+    return LoptError(message) if isinstance(error, PermissionError) else DamagedError(message)
+
+
+def _is_of_another_program(directory: Path) -> bool:
+    """Whether a directory without a manifest has files, and none that a run of this package would have written."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return bool(names) and not any(re.fullmatch(r"stage-\d+-of-\d+\.safetensors.*", name) for name in names)
 
 
 def _part(content: Mapping[str, Any]) -> Part:
@@ -192,6 +220,18 @@ def _loss(value: object) -> float | None:
 
 def _hex(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch("[0-9a-f]{64}", value):
+        raise ValueError(shown(value))
+    return value
+
+
+def _run_id(value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not re.fullmatch("[0-9a-f]{32}", value)):
+        raise ValueError(shown(value))
+    return value
+
+
+def _moment(value: object) -> float | None:
+    if value is not None and (type(value) is not float or not 0 <= value < math.inf):
         raise ValueError(shown(value))
     return value
 

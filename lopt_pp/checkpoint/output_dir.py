@@ -1,8 +1,10 @@
 """What an output directory may hold: checkpoints, a finished model, and what an earlier run has left there."""
 
+import json
 import re
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from lopt_pp.errors import LoptError
@@ -13,6 +15,9 @@ MANIFEST_FILE = "manifest.json"
 
 INDEX_FILE = "model.safetensors.index.json"
 """Of a model: transformers' `SAFE_WEIGHTS_INDEX_NAME`, which takes seconds to import."""
+
+RUN_FILE = "run.json"
+"""Of a run, in its output directory: see `lopt_pp.metrics.run_info`."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -46,10 +51,15 @@ def check_no_checkpoints(output_dir: Path, but: str | None) -> None:
     """
     there = complete_checkpoints(output_dir)
     if there and (but is None or Path(but).resolve() != there[0].resolve()):
-        raise LoptError(
-            f"--output_dir {output_dir} holds {there[0].name} of an earlier run; --resume_from_checkpoint latest goes "
-            f"on from it, --overwrite_output_dir removes it"
-        )
+        raise LoptError(earlier_run(output_dir, there[0].name))
+
+
+def earlier_run(output_dir: Path, checkpoint: str) -> str:
+    """The error of a run that would mix its checkpoints with another one's, of which one has this name."""
+    return (
+        f"--output_dir {output_dir} holds {checkpoint} of an earlier run; --resume_from_checkpoint latest goes on from "
+        f"it, --overwrite_output_dir removes it"
+    )
 
 
 def remove_checkpoints(output_dir: Path, after: int) -> None:
@@ -64,8 +74,39 @@ def holds_whole_model(path: Path) -> bool:
     return (path / INDEX_FILE).exists()
 
 
+@dataclass(frozen=True)
+class ModelOrigin:
+    """Which run a model is of: what `origin_as_metadata` puts into its index.
+
+    Attributes:
+        run_id: of the run.
+        num_steps: that the run had.
+    """
+
+    run_id: str
+    num_steps: int
+
+
+def model_origin(path: Path) -> ModelOrigin | None:
+    """Which run the model in a directory is of; None where its index does not say so."""
+    try:
+        metadata = json.loads((path / INDEX_FILE).read_text(encoding="utf-8"))["metadata"]
+        run_id, num_steps = metadata["lopt_pp_run_id"], metadata["lopt_pp_num_steps"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return ModelOrigin(run_id, num_steps) if isinstance(run_id, str) and isinstance(num_steps, int) else None
+
+
+def origin_as_metadata(origin: ModelOrigin) -> dict[str, str | int]:
+    """For the metadata of a model's index."""
+    return {"lopt_pp_run_id": origin.run_id, "lopt_pp_num_steps": origin.num_steps}
+
+
 def open_output_dir(path: Path, overwrites: bool, resumes: bool, resumes_from: str | None) -> None:
     """Sees that a run can leave its model and its checkpoints in the output directory, which is made if missing.
+
+    Where the run goes on from a checkpoint and a model is there, `lopt_pp.checkpoint.finished` has the last word, once
+    it is known whose they are.
 
     Args:
         path: of the directory.
@@ -76,7 +117,7 @@ def open_output_dir(path: Path, overwrites: bool, resumes: bool, resumes_from: s
     Raises:
         LoptError: it holds what the run may not replace, is not a directory, or cannot be written.
     """
-    check_output_dir(path, overwrites, resumes)
+    check_output_dir(path, overwrites, resumes or resumes_from is not None)
     if not (overwrites or resumes):
         check_no_checkpoints(path, but=resumes_from)
 
@@ -87,13 +128,15 @@ def check_output_dir(path: Path, overwrite: bool, resumes: bool = False) -> None
     Args:
         path: of the directory; made where it is missing.
         overwrite: whether it may hold a model.
-        resumes: whether it may hold what a run has left that was killed while it moved its model there.
+        resumes: whether it may hold a run's model, or what a run has left that was killed while it moved its model
+            there.
 
     Raises:
         LoptError: it holds a model already, is not a directory, or cannot be written.
     """
     files = ("model.safetensors",) if resumes else ("*.safetensors*", "config.json")
-    if not overwrite and any(any(path.glob(name)) for name in files):
+    is_foreign = resumes and holds_whole_model(path) and model_origin(path) is None and not (path / RUN_FILE).exists()
+    if not overwrite and (is_foreign or any(any(path.glob(name)) for name in files)):
         raise LoptError(
             f"--output_dir {path} already holds a model; give another, or --overwrite_output_dir to replace it"
         )

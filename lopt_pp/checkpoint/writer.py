@@ -19,7 +19,10 @@ import logging
 import queue
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,9 +30,10 @@ import torch
 from safetensors.torch import save_file
 from torch.distributed import Store
 
-from lopt_pp.checkpoint.manifest import file_sha256, part_name, write_manifest
+from lopt_pp.checkpoint.lock import LockLostError
+from lopt_pp.checkpoint.manifest import file_sha256, part_name, read_manifest, write_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
-from lopt_pp.errors import first_line
+from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.dtypes import as_data
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.util.files import UNFINISHED, replace_directory, write_file
@@ -52,6 +56,19 @@ class Saveable(Protocol):
         """Copies, on the CPU, of all that the stage's next step depends on. Sharded replicas must all call this."""
 
 
+@dataclass(frozen=True)
+class StageCopy:
+    """What is written of a stage.
+
+    Attributes:
+        tensors: its state, on the CPU, by name.
+        dtypes: of its parameters in the pretrained model's files, for the manifest.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    dtypes: Mapping[str, object]
+
+
 class PartWriter:
     """Writes the parts of this process's stages, in a thread; training goes on meanwhile.
 
@@ -71,13 +88,21 @@ class PartWriter:
 
     def save(self, stages: Sequence[Saveable], step: int) -> None:
         """Copies the stages' state and has it written; waits only while an earlier copy is still being written."""
+        self.write(self.copy(stages), step)
+
+    def copy(self, stages: Sequence[Saveable]) -> Mapping[int, StageCopy]:
+        """Copies of the stages' state, for `write`; of a replica that does not write, nothing."""
         if not self._is_writer and not any(stage.is_sharded for stage in stages):
-            return
-        self.finish()
-        states = {stage.index: stage.state() for stage in stages}
-        if self._is_writer:
-            dtypes = {stage.index: as_data(stage.own_dtypes) for stage in stages}
-            self._thread = in_background(self._write, states, dtypes, step)
+            return {}
+        self.finish()  # Of two copies there is no need.
+        own = {stage.index: StageCopy(stage.state(), as_data(stage.own_dtypes)) for stage in stages}
+        return own if self._is_writer else {}
+
+    def write(self, copies: Mapping[int, StageCopy], step: int) -> None:
+        """Has copies written, once those before them are."""
+        if copies:
+            self.finish()
+            self._thread = in_background(self._write, copies, step)
 
     def finish(self) -> None:
         """Waits until what was saved is written."""
@@ -85,19 +110,14 @@ class PartWriter:
             self._thread.join()
             self._thread = None
 
-    def _write(
-        self,
-        states: Mapping[int, Mapping[str, torch.Tensor]],
-        dtypes: Mapping[int, Mapping[str, object]],
-        step: int,
-    ) -> None:
+    def _write(self, copies: Mapping[int, StageCopy], step: int) -> None:
         directory = self._output_dir / f"checkpoint-{step}{UNFINISHED}"
-        for stage, state in states.items():
+        for stage, copy in copies.items():
             path = directory / part_name(stage, self._num_stages)
             try:
                 directory.mkdir(parents=True, exist_ok=True)
-                write_file(path, functools.partial(save_file, dict(state)), sync=True)
-                result = {"size": path.stat().st_size, "sha256": file_sha256(path), **dtypes[stage]}
+                write_file(path, functools.partial(save_file, dict(copy.tensors)), sync=True)
+                result = {"size": path.stat().st_size, "sha256": file_sha256(path), **copy.dtypes}
             except Exception as error:  # Whatever it is: the committer waits for word of this part.
                 result = {"error": f"stage {stage}: {first_line(error)}"}
             self._store.set(f"part/{step}/{stage}", json.dumps(result))
@@ -113,9 +133,12 @@ class Committer:
         output_dir: of the run.
         store: a connection to the run's store for the thread.
         specs: of the stages.
+        run_id: of the run, whose checkpoints the limit counts.
+        may_publish: raises `LockLostError` where another run has the output directory.
         run: what the run's result depends on, by name; plain data.
         describe: puts the model's config and tokenizer into a directory.
-        limit: number of checkpoints to keep; None is all.
+        limit: number of this run's checkpoints to keep; None is all. Those of others are never removed.
+        last_step: of the run, after which there is no further checkpoint.
         eval_loss: of the model after a step, on held-out rows; None where it is not measured. May wait for it.
         best: the checkpoint to keep whatever the limit; None where there is none.
     """
@@ -125,32 +148,42 @@ class Committer:
         output_dir: Path,
         store: Store,
         specs: Sequence[BlockSpec],
+        run_id: str,
+        may_publish: Callable[[], None],
         run: Mapping[str, Any],
         describe: Callable[[Path], None],
         limit: int | None,
+        last_step: int,
         eval_loss: Callable[[int], float | None] = lambda step: None,
         best: Callable[[], Path | None] = lambda: None,
     ) -> None:
         self._output_dir = output_dir
         self._store = store
         self._specs = specs
+        self._run_id = run_id
+        self._may_publish = may_publish
         self._run = run
         self._describe = describe
         self._limit = limit
+        self._last_step = last_step
         self._eval_loss = eval_loss
         self._best = best
         self.committed: int | None = None
         self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-        self._thread = in_background(self._commit_all)
+        self._thread: threading.Thread | None = None
 
     def expect(self, step: int) -> None:
         """Has a checkpoint made of the parts that all stages write, or have written, after `step` steps."""
         self._due.put(step)
+        if self._thread is None:
+            self._thread = in_background(self._commit_all)
 
     def join(self) -> None:
-        """Waits for the last checkpoint that is expected."""
-        self._due.put(None)
-        self._thread.join()
+        """Waits for all checkpoints that are expected so far."""
+        if self._thread is not None:
+            self._due.put(None)
+            self._thread.join()
+            self._thread = None
 
     def _commit_all(self) -> None:
         while (step := self._due.get()) is not None:
@@ -162,12 +195,15 @@ class Committer:
                     raise OSError("; ".join(errors))
                 self._commit(unfinished, step, parts)
                 self.committed = step
+            except LockLostError:  # The training ends of it; what is there is another run's.
+                return
             except Exception as error:  # Tokenizers raise bare ones where they cannot write.
                 shutil.rmtree(unfinished, ignore_errors=True)
                 logger.warning(
-                    "no checkpoint at step %d: %s. Earlier ones are as they were; the next is tried in time",
+                    "no checkpoint at step %d: %s. Earlier ones are as they were%s",
                     step,
                     first_line(error),
+                    "" if step == self._last_step else "; the next is tried in time",
                 )
 
     def _commit(self, unfinished: Path, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
@@ -179,17 +215,40 @@ class Committer:
             "parts": parts,
             "eval_loss": self._eval_loss(step),
         }
-        write_manifest(unfinished, content)
         complete = self._output_dir / f"checkpoint-{step}"
-        replace_directory(unfinished, complete)  # There is one of a run that was resumed from before it.
+        own = self._own()
+        # One may be there of a run that went on from before it; it is not whole, or it would have gone on from it.
+        if complete.exists() and _run_id_of(complete) not in (self._run_id, None):
+            raise LoptError(f"{complete} is of another run")
+        content |= {"run_id": self._run_id, "committed": max([time.time(), *(moment + 1e-3 for moment, _ in own)])}
+        write_manifest(unfinished, content)
+        self._may_publish()
+        replace_directory(unfinished, complete)
         logger.info("checkpoint at step %d: %s", step, complete)
         for old in self._superfluous() if self._limit is not None else ():
             shutil.rmtree(old, ignore_errors=True)
 
+    def _own(self) -> list[tuple[float, Path]]:
+        """The complete checkpoints of this run, the newest first, each with when it was committed."""
+        found = []
+        for path in complete_checkpoints(self._output_dir):
+            with suppress(LoptError):
+                manifest = read_manifest(path)
+                if manifest.run_id == self._run_id and manifest.committed is not None:
+                    found.append((manifest.committed, path))
+        return sorted(found, reverse=True)
+
     def _superfluous(self) -> list[Path]:
-        """The checkpoints that the limit has no place for; the newest and the best one always have one."""
+        """This run's checkpoints that the limit has no place for; the newest and the best one always have one."""
         assert self._limit is not None
-        newest, *older = complete_checkpoints(self._output_dir)
+        newest, *older = (path for _, path in self._own())
         best = self._best() or newest
         ranked = list(dict.fromkeys([newest, best, *older]))
         return ranked[max(self._limit, len({newest, best})) :]
+
+
+def _run_id_of(checkpoint: Path) -> str | None:
+    """Which run a checkpoint is of; None where it does not say so."""
+    with suppress(LoptError):
+        return read_manifest(checkpoint).run_id
+    return None

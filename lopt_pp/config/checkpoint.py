@@ -16,8 +16,8 @@ class CheckpointConfig:
     save_steps: int = field(
         default=500,
         metadata=flag(
-            "Steps between checkpoints, in OUTPUT_DIR/checkpoint-STEP; 0 is off. Each stage writes its own "
-            "part in the background after its own step; none waits for another.",
+            "Steps between checkpoints, in OUTPUT_DIR/checkpoint-STEP; the last step is saved as well; 0 is off. "
+            "Each stage writes its own part in the background after its own step; none waits for another.",
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=True,
             compared=True,
@@ -26,7 +26,7 @@ class CheckpointConfig:
     save_total_limit: int | None = field(
         default=None,
         metadata=flag(
-            "Number of checkpoints to keep; older ones are removed, but never the best with "
+            "Number of checkpoints of this run to keep; older ones are removed, but never the best with "
             "--load_best_model_at_end. By default all.",
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=True,
@@ -36,9 +36,10 @@ class CheckpointConfig:
     resume_from_checkpoint: str | None = field(
         default=None,
         metadata=flag(
-            "Go on from a checkpoint: its directory, or 'latest' for the newest whole one of --output_dir "
+            "Go on from a checkpoint: its directory, or 'latest' for the newest one of --output_dir "
             "(from the beginning where there is none). The weights end as if nothing had happened, on any number of "
-            "processes and replicas with the same stages and rows per step.",
+            "processes and replicas with the same stages and rows per step. A finished run that is given a larger "
+            "--max_steps or --num_train_epochs goes on from its last step.",
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=True,
             compared=False,

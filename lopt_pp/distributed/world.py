@@ -8,9 +8,10 @@ import json
 import os
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class World:
         last_words: another connection to the store, for the end of the process, whatever the first one is busy with.
         store_rank: of the process that holds the store; None where that is the launcher.
         restart: how often torchrun (`--max-restarts`) has started the run again.
+        launch: names what one launcher has started, the first time and again: 32 hexadecimal digits that no other has.
     """
 
     rank: int
@@ -68,6 +70,7 @@ class World:
     last_words: dist.Store
     store_rank: int | None = None
     restart: int = 0
+    launch: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def is_restart(self) -> bool:
@@ -182,6 +185,12 @@ class World:
         """
         self.first_error(what, "")
 
+    def tell_all(self, key: str, value: bool) -> bool:
+        """What rank 0 has to say to a question, of another key each time. All must call this."""
+        if self.rank == 0:
+            self.store.set(key, str(value))
+        return self.store.get(key).decode() == str(True)
+
     def first_error(self, key: str, problem: str) -> str:
         """What the first process, by rank, has to say against something; empty where none has. All must call this.
 
@@ -241,7 +250,7 @@ def connect(config: PipelineConfig) -> Iterator[World]:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
     store: dist.Store = join(rank, size) if is_one_machine else next(iter(rendezvous("env://")))[0]
-    restart = 0
+    launch, restart = store.compare_set("launch", "", uuid.uuid4().hex).decode(), 0
     if is_launchers := has_agent_store():
         restart = agree_on_restart(store, rank, size, timedelta(minutes=30))
         store = dist.PrefixStore(f"start {restart}", store)
@@ -253,7 +262,7 @@ def connect(config: PipelineConfig) -> Iterator[World]:
     )
     run = dist.PrefixStore("run", store)
     last_words = run.clone()  # type: ignore[attr-defined]  # The stubs lack it.
-    world = World(rank, size, device, backend, run, last_words, None if is_launchers else 0, restart)
+    world = World(rank, size, device, backend, run, last_words, None if is_launchers else 0, restart, launch)
     try:
         yield world
     finally:

@@ -210,8 +210,11 @@ class Collector:
         self._thread.join()
 
     def summary(self) -> list[dict[str, float]]:
-        """By stage: the share of the run's wall time (from the first step) spent computing, receiving and sending."""
-        return [time_shares(seconds) for seconds in self._seconds]
+        """By stage: the share of the run's wall time (from the first step) spent computing, receiving and sending.
+
+        Nothing where no step was made: a run may have had only its model to save.
+        """
+        return [time_shares(seconds) for seconds in self._seconds if seconds]
 
     @property
     def seconds(self) -> float:

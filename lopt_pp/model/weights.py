@@ -181,10 +181,19 @@ def save_shard(
     return {name: tensor.nbytes for name, tensor in tensors.items()}
 
 
-def write_index(shards: Mapping[str, Mapping[str, int]], directory: Path) -> None:
-    """Writes the index that joins the shards, given the tensor sizes (bytes) of each shard file."""
+def write_index(
+    shards: Mapping[str, Mapping[str, int]], directory: Path, metadata: Mapping[str, str | int] | None = None
+) -> None:
+    """Writes the index that joins the shards.
+
+    Args:
+        shards: the tensor sizes (bytes) of each shard file.
+        directory: of the model.
+        metadata: more for the index's own.
+    """
+    total_size = sum(size for sizes in shards.values() for size in sizes.values())
     index = {
-        "metadata": {"total_size": sum(size for sizes in shards.values() for size in sizes.values())},
+        "metadata": {"total_size": total_size, **(metadata or {})},
         "weight_map": {name: file_name for file_name, sizes in shards.items() for name in sizes},
     }
     (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

@@ -1,12 +1,13 @@
 """When the stages of this process are saved in a run; `lopt_pp.checkpoint` does the writing."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lopt_pp.checkpoint.best import best_checkpoint
+from lopt_pp.checkpoint.lock import OutputLock
 from lopt_pp.checkpoint.output_dir import remove_unfinished_checkpoints
-from lopt_pp.checkpoint.writer import Committer, PartWriter
+from lopt_pp.checkpoint.writer import Committer, PartWriter, StageCopy
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.collector import Collector
 from lopt_pp.stage.base import BaseStage
@@ -21,19 +22,43 @@ class Checkpointer:
         world: this process.
         stages: of this process.
         collector: of the run's records, on rank 0: it knows the losses on the held-out rows.
+        run_id: of the run.
+        lock: of the output directory, on rank 0.
     """
 
-    def __init__(self, setup: Setup, world: World, stages: Sequence[BaseStage], collector: Collector | None) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        world: World,
+        stages: Sequence[BaseStage],
+        collector: Collector | None,
+        run_id: str,
+        lock: OutputLock | None,
+    ) -> None:
         self._config, self._num_steps = setup.config.checkpoint, setup.num_steps
         self._stages, self._steps_before = stages, stages[0].steps_done
+        self._lock = lock
+        self._last: Mapping[int, StageCopy] | None = None
+        """Of the last step, until the model is saved."""
         output_dir = Path(setup.config.run.output_dir)
         is_writer = setup.topology.replica_of(world.rank) == 0
         self._writer = PartWriter(output_dir, world.connection(), setup.topology.num_stages, is_writer)
-        self._committer = None if collector is None else _committer(setup, world, output_dir, collector)
+        self._committer: Committer | None = None
+        if collector is not None and lock is not None:
+            self._committer = _committer(setup, world, output_dir, collector, run_id, lock)
 
     def after_step(self, steps_done: int) -> None:
-        """Saves the stages if a checkpoint is due when `steps_done` steps are done."""
-        if steps_done < self._num_steps and self._config.saves_after(steps_done):
+        """Saves the stages if a checkpoint is due when `steps_done` steps are done; of the last one makes a copy only.
+
+        Raises:
+            LockLostError: another run has taken the output directory.
+        """
+        if self._lock is not None and self._lock.is_lost:
+            self._lock.check()
+        if steps_done == self._num_steps:
+            # The model comes first, so that a disk with room for one of the two gets the model.
+            self._last = self._writer.copy(self._stages) if self._config.save_steps > 0 else None
+        elif self._config.saves_after(steps_done):
             self._save(steps_done)
 
     def after_last_step(self) -> None:
@@ -46,6 +71,16 @@ class Checkpointer:
         if self._config.save_steps > 0 and steps_done < self._num_steps and not is_saved:
             self._save(steps_done)
         self._writer.finish()
+
+    def after_model(self) -> None:
+        """Saves what the stages had after the run's last step, once the model is in its place; waits until it is."""
+        if self._last is not None:
+            if self._committer is not None:
+                self._committer.expect(self._num_steps)
+            self._writer.write(self._last, self._num_steps)
+            self._last = None
+        self._writer.finish()
+        self.join()
 
     def join(self) -> None:
         """Waits, on rank 0, until the last checkpoint is made of its parts."""
@@ -63,7 +98,9 @@ class Checkpointer:
         self._writer.save(self._stages, steps_done)
 
 
-def _committer(setup: Setup, world: World, output_dir: Path, collector: Collector) -> Committer:
+def _committer(
+    setup: Setup, world: World, output_dir: Path, collector: Collector, run_id: str, lock: OutputLock
+) -> Committer:
     keeps_best = setup.held_out is not None and setup.config.evaluation.load_best_model_at_end
     best_of = setup.held_out.digest if setup.held_out is not None and keeps_best else None
     remove_unfinished_checkpoints(output_dir)
@@ -71,9 +108,12 @@ def _committer(setup: Setup, world: World, output_dir: Path, collector: Collecto
         output_dir,
         world.connection(),
         setup.specs,
+        run_id,
+        lock.check,
         setup.must_match() | setup.may_change(),
         setup.write_description,
         setup.config.checkpoint.save_total_limit,
+        setup.num_steps,
         eval_loss=collector.eval_loss if setup.held_out is not None else lambda step: None,
-        best=functools.partial(best_checkpoint, output_dir, best_of) if best_of is not None else lambda: None,
+        best=(functools.partial(best_checkpoint, output_dir, run_id, best_of) if best_of is not None else lambda: None),
     )

@@ -12,8 +12,9 @@ from torch.distributed import Store
 
 from lopt_pp.checkpoint.best import Measured, compare_with_start, load_best, rank_models
 from lopt_pp.checkpoint.final_model import finish_model, keep_shards, save_stage
+from lopt_pp.checkpoint.lock import OutputLock
 from lopt_pp.checkpoint.model_card import model_card
-from lopt_pp.checkpoint.output_dir import STOPPED, remove_unfinished
+from lopt_pp.checkpoint.output_dir import STOPPED, ModelOrigin, remove_unfinished
 from lopt_pp.distributed.shutdown import stop_reason
 from lopt_pp.distributed.world import Failure, World
 from lopt_pp.errors import LoptError, NotFiniteError
@@ -49,9 +50,14 @@ class RunFinalizer:
         setup: of the run.
         world: this process.
         stages: of this process.
+        run_id: of the run.
+        lock: of the output directory, on rank 0.
     """
 
-    def __init__(self, setup: Setup, world: World, stages: Sequence[BaseStage]) -> None:
+    def __init__(
+        self, setup: Setup, world: World, stages: Sequence[BaseStage], run_id: str, lock: OutputLock | None
+    ) -> None:
+        self._run_id, self._lock = run_id, lock
         self._config, self._world, self._setup, self._stages = setup.config, world, setup, stages
         self._output_dir = Path(setup.config.run.output_dir)
         self._replica = setup.topology.replica_of(world.rank)
@@ -74,7 +80,7 @@ class RunFinalizer:
         """
         self._choose(collector, checkpointer)
         self._save(self._output_dir, self._world.store)
-        checkpointer.join()
+        checkpointer.after_model()
         if collector is not None:
             collector.join()
             if self._config.data.streaming:  # Only now it is known.
@@ -93,6 +99,7 @@ class RunFinalizer:
         Raises:
             LoptError: steps were done, and no checkpoint has them.
         """
+        self._may_publish()
         post_end(self._world.store, steps_done)
         collector.join()
         checkpointer.join()
@@ -132,7 +139,17 @@ class RunFinalizer:
             except (RuntimeError, OSError, LoptError) as error:
                 name = self._setup.topology.name_of(self._world.rank)
                 print_error(f"{name}: the last good weights could not be saved: {error}")
-        remove_unfinished(self._output_dir)
+        if self._lock is None or not self._lock.is_lost:
+            remove_unfinished(self._output_dir)
+
+    def _may_publish(self) -> None:
+        """Sees that no other run has taken the output directory; only rank 0 knows.
+
+        Raises:
+            LockLostError: one has.
+        """
+        if self._lock is not None:
+            self._lock.check()
 
     def _choose(self, collector: Collector | None, checkpointer: Checkpointer) -> None:
         """Leaves the stages with the model that is to be saved: the last one, or the best. All must call this."""
@@ -143,7 +160,7 @@ class RunFinalizer:
             checkpointer.join()
             loss = collector.eval_loss(self._setup.num_steps)
             self._measured = Measured(math.inf if loss is None else loss, self._setup.num_steps)
-            models = rank_models(self._output_dir, self._setup.held_out.digest, self._measured)
+            models = rank_models(self._output_dir, self._run_id, self._setup.held_out.digest, self._measured)
         if self._config.evaluation.load_best_model_at_end:
             self._measured = load_best(
                 self._world,
@@ -164,7 +181,8 @@ class RunFinalizer:
             return
         setup = self._setup
         card = functools.partial(_card, setup, measured=self._measured)
-        finish_model(path, store, setup.topology.num_stages, setup.write_description, card)
+        origin, stages = ModelOrigin(self._run_id, setup.num_steps), setup.topology.num_stages
+        finish_model(path, store, stages, setup.write_description, card, origin, self._may_publish)
 
     def _say_how_it_went(self, collector: Collector) -> None:
         minutes, seconds = divmod(round(collector.seconds), 60)

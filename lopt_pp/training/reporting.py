@@ -13,7 +13,7 @@ from lopt_pp.training.step_plan import START
 
 
 def open_reporting(
-    setup: Setup, world: World, stages: Sequence[BaseStage], steps: range
+    setup: Setup, world: World, stages: Sequence[BaseStage], steps: range, run_id: str
 ) -> tuple[Callable[[Record], None], Collector | None]:
     """Writes `run.json`, and opens the log, the trace and the tracker. All processes must call this.
 
@@ -22,6 +22,7 @@ def open_reporting(
         world: this process.
         stages: of this process.
         steps: that are to be made, and maybe `START` before them.
+        run_id: of the run.
 
     Returns:
         What reports a record of this process's to rank 0; and, on rank 0, what takes all of them.
@@ -31,6 +32,7 @@ def open_reporting(
     """
     steps_done = max(steps.start, 0)
     run_info = {
+        "run_id": run_id,
         "model_class": type(stages[0].block.model).__name__,
         "rows": setup.rows.summary(),
         "num_layers": setup.model_config.num_hidden_layers,

@@ -4,15 +4,18 @@
 the same flags, and what all processes must take part in comes in the same order in all of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from lopt_pp.checkpoint.finished import is_finished
+from lopt_pp.checkpoint.lock import OutputLock, hold, refuse_if_held, this_holder
 from lopt_pp.checkpoint.output_dir import open_output_dir, remove_checkpoints, remove_leftovers
-from lopt_pp.checkpoint.resume import LATEST, resume
+from lopt_pp.checkpoint.resume import LATEST, Wanted, find_start
 from lopt_pp.config.train_config import Config
 from lopt_pp.distributed.shutdown import stop_coordinator
 from lopt_pp.distributed.world import World, check_shared
-from lopt_pp.errors import NotFiniteError
+from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.metrics.trackers import check_installed
 from lopt_pp.training.checkpointing import Checkpointer
 from lopt_pp.training.connect import connect, deciders
@@ -24,13 +27,20 @@ from lopt_pp.training.stages import build_stages, remember_pretrained, step_plan
 from lopt_pp.training.step_plan import START
 
 
-def run(config: Config, world: World, on_prepared: Callable[[RunFinalizer], None] = lambda finalizer: None) -> bool:
+def run(
+    config: Config,
+    world: World,
+    on_prepared: Callable[[RunFinalizer], None] = lambda finalizer: None,
+    held: ExitStack | None = None,
+) -> bool:
     """Trains a model, and leaves it in the output directory. All processes of the run must call this.
 
     Args:
         config: the flags.
         world: this process.
         on_prepared: called before the first step, with what can save the weights when the run must be given up.
+        held: is given the lock of the output directory, to let it go when it is closed; by default that is done when
+            this returns or raises.
 
     Returns:
         Whether the run came to its end; False where it was asked to stop, and has saved a checkpoint.
@@ -38,50 +48,76 @@ def run(config: Config, world: World, on_prepared: Callable[[RunFinalizer], None
     Raises:
         NotFiniteError: a loss or a gradient is not finite; the stages have the weights from before that step.
         StreamError: a neighbour is gone, or disagrees.
-        LoptError: something in the flags, the model or the data is unusable, and nothing has been written; or the
-            model, or the checkpoint of a run that was stopped, cannot be written.
+        LoptError: something in the flags, the model or the data is unusable, another run has the output directory, or
+            the checkpoint is another run's, and nothing has been written; or the model, or the checkpoint of a run that
+            was stopped, cannot be written.
     """
+    with ExitStack() as own:
+        lock = (own if held is None else held).enter_context(_output_dir(config, world))
+        return _run(config, world, lock, on_prepared)
+
+
+@contextmanager
+def _output_dir(config: Config, world: World) -> Iterator[OutputLock | None]:
+    """Sees that the run can use its output directory, and on rank 0 holds its lock while the context lasts."""
+    path, which, problem = Path(config.run.output_dir), config.checkpoint.resume_from_checkpoint, ""
+    own = this_holder(world.launch, world.restart)
+    if world.rank == 0:  # First, since what a living run has there would be taken for an earlier one's.
+        try:
+            refuse_if_held(path, own)
+        except LoptError as error:
+            problem = str(error)
+    if problem := world.first_error("output_dir", problem):
+        raise LoptError(problem)
+    resumes = world.is_restart or which == LATEST
+    open_output_dir(path, config.run.overwrite_output_dir, resumes, resumes_from=which)
+    if world.rank != 0:
+        yield None
+        return
+    with hold(path, own) as lock:
+        yield lock
+
+
+def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Callable[[RunFinalizer], None]) -> bool:
     # Prepare: what is wrong with the flags, the model or the rows comes out here, before anything is written.
     output_dir, which = Path(config.run.output_dir), config.checkpoint.resume_from_checkpoint
     overwrites, resumes = config.run.overwrite_output_dir, world.is_restart or which == LATEST
-    open_output_dir(output_dir, overwrites, resumes, resumes_from=which)
     if world.rank == 0:
         check_installed(config.report)
     setup = prepare(config, world)
     if world.rank == 0:
-        remove_leftovers(output_dir)
         setup.log()
         check_end(setup)
+
+    # Find the checkpoint to go on from, if any: what it is not, the run must not replace.
+    if config.checkpoint.save_steps > 0 or resumes:
+        check_shared(world, output_dir, "checkpoints need an --output_dir that all machines share, or --save_steps 0")
+    wanted = Wanted(which, output_dir, overwrites, setup.num_steps, setup.must_match(), setup.may_change())
+    own, is_first_replica = setup.topology.stages_of(world.rank), setup.topology.replica_of(world.rank) == 0
+    start = find_start(world, wanted, own, setup.specs, checks_parts=is_first_replica)
+    if world.tell_all("finished", world.rank == 0 and is_finished(start, wanted)):
+        return True
+    if world.rank == 0:
+        remove_leftovers(output_dir)
+        if overwrites and which != LATEST:
+            remove_checkpoints(output_dir, after=start.steps_done)
 
     # Build the stages of this process. The probe must see their pretrained weights, so it comes before a resume.
     stages = build_stages(setup, world)
     probe = remember_pretrained(setup, world, stages)
 
     # Resume: afterwards all processes have done the same number of steps, none where the run is new.
-    if config.checkpoint.save_steps > 0 or resumes:
-        check_shared(world, output_dir, "checkpoints need an --output_dir that all machines share, or --save_steps 0")
-    steps_before = resume(
-        world,
-        which,
-        output_dir,
-        stages,
-        setup.specs,
-        num_steps=setup.num_steps,
-        must_match=setup.must_match(),
-        may_change=setup.may_change(),
-        checks_parts=setup.topology.replica_of(world.rank) == 0,
-    )
-    if world.rank == 0 and overwrites and not resumes:
-        remove_checkpoints(output_dir, after=steps_before)
-    finalizer = RunFinalizer(setup, world, stages)
+    start.load(stages, setup.specs)
+    steps_before = start.steps_done
+    finalizer = RunFinalizer(setup, world, stages, start.run_id, lock)
     on_prepared(finalizer)
 
     # Train: every process does its part of each step, and waits for its neighbours only.
     plan = step_plan(setup, world, probe)
     evaluates_start = steps_before == 0 and config.evaluation.eval_on_start
     steps = range(START if evaluates_start else steps_before, setup.num_steps)
-    report, collector = open_reporting(setup, world, stages, steps)
-    checkpointer = Checkpointer(setup, world, stages, collector)
+    report, collector = open_reporting(setup, world, stages, steps, start.run_id)
+    checkpointer = Checkpointer(setup, world, stages, collector, start.run_id, lock)
     try:
         with stop_coordinator(world, deciders(setup, world), steps_before) as decided:
             segment = connect(setup, world, stages, plan, steps, decided)

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import ClassVar
@@ -9,7 +10,6 @@ from typing import ClassVar
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lopt_pp.checkpoint.output_dir import holds_whole_model
-from lopt_pp.checkpoint.resume import LATEST
 from lopt_pp.config.train_config import Config
 from lopt_pp.distributed.shutdown import ask_to_stop, await_end
 from lopt_pp.distributed.watchdog import Watchdog
@@ -72,29 +72,35 @@ class Trainer:
         if self._size > 1 and Trainer._has_joined:
             raise LoptError("processes that torchrun has started can train once; start others for the next run")
         Trainer._has_joined = self._size > 1
-        with connect(self.config.pipeline) as world, Watchdog(world, self._topology) as watchdog:
+        with (
+            connect(self.config.pipeline) as world,
+            Watchdog(world, self._topology) as watchdog,
+            ExitStack() as held,
+        ):
             stop, missing = _Stop(world, self.name), missing_directories(Path(self.config.run.output_dir))
-            # A start that is refused leaves no directory behind.
-            watchdog.abandon = lambda failure: remove_empty(missing)
+
+            def let_go() -> None:
+                held.close()
+                remove_empty(missing)  # A start that is refused leaves no directory behind.
+
+            watchdog.abandon = lambda failure: let_go()
             watchdog.stop = stop
             try:
-                if _is_done(self.config, world):
-                    return True
 
                 def on_prepared(finalizer: RunFinalizer) -> None:
                     def abandon(failure: Failure) -> None:
                         finalizer.abandon(failure)
-                        remove_empty(missing)
+                        let_go()
 
                     watchdog.abandon = abandon
                     stop.finalizer = finalizer
 
-                return run(self.config, world, on_prepared)
+                return run(self.config, world, on_prepared, held)
             except LoptError as error:
                 watchdog.fail(str(error), keep=isinstance(error, NotFiniteError) and error.keeps_weights)
                 raise RunError(str(error)) from error
             finally:
-                remove_empty(missing)
+                let_go()
 
     def model(self) -> PreTrainedModel:
         """The trained model, an ordinary one of `transformers`, read from the output directory to main memory.
@@ -149,15 +155,3 @@ class _Stop:
         left = max(0, end - finalizer.steps_done)
         left_in_words = {0: "no step is left", 1: "1 step is left"}.get(left, f"{left} steps are left")
         logger.info("the run stops after step %d: %s for %s", end, left_in_words, self._name)
-
-
-def _is_done(config: Config, world: World) -> bool:
-    """Whether a run that is to go on has come to its end already. All must call this."""
-    if world.rank == 0:
-        resumes = config.checkpoint.resume_from_checkpoint == LATEST or world.is_restart
-        path = Path(config.run.output_dir)
-        is_done = resumes and not config.run.overwrite_output_dir and holds_whole_model(path)
-        if is_done:
-            logger.info("%s has the trained model already; --overwrite_output_dir trains on from the checkpoint", path)
-        world.store.set("is done", str(is_done))
-    return world.store.get("is done").decode() == str(True)

@@ -16,7 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 from lopt_pp.checkpoint.compatibility import may_change, must_match
 from lopt_pp.checkpoint.manifest import read_manifest, seal, write_manifest
 from lopt_pp.checkpoint.output_dir import INDEX_FILE
-from lopt_pp.checkpoint.resume import resume
+from lopt_pp.checkpoint.resume import Wanted, find_start
 from lopt_pp.config.parser import parse_config
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
@@ -49,17 +49,14 @@ def go_on(checkpoint: Path, *flags: str) -> int:
     # What transformers writes of a model may change with its version.
     model_config = {"model_config": manifest.run["model_config"]}
     store = dist.HashStore()
-    return resume(
+    run = must_match(config, MODEL, rows, 2) | model_config, may_change(config, 400, held_out)
+    return find_start(
         World(0, 1, torch.device("cpu"), "gloo", store, store),
-        which=str(checkpoint),
-        output_dir=checkpoint.parent,
+        Wanted(str(checkpoint), checkpoint.parent, False, 400, *run),
         stages=[],
         specs=manifest.specs,
-        num_steps=400,
-        must_match=must_match(config, MODEL, rows, 2) | model_config,
-        may_change=may_change(config, 400, held_out),
         checks_parts=False,
-    )
+    ).steps_done
 
 
 def test_a_run_goes_on_from_format_1_without_a_warning(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -71,9 +68,9 @@ def test_a_run_goes_on_from_format_1_without_a_warning(checkpoint: Path, caplog:
 def test_what_format_1_says_is_refused_and_warned_of_in_the_same_words(
     checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(LoptError, match="is of another run: --seed is 7, and was 42$"):
+    with pytest.raises(LoptError, match="is of another run: --seed is 7, and was 42; give the flags and rows"):
         go_on(checkpoint, "--seed", "7")
-    with pytest.raises(LoptError, match="is of another run: the rows of a step is 32, and was 64$"):
+    with pytest.raises(LoptError, match="is of another run: the rows of a step is 32, and was 64; give the flags"):
         go_on(checkpoint, "--gradient_accumulation_steps", "2")
     with caplog.at_level(logging.WARNING):
         assert go_on(checkpoint, "--learning_rate", "2e-3") == 120

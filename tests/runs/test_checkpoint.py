@@ -47,7 +47,7 @@ def same(first: Path, second: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, rows, and the run that nothing happened to: `whole/out`, with checkpoints after 3, 6 and 9 steps."""
+    """A model, rows, and the run that nothing happened to: `whole/out`, with checkpoints after 3, 6, 9 and 10 steps."""
     folder = write_inputs(tmp_path_factory.mktemp("files"), rows=18, tie_word_embeddings=True, attention_dropout=0.1)
     train(folder, folder / "whole", 2, BATCH)
     return folder
@@ -66,7 +66,7 @@ def interrupted(files: Path, tmp_path: Path) -> Path:
 
 def test_a_checkpoint_holds_all_that_a_stage_needs(files: Path) -> None:
     out = files / "whole" / "out"
-    assert [path.name for path in complete_checkpoints(out)] == ["checkpoint-9", "checkpoint-6", "checkpoint-3"]
+    assert [path.name for path in complete_checkpoints(out)] == [f"checkpoint-{step}" for step in (10, 9, 6, 3)]
     manifest = read_manifest(out / "checkpoint-6")
     assert manifest.step == 6 and [(spec.start, spec.stop) for spec in manifest.specs] == [(0, 2), (2, 4)]
     first, last = (manifest.read_part(stage) for stage in (0, 1))
@@ -203,7 +203,7 @@ def test_machines_must_share_the_directory(files: Path, tmp_path: Path) -> None:
 
 def test_a_limit_removes_the_oldest(files: Path, tmp_path: Path) -> None:
     train(files, tmp_path, 1, f"{BATCH} --save_steps 2 --save_total_limit 2")
-    assert [path.name for path in complete_checkpoints(tmp_path / "out")] == ["checkpoint-8", "checkpoint-6"]
+    assert [path.name for path in complete_checkpoints(tmp_path / "out")] == ["checkpoint-10", "checkpoint-8"]
 
 
 def test_a_run_does_not_mix_its_checkpoints_with_another_ones(files: Path, interrupted: Path, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_a_run_does_not_mix_its_checkpoints_with_another_ones(files: Path, inter
         assert started[0].process.exitcode == 1
         assert "holds checkpoint-6 of an earlier run; --resume_from_checkpoint latest goes on" in started[0].text
     train(files, tmp_path, 1, f"{BATCH} --overwrite_output_dir true --save_steps 4 {flags}", interrupted)
-    assert [path.name for path in complete_checkpoints(interrupted)] == ["checkpoint-8", "checkpoint-4", "checkpoint-3"]
+    assert [path.name for path in complete_checkpoints(interrupted)] == [f"checkpoint-{step}" for step in (10, 8, 4, 3)]
     assert same(interrupted, files / "whole" / "out")
 
 

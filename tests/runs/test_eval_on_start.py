@@ -64,6 +64,7 @@ def test_training_does_not_notice(files: Path, layout: str) -> None:
     )
     assert first == second
     assert [path.name for path in complete_checkpoints(run_of(files, "with", layout))] == [
+        "checkpoint-6",
         "checkpoint-4",
         "checkpoint-2",
     ]

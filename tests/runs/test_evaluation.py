@@ -38,6 +38,7 @@ from lopt_pp.data.splits import load_split
 from lopt_pp.errors import LoptError
 from lopt_pp.train import STOPPED_STATUS
 
+LONGER = "--max_steps 8 --resume_from_checkpoint latest"
 BEST = "--load_best_model_at_end true --save_steps 2 --save_total_limit 1 --learning_rate 1e-2"
 BEST_LAYOUTS = ("one process", "three stages on two", "sharded", "end to end")
 
@@ -154,7 +155,7 @@ def test_the_best_model_is_saved(files: Path, layout: str) -> None:
     out = run_of(files, "best", layout)
     losses = eval_losses(out)
     assert losses[2] < losses[4] < losses[6]
-    assert [path.name for path in complete_checkpoints(out)] == ["checkpoint-4", "checkpoint-2"]
+    assert [path.name for path in complete_checkpoints(out)] == ["checkpoint-6", "checkpoint-2"]
     manifest = read_manifest(out / "checkpoint-2")
     assert manifest.eval_loss == losses[2]
     assert same(weights(out), saved_weights(out / "checkpoint-2"))
@@ -173,12 +174,10 @@ def saved_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def test_a_run_that_goes_on_knows_the_best_from_before(files: Path, tmp_path: Path) -> None:
     """In another layout than the checkpoints are of."""
     out = tmp_path / "out"
-    for step in (2, 4):
+    for step in (2, 6):
         shutil.copytree(run_of(files, "best", "three stages on two") / f"checkpoint-{step}", out / f"checkpoint-{step}")
     before = saved_weights(out / "checkpoint-2")
-    train(
-        flags(files, out, f"{MEASURED} --eval_file {files / 'odd.jsonl'} {BEST} --resume_from_checkpoint latest"),
-    )
+    train(flags(files, out, f"{MEASURED} --eval_file {files / 'odd.jsonl'} {BEST} {LONGER}"))
     assert same(weights(out), before)
 
 
@@ -187,12 +186,12 @@ def test_a_best_checkpoint_that_is_damaged_costs_only_itself(
 ) -> None:
     caplog.set_level("INFO", logger="lopt_pp")
     out = tmp_path / "out"
-    for step in (2, 4):
+    for step in (2, 6):
         shutil.copytree(run_of(files, "best", "one process") / f"checkpoint-{step}", out / f"checkpoint-{step}")
     part = out / "checkpoint-2" / "stage-00001-of-00002.safetensors"
     part.write_bytes(part.read_bytes()[:-1])
-    before = saved_weights(out / "checkpoint-4")
-    train(flags(files, out, f"{MEASURED} --eval_file {files / 'odd.jsonl'} {BEST} --resume_from_checkpoint latest"))
+    before = saved_weights(out / "checkpoint-6")
+    train(flags(files, out, f"{MEASURED} --eval_file {files / 'odd.jsonl'} {BEST} {LONGER}"))
     assert any("it was cut short; the next best model is taken" in line for line in caplog.messages)
     assert same(weights(out), before)
 

@@ -89,7 +89,7 @@ def test_it_stops_and_goes_on(
     for name, tensor in expected.items():
         assert torch.equal(tensor, got[name]), name
     log = go(tmp_path / "fourth", processes, [*arguments, "--resume_from_checkpoint", "latest"])[0].text
-    assert "has the trained model already" in log
+    assert f"the run is finished: {out} has its model, after {STEPS} steps" in log
 
 
 @pytest.mark.parametrize("layout", ["one process", "two processes", "replicas", "end to end"])
