@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lopt_pp.data.dataset import Rows, TokenizedRows
     from lopt_pp.data.encoding import EncodedRow, RowEncoder
     from lopt_pp.data.formats import IGNORE_INDEX
+    from lopt_pp.data.limits import RowLimits
     from lopt_pp.data.loading import load_rows, with_chat_template
     from lopt_pp.data.microbatch import Microbatch
     from lopt_pp.data.sampler import MicrobatchSampler, TokenCounts
@@ -25,6 +26,7 @@ __all__ = [
     "EncodedRow",
     "Microbatch",
     "RowEncoder",
+    "RowLimits",
     "Rows",
     "TokenCounts",
     "TokenizedRows",
@@ -38,6 +40,7 @@ _HOMES = {
     "EncodedRow": "lopt_pp.data.encoding",
     "Microbatch": "lopt_pp.data.microbatch",
     "RowEncoder": "lopt_pp.data.encoding",
+    "RowLimits": "lopt_pp.data.limits",
     "Rows": "lopt_pp.data.dataset",
     "TokenCounts": "lopt_pp.data.sampler",
     "TokenizedRows": "lopt_pp.data.dataset",

@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from lopt_pp.config.data import DataConfig
 from lopt_pp.data.cache import cache_errors_named, cache_folder
 from lopt_pp.data.dataset import PackedRows, Rows, TokenizedRows, column, listed
 from lopt_pp.data.encoding import Note, RowEncoder
+from lopt_pp.data.limits import RowLimits
 from lopt_pp.data.presets import find_preset, find_reader
 from lopt_pp.data.raw_rows import RawRows
 from lopt_pp.data.sources import quiet_unless, read_rows
@@ -78,7 +79,7 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -
     return tokenizer
 
 
-def load_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Rows:
+def load_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase, limits: RowLimits | None = None) -> Rows:
     """Reads the rows that `config` names and tokenizes them (see `read_row` for the formats of rows).
 
     Left out are rows of more than `max_length` tokens and rows without a target token. The tokens are cached on disk by
@@ -86,20 +87,23 @@ def load_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Rows:
     of them is first, the others find what it made. With `streaming` nothing is tokenized but a sample.
 
     Raises:
-        LoptError: the data cannot be read, a row is malformed (the text has its number, from 1), or no row is left.
+        LoptError: the data cannot be read, a row is malformed or not for the model, as `limits` has it (the text has
+            its number, from 1), or no row is left.
     """
     reader, version = find_reader(config.dataset_mapping, config.dataset_text_field)
     encoder = RowEncoder(tokenizer, reader, config.assistant_only_loss, config.completion_only_loss)
     with quiet_unless(os.environ.get("RANK", "0") == "0"):
         raw = read_rows(config)
         if config.streaming:
-            return StreamedRows(raw, encoder, config.max_length, config.packing)
+            return StreamedRows(raw, encoder, config.max_length, config.packing, limits)
         encoded = _encode(raw, encoder, config.dataset_num_proc, version)
-        rows = _usable(encoded, raw.source, config.max_length)
+        rows = _usable(encoded, raw.source, config.max_length, raw.name, limits)
         return PackedRows(rows, config.max_length) if config.packing else rows
 
 
-def _usable(encoded: Dataset, source: str, max_length: int) -> TokenizedRows:
+def _usable(
+    encoded: Dataset, source: str, max_length: int, name: Callable[[int], str], limits: RowLimits | None
+) -> TokenizedRows:
     """The rows that can be trained on."""
     lengths, num_targets, notes = (column(encoded, name) for name in ("length", "num_targets", "notes"))
     unwanted, too_long = lengths < 0, lengths > max_length
@@ -124,7 +128,12 @@ def _usable(encoded: Dataset, source: str, max_length: int) -> TokenizedRows:
         )
     changed = {change: int((notes[used] & note > 0).sum()) for note, change in _CHANGES.items()}
     changed = {change: count for change, count in changed.items() if count}
-    return TokenizedRows(encoded.select(used), source, dropped, changed)
+    rows = encoded.select(used)
+    if limits is not None:
+        limits.check_all(rows, lengths[used], lambda place: name(int(used[place])))
+        if os.environ.get("RANK", "0") == "0":
+            limits.warn_of(int(lengths[used].max()))
+    return TokenizedRows(rows, source, dropped, changed)
 
 
 def _encode(raw: RawRows, encoder: RowEncoder, num_proc: int | None, version: str) -> Dataset:

@@ -24,8 +24,9 @@ class Microbatch:
             with a loss.
         num_tokens: the number of real tokens.
         num_targets: the number of tokens with a loss, `(labels[:, 1:] != -100).sum()`.
-        position_ids: int64 [sequences, tokens] where rows of the data share a sequence here: each, and the padding,
-            counts from 0, by which `transformers` keeps their attention apart. None where each has one to itself.
+        position_ids: int64 [sequences, tokens] where rows of the data share a sequence here: each counts from 0, and
+            the padding does so again and again, up to the longest row. By that `transformers` keeps their attention
+            apart. None where each has one to itself.
     """
 
     step: int
@@ -68,6 +69,8 @@ def collate(
     labels = torch.full(shape, IGNORE_INDEX)
     token_mask = torch.zeros(shape, dtype=torch.bool)
     position_ids = torch.zeros(shape, dtype=torch.int64)
+    # Padding may be longer than any row; a model may have no positions beyond those.
+    longest = max((len(row.input_ids) for pack in packs for row in pack), default=1)
     # Each row of the data gets positions from 0, by which attention keeps those of one sequence apart.
     for number, pack in enumerate(packs):
         start = 0
@@ -77,10 +80,10 @@ def collate(
             labels[number, start:stop] = torch.tensor(row.labels)
             if keep_apart:
                 labels[number, start] = IGNORE_INDEX  # Nothing of its own row predicts the first token.
-            position_ids[number, start:] = torch.arange(shape[1] - start)
+            position_ids[number, start:stop] = torch.arange(stop - start)
             start = stop
         token_mask[number, :start] = True
-        position_ids[number, start:] = torch.arange(shape[1] - start)
+        position_ids[number, start:] = torch.arange(shape[1] - start) % longest
     has_target = labels[:, 1:] != IGNORE_INDEX
     return Microbatch(
         step=step,

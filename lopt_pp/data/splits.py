@@ -9,12 +9,17 @@ from lopt_pp.config.data import DataConfig
 from lopt_pp.config.evaluation import EvaluationConfig
 from lopt_pp.data import Rows, TokenizedRows, load_rows
 from lopt_pp.data.dataset import PackedRows
+from lopt_pp.data.limits import RowLimits
 from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.util.seeds import derive_seed
 
 
 def load_split(
-    config: EvaluationConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int
+    config: EvaluationConfig,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    limits: RowLimits | None = None,
 ) -> tuple[Rows, TokenizedRows | None]:
     """Reads the rows to train on, and those to evaluate on; None where a run is not evaluated.
 
@@ -25,6 +30,7 @@ def load_split(
         data: of the training rows; those of a file or a split are read in the same way.
         tokenizer: of the model.
         seed: that draws the rows which `eval_split_size` holds out.
+        limits: what the model can take of a row.
 
     Raises:
         LoptError: rows cannot be read, none of them can be used, or nothing would be left to train on.
@@ -35,23 +41,23 @@ def load_split(
             raise LoptError(
                 "--eval_split_size must know which rows can be used, as --streaming does not; give --eval_file"
             )
-        kept, held = _draw(_load(plain, tokenizer), size, seed)
+        kept, held = _draw(_load(plain, tokenizer, limits), size, seed)
         return (PackedRows(kept, data.max_length) if data.packing else kept), held
-    rows = load_rows(data, tokenizer)
+    rows = load_rows(data, tokenizer, limits)
     if config.eval_file is not None:
         source = dataclasses.replace(plain, train_file=[config.eval_file], dataset_name=None, dataset_config=None)
         with renamed_in_errors("--train_file", "--eval_file"):
-            return rows, _load(source, tokenizer)
+            return rows, _load(source, tokenizer, limits)
     if config.dataset_test_split is not None:
         if data.dataset_name is None:
             raise LoptError(f"--dataset_test_split {config.dataset_test_split} is a split of --dataset_name; give that")
         with renamed_in_errors("--dataset_split", "--dataset_test_split"):
-            return rows, _load(dataclasses.replace(plain, dataset_split=config.dataset_test_split), tokenizer)
+            return rows, _load(dataclasses.replace(plain, dataset_split=config.dataset_test_split), tokenizer, limits)
     return rows, None
 
 
-def _load(plain: DataConfig, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
-    rows = load_rows(plain, tokenizer)
+def _load(plain: DataConfig, tokenizer: PreTrainedTokenizerBase, limits: RowLimits | None) -> TokenizedRows:
+    rows = load_rows(plain, tokenizer, limits)
     assert isinstance(rows, TokenizedRows)
     return rows
 

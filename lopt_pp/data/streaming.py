@@ -1,6 +1,7 @@
 """Rows that are tokenized when their step comes."""
 
 import hashlib
+import os
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 
 from lopt_pp.data.dataset import Pack, listed, summarize
 from lopt_pp.data.encoding import EncodedRow, RowEncoder
+from lopt_pp.data.limits import RowLimits
 from lopt_pp.data.packing import pack
 from lopt_pp.data.raw_rows import RawRows
 from lopt_pp.errors import LoptError
@@ -43,16 +45,25 @@ class StreamedRows:
         encoder: makes tokens of them.
         max_length: longest row that is used, and the length of packs, in tokens.
         packing: whether the rows of a step are packed.
+        limits: what the model can take of a row; None where it does not matter.
 
     Raises:
-        LoptError: no row of the sample can be used, or one is malformed.
+        LoptError: no row of the sample can be used, or one is malformed or not for the model.
     """
 
-    def __init__(self, raw: RawRows, encoder: RowEncoder, max_length: int, packing: bool) -> None:
+    def __init__(
+        self,
+        raw: RawRows,
+        encoder: RowEncoder,
+        max_length: int,
+        packing: bool,
+        limits: RowLimits | None = None,
+    ) -> None:
         self._raw = raw
         self._encoder = encoder
         self._max_length = max_length
         self._packing = packing
+        self._limits = limits
         self._dropped: dict[int, str] = {}
         self._fetched = np.zeros(len(raw), dtype=bool)
         # One thread encodes all rows: tokenizers do not bear two at once.
@@ -67,6 +78,8 @@ class StreamedRows:
                 f"none of {len(numbers)} rows of {raw.source}, from its first to its last, can be used "
                 f"({listed(reasons)}); check --max_length and the answers"
             )
+        if limits is not None and os.environ.get("RANK", "0") == "0":
+            limits.warn_of(max(lengths))
         self.rows_per_pack = max(1, int(max_length / np.mean(lengths))) if packing else 1
 
     def __len__(self) -> int:
@@ -114,7 +127,10 @@ class StreamedRows:
             unusable = f"longer than --max_length {self._max_length}"
         elif row.num_targets == 0:
             unusable = "without a target token"
-        return _Encoded(np.array(row.input_ids, np.int32), np.array(row.labels, np.int32), row.num_targets, unusable)
+        encoded = _Encoded(np.array(row.input_ids, np.int32), np.array(row.labels, np.int32), row.num_targets, unusable)
+        if self._limits is not None and not unusable:
+            self._limits.check(self._raw.name(number), encoded.input_ids, encoded.labels)
+        return encoded
 
     @cached_property
     def digest(self) -> str:

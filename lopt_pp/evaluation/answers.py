@@ -66,13 +66,30 @@ def print_answer(
         prompt: of `encode`.
         max_new_tokens: longest answer.
         sampling: `temperature` and `top_p`; empty for the likeliest tokens.
+
+    Raises:
+        LoptError: the prompt has a token that the model has no embedding for, or prompt and answer are longer than its
+            table of positions.
     """
+    number = model.get_input_embeddings().weight.shape[0]
+    if (largest := int(prompt["input_ids"].max())) >= number:
+        raise LoptError(
+            f"--prompt has the token id {largest}, which is outside the model's, from 0 to {number - 1}: the "
+            f"tokenizer is another model's"
+        )
     settings = {"temperature": None, "top_p": None, "top_k": None} | sampling
-    model.generate(
-        **{name: tensor.to(model.device) for name, tensor in prompt.items() if name != "token_type_ids"},
-        max_new_tokens=max_new_tokens,
-        do_sample=bool(sampling),
-        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
-        **settings,
-    )
+    try:
+        model.generate(
+            **{name: tensor.to(model.device) for name, tensor in prompt.items() if name != "token_type_ids"},
+            max_new_tokens=max_new_tokens,
+            do_sample=bool(sampling),
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+            streamer=TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True),
+            **settings,
+        )
+    except IndexError as error:  # Of an embedding of positions that ends.
+        most = getattr(model.config, "max_position_embeddings", None)
+        raise LoptError(
+            f"the answer was broken off ({first_line(error)}): prompt and answer may have {most} tokens in all "
+            f"(max_position_embeddings); lower --max_new_tokens"
+        ) from error

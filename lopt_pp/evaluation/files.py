@@ -9,12 +9,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lopt_pp.config.data import DataConfig
 from lopt_pp.config.model import ModelConfig
-from lopt_pp.data import TokenizedRows, load_rows
+from lopt_pp.data import RowLimits, TokenizedRows, load_rows
 from lopt_pp.errors import renamed_in_errors
 from lopt_pp.evaluation.losses import compare_on, load_whole, loss_on
 from lopt_pp.evaluation.scores import Measure, Score, perplexity
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.pretrained import load_tokenizer
+from lopt_pp.model.verify_positions import row_limits
 from lopt_pp.objectives import ObjectiveConfig, task_objective
 
 
@@ -36,14 +37,19 @@ class EvalFile:
     max_length: int
     limit: float | None = None
 
-    def load(self, tokenizer: PreTrainedTokenizerBase) -> TokenizedRows:
+    def load(self, tokenizer: PreTrainedTokenizerBase, block: BlockModel) -> TokenizedRows:
         """The rows, as a model's tokenizer encodes them.
 
+        Args:
+            tokenizer: of the model.
+            block: the whole model.
+
         Raises:
-            LoptError: the file cannot be read, or has no usable row.
+            LoptError: the file cannot be read, has no usable row, or one that the model cannot take.
         """
+        limits = RowLimits(*row_limits(block.model, self.max_length))
         with renamed_in_errors("--train_file", self.flag):
-            rows = load_rows(DataConfig(train_file=[self.path], max_length=self.max_length), tokenizer)
+            rows = load_rows(DataConfig(train_file=[self.path], max_length=self.max_length), tokenizer, limits)
         assert isinstance(rows, TokenizedRows)
         if self.limit is None:
             return rows
@@ -92,7 +98,7 @@ def measure_on(
     Raises:
         LoptError: the file cannot be read, or has no usable row.
     """
-    rows = file.load(tokenizer)
+    rows = file.load(tokenizer, block)
     what, moved = f"{name} on {file.path}", None
     if base is not None and file.kind == "general":
         loss, moved = compare_on(base, block, rows, device, what)

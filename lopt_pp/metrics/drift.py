@@ -37,12 +37,17 @@ class Probe:
         sampler: of the data, the same in all processes: the probe is the beginning of its first microbatch.
         every: steps between measurements.
         num_stages: of the run.
+        max_positions: that the model can compute on in a sequence. Packed rows may be longer, and the probe takes no
+            notice of where each of them begins.
     """
 
-    def __init__(self, sampler: MicrobatchSampler, every: int, num_stages: int) -> None:
+    def __init__(
+        self, sampler: MicrobatchSampler, every: int, num_stages: int, max_positions: int | None = None
+    ) -> None:
         # The rows of a streamed step may all be unusable.
         batch = next(b for step in itertools.count() for b in sampler.microbatches(step) if b.num_tokens > 0)
-        tokens = min(int(batch.token_mask[:_ROWS].sum(dim=1).max()), _TOKENS)
+        most = _TOKENS if max_positions is None else min(_TOKENS, max_positions)
+        tokens = min(int(batch.token_mask[:_ROWS].sum(dim=1).max()), most)
         self._input_ids = batch.input_ids[:_ROWS, :tokens]
         self._mask = batch.token_mask[:_ROWS, :tokens]
         self._every = every

@@ -63,7 +63,7 @@ class BlockBuilder:
         Raises:
             LoptError: tensors of the block are missing from the files or have another shape.
         """
-        names = parameter_names(self._whole, weights.files)
+        names = parameter_names(self.whole, weights.files)
         tensors = weights.read([stored for stored, name in names.items() if self.structure.owns(spec, name)])
         is_stored_once = self.config.tie_word_embeddings and self.structure.head not in names.values()
         if spec.is_last and is_stored_once and not self._config(spec).tie_word_embeddings:
@@ -120,7 +120,7 @@ class BlockBuilder:
         """
         if not self.config.tie_word_embeddings:
             return False
-        places = {name: stored for stored, name in parameter_names(self._whole, weights.files).items()}
+        places = {name: stored for stored, name in parameter_names(self.whole, weights.files).items()}
         if self.structure.head not in places or self.structure.embedding not in places:
             return True
         head, embedding = weights.read([places[self.structure.head], places[self.structure.embedding]]).values()
@@ -128,7 +128,7 @@ class BlockBuilder:
 
     def stored_dtypes(self, spec: BlockSpec, weights: PretrainedWeights) -> dict[str, torch.dtype]:
         """The dtypes of a block's parameters by the model's files, of which only headers are read."""
-        names = parameter_names(self._whole, weights.files)
+        names = parameter_names(self.whole, weights.files)
         own = [stored for stored, name in names.items() if self.structure.owns(spec, name)]
         return own_dtypes(weights.dtypes(own), names)
 
@@ -138,7 +138,7 @@ class BlockBuilder:
         Raises:
             LoptError: they stand beside quantized weights.
         """
-        return check_stored(self._whole, weights)
+        return check_stored(self.whole, weights)
 
     def _class(self, spec: BlockSpec) -> type[PreTrainedModel]:
         return block_class(self.model_class, self.structure, spec)
@@ -148,8 +148,8 @@ class BlockBuilder:
         return BlockModel(model, self.structure, spec)
 
     @functools.cached_property
-    def _whole(self) -> PreTrainedModel:
-        """The whole model, without memory for its weights."""
+    def whole(self) -> PreTrainedModel:
+        """The whole model on the meta device, without memory for its weights."""
         with torch.device("meta"):
             return self.model_class(self.config)
 

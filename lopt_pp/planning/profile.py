@@ -14,6 +14,7 @@ from lopt_pp.config.optim import OptimConfig
 from lopt_pp.model.block import BlockModel, BlockOutput
 from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import BlockSpec
+from lopt_pp.model.verify_positions import trained_positions
 from lopt_pp.objectives import local_objective
 from lopt_pp.planning.costs import Costs, layer_kinds
 from lopt_pp.planning.synthetic import random_microbatch
@@ -88,7 +89,7 @@ class _Timer:
     ) -> None:
         self._builder, config = builder, builder.config
         self._optim, self._stage, self._device = optim, stage, device
-        self._batch = random_microbatch(shape, config.vocab_size, device)
+        self._batch = random_microbatch(shape, config.vocab_size, device, trained_positions(config))
         self._received = torch.randn(*shape, config.hidden_size, device=device, dtype=stage.compute_dtype)
         self._kinds = layer_kinds(builder.model_class, config, builder.structure)
 

@@ -15,7 +15,7 @@ from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, s
 from lopt_pp.checkpoint.output_dir import DESCRIPTION
 from lopt_pp.config.topology import Topology
 from lopt_pp.config.train_config import Config
-from lopt_pp.data import MicrobatchSampler, Rows, TokenizedRows, with_chat_template
+from lopt_pp.data import MicrobatchSampler, RowLimits, Rows, TokenizedRows, with_chat_template
 from lopt_pp.data.splits import load_split
 from lopt_pp.distributed.world import World
 from lopt_pp.model.block import BlockModel
@@ -33,6 +33,7 @@ from lopt_pp.model.pretrained import (
 from lopt_pp.model.stored import warn_of_unused, without_quantization
 from lopt_pp.model.verify import check_sample, check_split
 from lopt_pp.model.verify_packing import check_packing
+from lopt_pp.model.verify_positions import row_limits
 from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.objectives import local_objective_class, task_objective_class
 from lopt_pp.planning.auto_split import find_cuts
@@ -73,7 +74,8 @@ class Setup:
 
     def sampler(self, replica: int) -> MicrobatchSampler:
         """The microbatches of a replica."""
-        return _sampler(self.config, self.rows, self.tokenizer, replica, self.topology.num_replicas)
+        pad = _pad_token_id(self.tokenizer, self.builder)
+        return _sampler(self.config, self.rows, pad, replica, self.topology.num_replicas)
 
     def evaluation(self, replica: int) -> Evaluation | None:
         """The held-out rows of a replica, and when they are run."""
@@ -84,7 +86,7 @@ class Setup:
             eval_steps=self.config.evaluation.eval_steps,
             num_steps=self.num_steps,
             per_device_eval_batch_size=self.config.evaluation.per_device_eval_batch_size,
-            pad_token_id=_pad_token_id(self.tokenizer),
+            pad_token_id=_pad_token_id(self.tokenizer, self.builder),
             on_start=self.config.evaluation.eval_on_start,
             chooses=self.config.evaluation.load_best_model_at_end,
             replica=replica,
@@ -139,6 +141,15 @@ class Setup:
                 "itself, and the result has both"
             )
         *_, changes = aligned_configs(self.config.model, self.model_config, self.tokenizer)
+        pad = _pad_token_id(self.tokenizer, self.builder)
+        if self.tokenizer.pad_token_id is not None and pad != self.tokenizer.pad_token_id:
+            logger.warning(
+                "the tokenizer's padding token %s has the id %d, which the model has no embedding for: rows are padded "
+                "with the id %d instead; whoever pads for the result must do so, too",
+                self.tokenizer.pad_token,
+                self.tokenizer.pad_token_id,
+                pad,
+            )
         if changes:
             logger.info("the result has its tokenizer's ids of special tokens: %s", "; ".join(changes))
 
@@ -210,9 +221,11 @@ def prepare(config: Config, world: World) -> Setup:
         check_packing(model_class, model_config, specs, structure)
     # The rows. One process of each node tokenizes; the others read what it has cached.
     tokenizer = with_chat_template(load_tokenizer(config.model), config.data)
+    limits = RowLimits(*row_limits(builder.whole, config.data.max_length))
     with world.one_process_first("rows"):
-        rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed)
-    sampler = _sampler(config, rows, tokenizer, topology.replica_of(world.rank), topology.num_replicas)
+        rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed, limits)
+    pad = _pad_token_id(tokenizer, builder)
+    sampler = _sampler(config, rows, pad, topology.replica_of(world.rank), topology.num_replicas)
     run = config.run
     num_steps = run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * sampler.steps_per_epoch)
     # Whoever has other flags, rows or versions is found here, before it could train something else.
@@ -238,16 +251,14 @@ def prepare(config: Config, world: World) -> Setup:
     )
 
 
-def _sampler(
-    config: Config, rows: Rows, tokenizer: PreTrainedTokenizerBase, replica: int, num_replicas: int
-) -> MicrobatchSampler:
+def _sampler(config: Config, rows: Rows, pad_token_id: int, replica: int, num_replicas: int) -> MicrobatchSampler:
     return MicrobatchSampler(
         rows,
         per_device_train_batch_size=config.run.per_device_train_batch_size,
         gradient_accumulation_steps=config.run.gradient_accumulation_steps,
         shuffle=config.data.shuffle_dataset,
         seed=config.run.seed,
-        pad_token_id=_pad_token_id(tokenizer),
+        pad_token_id=pad_token_id,
         replica=replica,
         num_replicas=num_replicas,
         sampling=config.data.train_sampling_strategy,
@@ -258,6 +269,8 @@ def _sampler(
     )
 
 
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return pad if pad is not None else 0
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase, builder: BlockBuilder) -> int:
+    """Of the padding token, or another that the model has an embedding for: which one it is changes no loss."""
+    number, *_ = row_limits(builder.whole, 0)
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in ids if token is not None and token < number)

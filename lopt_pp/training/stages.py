@@ -6,6 +6,7 @@ from typing import Any
 
 from lopt_pp.distributed.world import World, mesh_of_processes
 from lopt_pp.metrics.drift import Probe
+from lopt_pp.model.verify_positions import trained_positions
 from lopt_pp.objectives import local_objective
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.stage.data_parallel import Replicas
@@ -70,7 +71,8 @@ def remember_pretrained(setup: Setup, world: World, stages: Sequence[BaseStage])
     if every == 0 or setup.loss_names[0] is None or setup.topology.num_stages == 1 or setup.is_end_to_end:
         return None
     # All replicas have the same probe.
-    probe = Probe(setup.sampler(0), every, setup.topology.num_stages)
+    most = trained_positions(setup.model_config)
+    probe = Probe(setup.sampler(0), every, setup.topology.num_stages, most)
     world.barrier("probe")  # All have loaded their blocks: nobody waits long for another.
     probe.remember([stage for stage in stages if isinstance(stage, Stage)], setup.topology, world.rank)
     return probe
