@@ -7,24 +7,18 @@ import csv
 import gzip
 import io
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import trl
-from byte_tokenizer import TEMPLATES, tokenizer
+from byte_tokenizer import TEMPLATES, outcome
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-
-from lopt_pp.data import DataConfig, TokenizedRows, load_rows
-from lopt_pp.data.streaming import StreamedRows
-from lopt_pp.errors import LoptError
 
 Rows = list[dict[str, Any]]
 
@@ -191,24 +185,6 @@ FORMATS: dict[str, Callable[[Rows], bytes | None]] = {
     "arrow": as_arrow,
     "jsonl.gz": lambda rows: gzip.compress(as_lines(rows), 1, mtime=0),
 }
-
-
-def outcome(path: Path, template: str | None, streaming: bool) -> object:
-    """The tokens and labels of a file's rows, and what was left out of them and why; or the error, without the file."""
-    try:
-        rows = load_rows(DataConfig(train_file=[str(path)], streaming=streaming), tokenizer(template))
-        if not isinstance(rows, StreamedRows):
-            assert isinstance(rows, TokenizedRows)
-            encoded = [rows[index] for index in range(len(rows))]
-            return [(row.input_ids, row.labels) for row in encoded], sorted(rows.dropped.items())
-        packs = rows.fetch(np.arange(len(rows)))
-        left_out = re.search(r"left out \((.*)\)", rows.summary())
-        dropped = [part.split(" ", 1) for part in left_out[1].split(", ")] if left_out else []
-        encoded = [row for pack in packs for row in pack.read()]
-        return [(row.input_ids, row.labels) for row in encoded], sorted((why, int(n)) for n, why in dropped)
-    except LoptError as error:
-        text = re.sub(r" \(line \d+\)", "", str(error).replace(str(path), "FILE"))
-        return "none can be used" if text.startswith("none of ") else text
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 import pytest
-from byte_tokenizer import TEMPLATES, tokenizer
+from byte_tokenizer import TEMPLATES, outcome, tokenizer
 from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import JUNK, contents, documents, share
@@ -87,12 +87,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, name: str, content: bytes) -> None:
-    """Loads a file: its rows can be read and are within bounds, or the error names it."""
+    """Loads a file: its rows can be read and are within bounds, or the error names it, streamed or not."""
     path = folder / name
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
         try:
+            assert outcome(path, TEMPLATES["plain"], True) == outcome(path, TEMPLATES["plain"], False)
             rows = load_rows(DataConfig(train_file=[str(path)]), tokenizer(TEMPLATES["plain"]))
         except LoptError as error:
             assert name in str(error) and len(str(error)) < 2000

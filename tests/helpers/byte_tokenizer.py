@@ -1,9 +1,16 @@
-"""A tokenizer that encodes any text, and chat templates of several kinds for it."""
+"""A tokenizer that encodes any text, chat templates of several kinds for it, and what comes of a file of rows by it."""
 
 import functools
+import re
+from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from lopt_pp.data import DataConfig, TokenizedRows, load_rows
+from lopt_pp.data.streaming import StreamedRows
+from lopt_pp.errors import LoptError
 
 PLAIN = "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] + '<end>' }}{% endfor %}"
 TEMPLATES = {
@@ -29,3 +36,21 @@ def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     model.decoder = decoders.ByteLevel()
     model.add_special_tokens(["<end>"])
     return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<end>", chat_template=template)
+
+
+def outcome(path: Path, template: str | None, streaming: bool) -> object:
+    """The tokens and labels of a file's rows, and what was left out of them and why; or the error, without the file."""
+    try:
+        rows = load_rows(DataConfig(train_file=[str(path)], streaming=streaming), tokenizer(template))
+        if not isinstance(rows, StreamedRows):
+            assert isinstance(rows, TokenizedRows)
+            encoded = [rows[index] for index in range(len(rows))]
+            return [(row.input_ids, row.labels) for row in encoded], sorted(rows.dropped.items())
+        packs = rows.fetch(np.arange(len(rows)))
+        left_out = re.search(r"left out \((.*)\)", rows.summary())
+        dropped = [part.split(" ", 1) for part in left_out[1].split(", ")] if left_out else []
+        encoded = [row for pack in packs for row in pack.read()]
+        return [(row.input_ids, row.labels) for row in encoded], sorted((why, int(n)) for n, why in dropped)
+    except LoptError as error:
+        text = re.sub(r" \(line \d+\)", "", str(error).replace(str(path), "FILE"))
+        return "none can be used" if text.startswith("none of ") else text
