@@ -1,5 +1,6 @@
 """What a user gets wrong is one clear line, before anything is written."""
 
+import gzip
 import json
 import re
 import shutil
@@ -24,6 +25,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "columns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"query": "1", "id": 7}]))
     pair = json.dumps({"input_ids": [5, 6, 7], "labels": [-100, -100, -100]}) + "\n"
     (folder / "untargeted.jsonl").write_text(pair * 3)
+    (folder / "latin1.jsonl").write_bytes(pair.encode() + b'\n{"question": "caf\xe9", "answer": "b"}\n')
+    (folder / "null.jsonl").write_text("null\n" + pair)
+    (folder / "cut.jsonl.gz").write_bytes(gzip.compress(pair.encode() * 9)[:-9])
     for kind in ("pickled", "weightless"):
         shutil.copytree(folder / "model", folder / kind)
         (folder / kind / "model.safetensors").unlink()
@@ -50,6 +54,22 @@ MISTAKES = {
     "a row without usable columns": (
         "--train_file {}/columns.jsonl",
         r"row 5 of .*/columns\.jsonl: no usable columns \(it has: query, id\)",
+    ),
+    "a text that is not UTF-8": (
+        "--train_file {}/latin1.jsonl",
+        r"row 2 of .*/latin1\.jsonl \(line 3\): it is not UTF-8 \(.*: 0xe9\); save the file as UTF-8",
+    ),
+    "a row that is null": (
+        "--train_file {}/null.jsonl",
+        r"row 1 of .*/null\.jsonl: it is not a JSON object, but null; leave it out",
+    ),
+    "a streamed row that is null": (
+        "--streaming --train_file {}/null.jsonl",
+        r"row 1 of .*/null\.jsonl: it is not a JSON object, but null; leave it out",
+    ),
+    "a compressed file that is cut off": (
+        "--train_file {}/cut.jsonl.gz",
+        r"--train_file .*/cut\.jsonl\.gz cannot be read: it is damaged or cut off \(.*\); copy it again",
     ),
     "rows all too long": (
         "--max_length 12",
