@@ -133,7 +133,7 @@ class DataConfig:
         default=True,
         metadata=flag(
             "Whether the loss of conversations counts on the assistant's turns only, all of them: by the chat "
-            "template's generation marks where it has them, else by what the template adds for a turn.",
+            "template's generation marks, or TRL's where it has none, else by what the template adds for a turn.",
             on_resume=Resume.DERIVED,
             shared_by_ranks=True,
             compared=True,
@@ -143,6 +143,16 @@ class DataConfig:
         default=True,
         metadata=flag(
             "Whether the loss counts on the answer only, of rows with a prompt and an answer.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    allow_no_stop_token: bool = field(
+        default=False,
+        metadata=flag(
+            "Train also on answers that end without a token that ends a turn, so that the model does not learn to "
+            "stop. Otherwise such rows are left out, and a chat template that never puts one there is refused.",
             on_resume=Resume.DERIVED,
             shared_by_ranks=True,
             compared=True,

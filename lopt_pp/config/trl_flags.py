@@ -89,7 +89,11 @@ TABLE: dict[str, list[Row]] = {
             "true by default, for every row with a prompt and an answer",
             lambda name, value: {} if word_of(value) in ("none", "null") else {name: value},
         ),
-        Row("assistant_only_loss", SAME, "true by default; templates without generation marks will do"),
+        Row(
+            "assistant_only_loss",
+            SAME,
+            "true by default, also without generation marks; answers need a stop token, or `--allow_no_stop_token`",
+        ),
         Row("packing", SAME, "by `bfd`, and no row is cut. Attention never crosses from row to row, with any kernel"),
         Row("packing_strategy", MISSING, "rows are packed by `bfd`, and never cut", unless("bfd")),
         Row("eval_packing", NO_EFFECT, "held-out rows are not packed, which changes no loss", ignored),

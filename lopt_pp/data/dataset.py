@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -66,6 +66,7 @@ class TokenizedRows:
         source: the file or data set that they come from, for messages.
         dropped: how many rows were left out, by reason; reasons without rows are absent.
         changed: how many of the others were changed, by what was done; changes without rows are absent.
+        unused: the columns that nothing was made of.
         lengths: int64 [rows], the number of tokens of each row.
         num_targets: int64 [rows], the number of predicted tokens with a loss: of labels other than -100, after the
             first, which nothing predicts.
@@ -74,13 +75,19 @@ class TokenizedRows:
     rows_per_pack = 1
 
     def __init__(
-        self, dataset: Dataset, source: str, dropped: Mapping[str, int], changed: Mapping[str, int] | None = None
+        self,
+        dataset: Dataset,
+        source: str,
+        dropped: Mapping[str, int],
+        changed: Mapping[str, int] | None = None,
+        unused: Sequence[str] = (),
     ) -> None:
         """Takes a data set with the columns `input_ids`, `labels`, `length` and `num_targets`; see `load_rows`."""
         self._dataset = dataset
         self.source = source
         self.dropped = dict(dropped)
         self.changed = dict(changed or {})
+        self.unused = tuple(unused)
         self.lengths = column(dataset, "length")
         self.num_targets = column(dataset, "num_targets")
 
@@ -99,7 +106,7 @@ class TokenizedRows:
             others: why the rest is left out, for `dropped`.
         """
         dropped = self.dropped | {others: len(self) - len(numbers)}
-        return TokenizedRows(self._dataset.select(numbers), self.source, dropped, self.changed)
+        return TokenizedRows(self._dataset.select(numbers), self.source, dropped, self.changed, self.unused)
 
     def read(self, numbers: np.ndarray) -> list[EncodedRow]:
         """Some rows, by their numbers."""
@@ -127,7 +134,7 @@ class TokenizedRows:
 
     def summary(self) -> str:
         """One line for the log, such as `12 rows of train.jsonl: 10 used, 2 left out (2 without a target token)`."""
-        return summarize(self.source, len(self), self.dropped, self.changed)
+        return summarize(self.source, len(self), self.dropped, self.changed, self.unused)
 
 
 class PackedRows:
@@ -171,13 +178,25 @@ class PackedRows:
         )
 
 
-def summarize(source: str, num_used: int, dropped: Mapping[str, int], changed: Mapping[str, int]) -> str:
-    """How many rows there are, and what became of them."""
+_SHOWN = 12
+"""Columns that a line names; a table may have hundreds."""
+
+
+def summarize(
+    source: str, num_used: int, dropped: Mapping[str, int], changed: Mapping[str, int], unused: Sequence[str] = ()
+) -> str:
+    """How many rows there are, and what became of them and of their columns."""
     num_dropped = sum(dropped.values())
     line = f"{num_used + num_dropped} rows of {source}: {num_used} used"
     if num_dropped:
         line += f", {num_dropped} left out ({listed(dropped)})"
-    return f"{line}; {listed(changed)}" if changed else line
+    if changed:
+        line += f"; {listed(changed)}"
+    if unused:
+        more = f" and {len(unused) - _SHOWN} more" if len(unused) > _SHOWN else ""
+        named = ", ".join(unused[:_SHOWN])
+        line += f"; column {named} is not used" if len(unused) == 1 else f"; columns {named}{more} are not used"
+    return line
 
 
 def listed(counts: Mapping[str, int]) -> str:

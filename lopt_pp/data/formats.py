@@ -1,26 +1,24 @@
 """What the columns of a raw row say it is: a conversation, a prompt with its answer, a text, or tokens."""
 
-import copy
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trl import maybe_convert_to_chatml
-
+from lopt_pp.data.messages import Messages, Turns, read_messages, without_nulls
 from lopt_pp.errors import LoptError, shown
 
 IGNORE_INDEX = -100
 """The label of a token that takes no part in the loss (as in `torch.nn.functional.cross_entropy`)."""
 
 Row = Mapping[str, Any]
-Messages = list[dict[str, Any]]
 
 _PAIRS = (("question", "answer"), ("query", "response"), ("problem", "solution"), ("instruction", "output"))
 
 FORMATS = ("input_ids", "messages", "conversations", "prompt + completion", *map(" + ".join, _PAIRS), "text")
 
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bard": "assistant"}
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 
 @dataclass(frozen=True)
@@ -31,11 +29,15 @@ class Conversation:
         messages: each with `role` and `content`, at least.
         prompt_length: how many of them are the prompt of a completion; 0 of a conversation that is not such a pair.
         options: what else the template is given, such as `tools`.
+        skipped: the numbers of the answers that the row says are not to be learned.
+        unused: the columns that nothing was made of.
     """
 
     messages: Messages
     prompt_length: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    skipped: frozenset[int] = frozenset()
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,15 @@ class Pair:
         prompt: the user's turn, for a tokenizer with a chat template.
         completion: the answer.
         plain: all that comes before the answer, for a tokenizer without a chat template.
+        options: what else a chat template is given, such as `tools`.
+        unused: the columns that nothing was made of.
     """
 
     prompt: str
     completion: str
     plain: str
+    options: dict[str, Any] = field(default_factory=dict)
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,7 @@ class Text:
     """A text without parts."""
 
     text: str
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,7 @@ class Tokens:
 
     input_ids: list[int]
     labels: list[int]
+    unused: tuple[str, ...] = field(default=(), compare=False)
 
 
 Format = Conversation | Pair | Text | Tokens
@@ -79,49 +87,95 @@ def read_row(row: Row, text_field: str = "text") -> Format:
 
     - `input_ids`, and `labels` or the masks of TRL (`completion_mask`, `assistant_masks`): used as they are.
     - `messages`, a list of `{"role": ..., "content": ...}`; or `conversations`, which may have the `from` and `value`
-      of ShareGPT instead.
+      of ShareGPT instead (see `read_messages`).
     - `prompt` and `completion`, two strings or two lists of messages.
     - `question` and `answer`; `query` and `response` (MetaMathQA); `problem` and `solution`.
     - `instruction` and `output`, optionally `input`, which a blank line parts from the instruction (Alpaca).
     - `text`, or another column that `text_field` names.
 
-    Conversations may have `tools` (a list, or JSON of one) and `chat_template_kwargs` besides, as in TRL.
+    All but tokens and texts may have `tools` (a list, or JSON of one) and `chat_template_kwargs` besides, as in TRL,
+    and `system`, the system message. A prompt and its answer may have `history`, a list of earlier questions with their
+    answers (LLaMA-Factory, ms-swift); with a `system` or a `history` they are a conversation.
 
     Raises:
         LoptError: the row has no usable columns, or a column does not hold what it should. The text does not say
             which row: the caller knows.
     """
-    row = {column: value for column, value in row.items() if value is not None}
-    if "input_ids" in row:
-        return _tokens(row)
-    if "messages" in row or "conversations" in row:
-        column = "messages" if "messages" in row else "conversations"
-        return Conversation(_messages(row, column), options=_template_options(row))
-    if {"prompt", "completion"} <= row.keys():
-        if isinstance(row["prompt"], str):
-            return Pair(row["prompt"], _string(row, "completion"), row["prompt"])
-        context = _messages(row, "prompt")
-        completion = _messages(row, "completion")
-        return Conversation(context + completion, prompt_length=len(context), options=_template_options(row))
+    columns = _Columns(row)
+    shape = _shape(columns, text_field)
+    return dataclasses.replace(shape, unused=columns.unused())
+
+
+class _Columns:
+    """The columns of a row that are not None, and which of them were asked for."""
+
+    def __init__(self, row: Row) -> None:
+        self._row = {column: value for column, value in row.items() if value is not None}
+        self._used: set[str] = set()
+
+    def __contains__(self, column: str) -> bool:
+        return column in self._row
+
+    def __iter__(self) -> Any:
+        return iter(self._row)
+
+    def get(self, column: str) -> Any:
+        """The value of a column, None where there is none; it counts as used."""
+        self._used.add(column)
+        return self._row.get(column)
+
+    def string(self, column: str) -> str:
+        value = self.get(column)
+        if not isinstance(value, str):
+            raise LoptError(f"`{column}` must be a string, but is {_shown(value)}")
+        return value
+
+    def integers(self, column: str) -> list[int]:
+        values = self.get(column)
+        if not isinstance(values, list) or any(type(value) is not int for value in values):
+            raise LoptError(f"`{column}` must be a list of integers, but is {_shown(values)}")
+        return values
+
+    def unused(self) -> tuple[str, ...]:
+        return tuple(c for c, value in self._row.items() if c not in self._used and value not in ("", [], {}))
+
+
+def _shape(columns: _Columns, text_field: str) -> Format:
+    if "input_ids" in columns:
+        return _tokens(columns)
+    if "messages" in columns or "conversations" in columns:
+        column = "messages" if "messages" in columns else "conversations"
+        turns = _messages(columns, column)
+        return _conversation(columns, turns, from_sharegpt=_is_sharegpt(columns.get(column)))
+    if "prompt" in columns and "completion" in columns:
+        if isinstance(columns.get("prompt"), str):
+            prompt = columns.string("prompt")
+            return _pair(columns, prompt, columns.string("completion"), prompt)
+        context = _messages(columns, "prompt")
+        completion = _messages(columns, "completion")
+        length = len(context.messages)
+        skipped = context.skipped | {length + number for number in completion.skipped}
+        return _conversation(columns, Turns(context.messages + completion.messages, skipped), prompt_length=length)
     for ask, reply in _PAIRS:
-        if {ask, reply} <= row.keys():
-            prompt = _string(row, ask)
-            if ask == "instruction" and row.get("input"):
-                prompt += "\n\n" + _string(row, "input")
-            return Pair(prompt, _string(row, reply), prompt + "\n")
-    if text_field in row:
-        return Text(_string(row, text_field))
-    columns = ", ".join(row) if row else "none that is filled"
+        if ask in columns and reply in columns:
+            prompt = columns.string(ask)
+            if ask == "instruction" and columns.get("input"):
+                prompt += "\n\n" + columns.string("input")
+            return _pair(columns, prompt, columns.string(reply), prompt + "\n")
+    if text_field in columns:
+        return Text(columns.string(text_field))
+    named = ", ".join(columns) or "none that is filled"
     raise LoptError(
-        f"no usable columns (it has: {columns}); a row needs {'; or '.join((*FORMATS[:-1], text_field))}; "
+        f"no usable columns (it has: {named}); a row needs {'; or '.join((*FORMATS[:-1], text_field))}; "
         f"--dataset_mapping can make these of others"
     )
 
 
-def _tokens(row: Row) -> Tokens:
-    input_ids = _integers(row, "input_ids")
-    if "labels" in row:
-        labels = _integers(row, "labels")
+def _tokens(columns: _Columns) -> Tokens:
+    input_ids = columns.integers("input_ids")
+    columns.get("attention_mask")  # That of a whole row is all ones, and rows are padded anew.
+    if "labels" in columns:
+        labels = columns.integers("labels")
         if len(input_ids) != len(labels):
             raise LoptError(
                 f"`input_ids` has {len(input_ids)} entries and `labels` {len(labels)}; give one label a token"
@@ -129,8 +183,8 @@ def _tokens(row: Row) -> Tokens:
         return Tokens(input_ids, labels)
     labels = input_ids
     for column in ("completion_mask", "assistant_masks"):
-        if column in row:
-            mask = _integers(row, column)
+        if column in columns:
+            mask = columns.integers(column)
             if len(input_ids) != len(mask):
                 raise LoptError(
                     f"`input_ids` has {len(input_ids)} entries and `{column}` {len(mask)}; give one a token"
@@ -139,55 +193,91 @@ def _tokens(row: Row) -> Tokens:
     return Tokens(input_ids, labels)
 
 
-def _integers(row: Row, column: str) -> list[int]:
-    values = row[column]
-    if not isinstance(values, list) or any(type(value) is not int for value in values):
-        raise LoptError(f"`{column}` must be a list of integers, but is {_shown(values)}")
-    return values
+def _pair(columns: _Columns, prompt: str, completion: str, plain: str) -> Pair | Conversation:
+    earlier = _history(columns)
+    if not earlier and not columns.get("system"):
+        _refuse_media(columns)
+        return Pair(prompt, completion, plain, _template_options(columns))
+    asked = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+    return _conversation(columns, Turns(earlier + asked))
 
 
-def _string(row: Row, column: str) -> str:
-    if not isinstance(row[column], str):
-        raise LoptError(f"`{column}` must be a string, but is {_shown(row[column])}")
-    return row[column]
+def _history(columns: _Columns) -> Messages:
+    """The questions before a prompt, and their answers."""
+    history = columns.get("history") or []
+    messages = []
+    for turn in history if isinstance(history, list) else [history]:
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
+            raise LoptError(f"`history` must be a list of pairs [question, answer], but holds {_shown(turn)}")
+        messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
+    return messages
 
 
-def _messages(row: Row, column: str) -> Messages:
-    """The messages of a column, with `role` and `content`, and without entries that are None."""
-    given = row[column]
+def _conversation(columns: _Columns, turns: Turns, prompt_length: int = 0, from_sharegpt: bool = False) -> Conversation:
+    """A conversation, with the system message of a column of its own."""
+    _refuse_media(columns)
+    messages, skipped = turns.messages, turns.skipped
+    if columns.get("system"):
+        system = columns.string("system")
+        if not messages or messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system}, *messages]
+            skipped = frozenset(number + 1 for number in skipped)
+            prompt_length += 1 if prompt_length else 0
+        elif messages[0]["content"] != system:
+            raise LoptError("it has a column `system` and another system message as its first; keep one of them")
+    return Conversation(messages, prompt_length, _template_options(columns, from_sharegpt), skipped)
+
+
+def _messages(columns: _Columns, column: str) -> Turns:
+    given = columns.get(column)
     if not isinstance(given, list):
         expected = "a list of messages" + (", as `prompt` is" if column == "completion" else "")
         raise LoptError(f"`{column}` must be {expected}, but is {_shown(given)}")
-    # TRL renames in place, and tables fill what one message has and another lacks with None.
-    copied = [copy.copy(message) for message in given]
-    messages = maybe_convert_to_chatml({"messages": copied})["messages"]
-    checked = []
-    for number, (message, original) in enumerate(zip(messages, given, strict=True), 1):
-        message = (
-            {key: value for key, value in message.items() if value is not None} if isinstance(message, dict) else {}
-        )
-        if "tool_calls" in message:
-            message.setdefault("content", "")
-        if not all(isinstance(message.get(key), str) for key in ("role", "content")):
+    return read_messages(given, column)
+
+
+def _is_sharegpt(messages: Any) -> bool:
+    return any(message.get("from") is not None for message in messages if isinstance(message, dict))
+
+
+def _refuse_media(columns: _Columns) -> None:
+    for column in _MEDIA:
+        if column in columns and columns.get(column) not in ("", []):
             raise LoptError(
-                f"message {number} of `{column}` must have the strings `role` and `content`, but is {_shown(original)}"
+                f"its column `{column}` holds more than text, and only text is trained on; leave the row out"
             )
-        if isinstance(original, dict) and "from" in original:
-            message["role"] = _SHAREGPT_ROLES.get(message["role"], message["role"])
-        checked.append(message)
-    return checked
 
 
-def _template_options(row: Row) -> dict[str, Any]:
-    tools, options = row.get("tools"), row.get("chat_template_kwargs") or {}
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except (ValueError, RecursionError) as error:
-            raise LoptError(f"`tools` must be a list or JSON of one, but is {_shown(tools)}") from error
+def _template_options(columns: _Columns, from_sharegpt: bool = False) -> dict[str, Any]:
+    options = columns.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise LoptError(f"`chat_template_kwargs` must be a mapping, but is {_shown(options)}")
-    return ({"tools": tools} if tools else {}) | {key: value for key, value in options.items() if value is not None}
+    tools = _tools(columns.get("tools"), from_sharegpt)
+    try:
+        return ({"tools": tools} if tools else {}) | without_nulls(options)
+    except RecursionError as error:
+        raise LoptError("`chat_template_kwargs` lies too deep in itself") from error
+
+
+def _tools(tools: Any, from_sharegpt: bool) -> Any:
+    """The tools of a row; nulls stay in what is JSON text, for no table has filled them in there."""
+    try:
+        tools = json.loads(tools.strip() or "[]") if isinstance(tools, str) else without_nulls(tools)
+        if isinstance(tools, list):
+            tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
+    except (ValueError, RecursionError) as error:
+        raise LoptError(f"`tools` must be a list or JSON of one, but is {_shown(tools)}") from error
+    if tools and not isinstance(tools, list):
+        raise LoptError(f"`tools` must be a list or JSON of one, but is {_shown(tools)}")
+    if from_sharegpt:  # Where they are written without what chat templates expect around them.
+        return [_wrapped(tool) for tool in tools or ()]
+    return tools
+
+
+def _wrapped(tool: Any) -> Any:
+    if not isinstance(tool, dict) or "function" in tool or "name" not in tool:
+        return tool
+    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
 
 
 def _shown(value: Any) -> str:

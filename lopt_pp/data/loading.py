@@ -2,7 +2,9 @@
 
 import hashlib
 import itertools
+import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,11 +34,14 @@ _FEATURES = Features(
         "length": Value("int32"),
         "num_targets": Value("int32"),
         "notes": Value("int8"),
+        "unusable": Value("string"),
+        "unused": Value("string"),
     }
 )
 
 _CHANGES = {
     Note.TAIL_CUT: "without the messages after their last answer",
+    Note.NO_REASONING: "without a loss on earlier answers whose reasoning the chat template leaves out",
     Note.ONLY_LAST_ANSWER: "with a loss on their last answer only, as the chat template renders earlier ones otherwise",
 }
 
@@ -91,7 +96,9 @@ def load_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase, limits: Ro
             its number, from 1), or no row is left.
     """
     reader, version = find_reader(config.dataset_mapping, config.dataset_text_field)
-    encoder = RowEncoder(tokenizer, reader, config.assistant_only_loss, config.completion_only_loss)
+    encoder = RowEncoder(
+        tokenizer, reader, config.assistant_only_loss, config.completion_only_loss, config.allow_no_stop_token
+    )
     with quiet_unless(os.environ.get("RANK", "0") == "0"):
         raw = read_rows(config)
         if config.streaming:
@@ -106,19 +113,24 @@ def _usable(
 ) -> TokenizedRows:
     """The rows that can be trained on."""
     lengths, num_targets, notes = (column(encoded, name) for name in ("length", "num_targets", "notes"))
-    unwanted, too_long = lengths < 0, lengths > max_length
-    untargeted = ~unwanted & ~too_long & (num_targets == 0)
+    reasons = encoded.with_format("numpy")["unusable"][:]
+    unwanted, unusable = lengths < 0, reasons != ""
+    too_long = ~unusable & (lengths > max_length)
+    untargeted = ~unwanted & ~unusable & ~too_long & (num_targets == 0)
     counts = {
         f"longer than --max_length {max_length}": int(too_long.sum()),
         "without a target token": int(untargeted.sum()),
         "by --dataset_mapping": int(unwanted.sum()),
+        **Counter(sorted(reasons[unusable].tolist())),
     }
     dropped = {reason: count for reason, count in counts.items() if count}
-    used = np.flatnonzero(~unwanted & ~too_long & ~untargeted)
+    used = np.flatnonzero(~unwanted & ~unusable & ~too_long & ~untargeted)
     if len(used) == 0:
         advice = []
         if too_long.any():
             advice.append(f"the shortest of the long ones has {lengths[too_long].min()} tokens: raise --max_length")
+        if unusable.any():
+            advice.append("docs/data.md says what an answer needs to count")
         if untargeted.any():
             advice.append("a target token is one of an answer: check the answers, or the role `assistant` of messages")
         if unwanted.all():
@@ -128,12 +140,13 @@ def _usable(
         )
     changed = {change: int((notes[used] & note > 0).sum()) for note, change in _CHANGES.items()}
     changed = {change: count for change, count in changed.items() if count}
+    unused = dict.fromkeys(name for names in encoded.unique("unused") for name in json.loads(names))
     rows = encoded.select(used)
     if limits is not None:
         limits.check_all(rows, lengths[used], lambda place: name(int(used[place])))
         if os.environ.get("RANK", "0") == "0":
             limits.warn_of(int(lengths[used].max()))
-    return TokenizedRows(rows, source, dropped, changed)
+    return TokenizedRows(rows, source, dropped, changed, tuple(unused))
 
 
 def _encode(raw: RawRows, encoder: RowEncoder, num_proc: int | None, version: str) -> Dataset:
@@ -170,6 +183,8 @@ def _encode(raw: RawRows, encoder: RowEncoder, num_proc: int | None, version: st
             "length": [len(row.input_ids) if row else -1 for row in rows],  # Unlike a row that is empty.
             "num_targets": [row.num_targets if row else 0 for row in rows],
             "notes": [int(row.notes) if row else 0 for row in rows],
+            "unusable": [row.unusable if row else "" for row in rows],
+            "unused": [json.dumps(row.unused if row else ()) for row in rows],
         }
 
     if num_proc is None:

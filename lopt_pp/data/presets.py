@@ -1,5 +1,6 @@
 """`--dataset_mapping`: what a raw row is, where its columns do not say it: a preset by name, or a function."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -49,28 +50,34 @@ def _columns(row: Row, *names: str) -> list[str]:
     return [row[name] for name in names]
 
 
+def _others(row: Row, *used: str) -> tuple[str, ...]:
+    return tuple(name for name, value in row.items() if name not in used and value not in (None, "", [], {}))
+
+
 def _metamathqa(row: Row) -> Format:
     query, response = _columns(row, "query", "response")
-    return Pair(query, response, _ALPACA.format(instruction=query))
+    return Pair(query, response, _ALPACA.format(instruction=query), unused=_others(row, "query", "response"))
 
 
 def _alpaca(row: Row) -> Format:
     instruction, output = _columns(row, "instruction", "output")
+    unused = _others(row, "instruction", "input", "output")
     if not row.get("input"):
-        return Pair(instruction, output, _ALPACA.format(instruction=instruction))
+        return Pair(instruction, output, _ALPACA.format(instruction=instruction), unused=unused)
     (more,) = _columns(row, "input")
-    return Pair(f"{instruction}\n\n{more}", output, _ALPACA_WITH_INPUT.format(instruction=instruction, input=more))
+    plain = _ALPACA_WITH_INPUT.format(instruction=instruction, input=more)
+    return Pair(f"{instruction}\n\n{more}", output, plain, unused=unused)
 
 
 def _tulu3(row: Row) -> Format:
     shape = read_row({"messages": row.get("messages")})
     assert isinstance(shape, Conversation)
-    return shape
+    return dataclasses.replace(shape, unused=_others(row, "messages"))
 
 
 def _gsm8k(row: Row) -> Format:
     question, answer = _columns(row, "question", "answer")
-    return Pair(question, answer, f"Question: {question}\nAnswer: ")
+    return Pair(question, answer, f"Question: {question}\nAnswer: ", unused=_others(row, "question", "answer"))
 
 
 _READERS = {

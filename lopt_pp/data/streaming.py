@@ -28,6 +28,7 @@ class _Encoded:
     labels: np.ndarray
     num_targets: int
     unusable: str = ""
+    unused: tuple[str, ...] = ()
 
     def read(self) -> EncodedRow:
         return EncodedRow(self.input_ids.tolist(), self.labels.tolist())
@@ -65,12 +66,14 @@ class StreamedRows:
         self._packing = packing
         self._limits = limits
         self._dropped: dict[int, str] = {}
+        self._unused: dict[str, None] = {}
         self._fetched = np.zeros(len(raw), dtype=bool)
         # One thread encodes all rows: tokenizers do not bear two at once.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._begun: dict[bytes, Future[tuple[list[_Encoded], list[Pack]]]] = {}
         numbers = np.unique(np.linspace(0, len(raw) - 1, _SAMPLE).astype(np.int64))
         self._sample = self._encode_all(numbers)
+        self._unused.update(dict.fromkeys(column for row in self._sample for column in row.unused))
         lengths = [len(row.input_ids) for row in self._sample if not row.unusable]
         if not lengths:
             reasons = Counter(row.unusable for row in self._sample)
@@ -94,6 +97,7 @@ class StreamedRows:
         encoded, packs = begun.result()
         self._fetched[numbers] = True
         for number, row in zip(numbers.tolist(), encoded, strict=True):
+            self._unused.update(dict.fromkeys(row.unused))
             if row.unusable:
                 self._dropped[number] = row.unusable
         return packs
@@ -123,11 +127,14 @@ class StreamedRows:
         unusable = ""
         if row is None:
             row, unusable = EncodedRow([], []), "by --dataset_mapping"
+        elif row.unusable:
+            unusable = row.unusable
         elif len(row.input_ids) > self._max_length:
             unusable = f"longer than --max_length {self._max_length}"
         elif row.num_targets == 0:
             unusable = "without a target token"
-        encoded = _Encoded(np.array(row.input_ids, np.int32), np.array(row.labels, np.int32), row.num_targets, unusable)
+        input_ids, labels = np.array(row.input_ids, np.int32), np.array(row.labels, np.int32)
+        encoded = _Encoded(input_ids, labels, row.num_targets, unusable, row.unused)
         if self._limits is not None and not unusable:
             self._limits.check(self._raw.name(number), encoded.input_ids, encoded.labels)
         return encoded
@@ -146,9 +153,11 @@ class StreamedRows:
         num_fetched = int(self._fetched.sum())
         if num_fetched == 0:
             sampled = Counter(row.unusable for row in self._sample if row.unusable)
-            return f"{line}; of a sample, " + summarize("it", len(self._sample) - sampled.total(), sampled, {})
+            return f"{line}; of a sample, " + summarize(
+                "it", len(self._sample) - sampled.total(), sampled, {}, tuple(self._unused)
+            )
         reasons = Counter(self._dropped.values())
-        return f"{line}; so far, " + summarize("it", num_fetched - reasons.total(), reasons, {})
+        return f"{line}; so far, " + summarize("it", num_fetched - reasons.total(), reasons, {}, tuple(self._unused))
 
 
 def _pack(rows: list[_Encoded]) -> Pack:

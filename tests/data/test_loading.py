@@ -17,6 +17,9 @@ from transformers import PreTrainedTokenizerFast
 from lopt_pp.data import DataConfig, TokenizedRows, load_rows, with_chat_template
 from lopt_pp.errors import LoptError
 
+SHORT = """\
+{% for m in messages %}{{ m.role + ' ' + m.content + ' ' }}{% if m.role == 'assistant' %}{{ '<eos>' }}{% endif %}\
+{% endfor %}{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"""
 WORDS = ["<eos>", "one", "two", "three", "None", "007", "user", "assistant"]
 EOS, ONE, TWO, THREE, NONE, SEVEN, USER, ASSISTANT = range(8)
 
@@ -193,10 +196,8 @@ def test_digest_is_of_the_used_rows(tmp_path: Path, tokenizer: PreTrainedTokeniz
 def test_cache_knows_the_tokenizer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = write(tmp_path / "train.jsonl", ROWS[:1])
     assert pairs(load(path, tokenizer)) == pairs(load(path, tokenizer)) == EXPECTED[:1]
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ' ' + m.content + ' ' }}{% endfor %}" + (
-        "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
-    )
-    assert pairs(load(path, tokenizer)) == [([USER, ONE, ASSISTANT, TWO], [-100, -100, -100, TWO])]
+    tokenizer.chat_template = SHORT
+    assert pairs(load(path, tokenizer)) == [([USER, ONE, ASSISTANT, TWO, EOS], [-100, -100, -100, TWO, EOS])]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".arrow"])
@@ -310,9 +311,7 @@ def test_rows_that_the_mapping_leaves_out(
 
 
 def test_what_was_changed_is_counted(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role + ' ' + m.content + ' ' }}{% endfor %}" + (
-        "{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"
-    )
+    tokenizer.chat_template = SHORT
     ask, reply = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
     path = write(tmp_path / "train.jsonl", [{"messages": [ask, reply, ask]}, {"messages": [ask, reply]}])
     assert (

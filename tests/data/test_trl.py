@@ -1,0 +1,124 @@
+"""The same tokens count as with TRL's `assistant_only_loss`, over all of its chat templates."""
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+import transformers.utils.chat_template_utils
+from trl_templates import NAMES, decoded, source, tokenizer_for, trained_by_trl
+
+from lopt_pp.data.encoding import EncodedRow, RowEncoder
+from lopt_pp.errors import LoptError
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **more}
+
+
+CALL = {"type": "function", "id": "abcdefghi", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS = [{"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": CITY}}]
+RESULT = {"role": "tool", "name": "weather", "content": "sunny", "tool_call_id": "abcdefghi"}
+ROWS: dict[str, dict[str, Any]] = {
+    "one turn": {"messages": [user("hi"), assistant("hello there")]},
+    "system": {"messages": [{"role": "system", "content": "Be short."}, user("hi"), assistant("hello there")]},
+    "turns": {"messages": [user("a"), assistant("one"), user("b"), assistant("two"), user("c"), assistant("three")]},
+    "tools": {
+        "messages": [user("weather?"), assistant("", tool_calls=[CALL]), RESULT, assistant("Sunny."), user("ta")]
+        + [assistant("Welcome.")],
+        "tools": TOOLS,
+    },
+    "reasoning": {"messages": [user("2+2?"), assistant("4", reasoning_content="Add.")]},
+    "inline": {"messages": [user("2+2?"), assistant("<think>\nAdd.\n</think>\n\n4")]},
+    "turns with reasoning": {
+        "messages": [user("2+2?"), assistant("4", reasoning_content="Add."), user("3+3?")]
+        + [assistant("6", reasoning_content="Sum.")]
+    },
+    "completion": {"prompt": [user("hi")], "completion": [assistant("hello there")]},
+}
+
+# Where the two differ. TRL trains on answers without the reasoning or the tool call that the row has.
+LEFT_OUT = {
+    "reasoning": "cohere cohere2 deepseek_r1_distill deepseekv3 gemma gemma3 idefics3 lfm2 lfm2_v2 llama3 llava_next "
+    "phi3 phi3_5 qwen2_5 qwen2_5_vl qwen3_instruct_2507 qwen3_vl smolvlm",
+    "inline": "deepseekv3",
+    "tools": "deepseek_r1_distill idefics3 lfm2 llama3 phi3 phi3_5 qwen2_5_vl smolvlm",
+}
+LEFT_OUT["turns with reasoning"] = LEFT_OUT["reasoning"]
+# Of these, the answers whose reasoning is dropped once the conversation goes on do not count.
+EARLIER_DO_NOT_COUNT = (
+    "diffusion_gemma glm4moe gptoss lfm2_2_5 lfm2_2_5_v2 lfm2_2_5_vl nemotron_3_5_lightning nemotron_3_nano "
+    "nemotron_3_super nemotron_3_ultra"
+)
+# What this template puts behind the end of an answer counts too, as in all that follows a prompt.
+COUNTS_MORE = {"completion": "llava_next"}
+# TRL has no copy of these with marks.
+NOT_OF_TRL = "gemma4 gemma4_v2 gemma4_v3 gemma4_v4 gemma4_v5 llama3_1 llama3_2"
+
+
+class Today(datetime):
+    """Some templates print the date."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> "Today":
+        return cls(2026, 1, 2, tzinfo=tz)
+
+
+def encode(encoder: RowEncoder, row: dict[str, Any]) -> EncodedRow | None:
+    """None of a row that the template refuses."""
+    try:
+        return encoder(row)
+    except LoptError as error:
+        assert "the chat template refuses" in str(error)
+        return None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transformers.utils.chat_template_utils, "datetime", Today)
+    tokenizer = tokenizer_for(source(name))
+    encoder = RowEncoder(tokenizer)
+    for kind, row in ROWS.items():
+        got = encode(encoder, row)
+        try:
+            wanted = trained_by_trl(tokenizer, row, name)
+        except Exception as error:
+            if "not training-compatible" in str(error):
+                assert name in NOT_OF_TRL.split()
+                if kind not in ("tools", "reasoning", "turns with reasoning"):
+                    assert got is not None and not got.unusable and got.num_targets > 5
+            else:
+                assert got is None, f"{name}, {kind}: TRL's template refuses it: {error}"
+            continue
+        assert got is not None, f"{name}, {kind}: refused"
+        if name in LEFT_OUT.get(kind, "").split():
+            assert got.unusable.endswith("the chat template leaves out") and got.input_ids == []
+            continue
+        shown, expected = decoded(tokenizer, got), decoded(tokenizer, wanted)
+        if name in EARLIER_DO_NOT_COUNT.split() and kind == "turns with reasoning":
+            before, _, last = expected.partition("3+3?")
+            expected = before.replace("[[", "").replace("]]", "") + "3+3?" + last
+        if name in COUNTS_MORE.get(kind, "").split():
+            assert shown != expected
+            shown, expected = shown.replace("]]", ""), expected.replace("]]", "")
+        assert shown == expected, f"{name}, {kind}: another text counts"
+        assert got.input_ids == wanted.input_ids
+
+
+def test_glm_trains_the_token_that_ends_a_turn() -> None:
+    tokenizer = tokenizer_for(source("glm4moe"))
+    row = RowEncoder(tokenizer)({"question": "q", "answer": "a"})
+    assert row is not None
+    assert decoded(tokenizer, row) == "[gMASK]<sop><|user|>\nq<|assistant|>[[\n<think></think>\na<|user|>]]"
+
+
+def test_reasoning_is_trained_where_trl_has_a_template_that_keeps_it() -> None:
+    tokenizer = tokenizer_for(source("deepseek_r1_distill"))
+    for row in (ROWS["inline"], {"prompt": "2+2?", "completion": "<think>\nAdd.\n</think>\n\n4"}):
+        encoded = RowEncoder(tokenizer)(row)
+        assert encoded is not None
+        assert "Add.\n</think>\n\n4<｜end▁of▁sentence｜>]]" in decoded(tokenizer, encoded)
