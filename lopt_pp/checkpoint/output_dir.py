@@ -122,6 +122,20 @@ def open_output_dir(path: Path, overwrites: bool, resumes: bool, resumes_from: s
         check_no_checkpoints(path, but=resumes_from)
 
 
+def check_no_model(path: Path, overwrite: bool, resumes: bool = False) -> None:
+    """Sees that a run will not put its model in place of another; the arguments are those of `check_output_dir`.
+
+    Raises:
+        LoptError: the directory holds a model already.
+    """
+    files = ("model.safetensors",) if resumes else ("*.safetensors*", "config.json")
+    is_foreign = resumes and holds_whole_model(path) and model_origin(path) is None and not (path / RUN_FILE).exists()
+    if not overwrite and (is_foreign or any(any(path.glob(name)) for name in files)):
+        raise LoptError(
+            f"--output_dir {path} already holds a model; give another, or --overwrite_output_dir to replace it"
+        )
+
+
 def check_output_dir(path: Path, overwrite: bool, resumes: bool = False) -> None:
     """Sees that the output directory can take a model.
 
@@ -134,12 +148,7 @@ def check_output_dir(path: Path, overwrite: bool, resumes: bool = False) -> None
     Raises:
         LoptError: it holds a model already, is not a directory, or cannot be written.
     """
-    files = ("model.safetensors",) if resumes else ("*.safetensors*", "config.json")
-    is_foreign = resumes and holds_whole_model(path) and model_origin(path) is None and not (path / RUN_FILE).exists()
-    if not overwrite and (is_foreign or any(any(path.glob(name)) for name in files)):
-        raise LoptError(
-            f"--output_dir {path} already holds a model; give another, or --overwrite_output_dir to replace it"
-        )
+    check_no_model(path, overwrite, resumes)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from lopt_pp.cluster.inputs import check_inputs
 from lopt_pp.config.train_config import Config
-from lopt_pp.data.files import find_files
 from lopt_pp.errors import LoptError
 
 _EARLY = 60
@@ -176,8 +176,7 @@ def check_run(config: Config, nodes: int, processes: int) -> None:
             f"--resume_from_checkpoint {config.checkpoint.resume_from_checkpoint}: a job goes on from the newest "
             f"checkpoint of its own --output_dir, each time it comes from the queue; leave it out"
         )
-    if config.data.train_file:
-        list(find_files(config.data.train_file))
+    check_inputs(config, nodes * processes)
 
 
 def submit(script: str) -> str:

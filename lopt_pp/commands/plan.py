@@ -20,7 +20,7 @@ from lopt_pp.util.console import print_error
 _DESCRIPTION = """\
 Says what a training run with these flags needs, from the model's config alone, without weights and without a GPU: of
 each process the parameters, the memory and the floating-point operations, and the bytes that cross each boundary; the
-same for end-to-end training; whether it fits into --gpu_memory, and what would make it fit.
+same for end-to-end training; whether it fits into --gpu_memory (else the exit status is 1), and what would make it fit.
 
   lopt-pp plan meta-llama/Llama-3.1-8B --num_stages 2 --per_device_train_batch_size 4 --max_length 4096 --gpu_memory 80
 
@@ -30,7 +30,7 @@ and checkpoints are refused. They may be in a YAML file of their own, given by -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status: 0 done, 2 unusable flags or model."""
+    """Runs the command; returns the exit status: 0 done, 1 it does not fit into `--gpu_memory`, 2 unusable flags."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and not given[0].startswith("-"):
         given.insert(0, "--model_name_or_path")
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_error(str(error))
         return 2
     print(json.dumps(result, indent=1) if configs[-1].json else describe(result))
-    return 0
+    return 1 if result["fits"] is False else 0
 
 
 def _plan(*configs: Any) -> dict[str, Any]:

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lopt_pp.checkpoint.output_dir import check_output_dir
+from lopt_pp.checkpoint.queued import check_before_queue
 from lopt_pp.cluster.slurm import Job, check_run, places, submit
 from lopt_pp.commands.common import home_path
-from lopt_pp.config.objective import LOCAL_RATES, ObjectiveConfig
+from lopt_pp.config.data import PRESETS
+from lopt_pp.config.objective import LOCAL_RATES
 from lopt_pp.config.parser import parse_config
+from lopt_pp.config.train_config import Config
 from lopt_pp.errors import LoptError
 from lopt_pp.util.console import print_error, print_warning
 
@@ -68,21 +70,27 @@ def _parser() -> argparse.ArgumentParser:
         help="how often torchrun may start the run again from its latest checkpoint, within the job, after a process "
         "has failed (default %(default)s)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="show the job's script, and submit nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and show the job's script, but submit nothing"
+    )
     return parser
 
 
-def _check_objective(config: ObjectiveConfig) -> None:
-    """Sees that there is a local objective of the name that the run is given.
+def _check_own_code(config: Config) -> None:
+    """Sees that there are a local objective and a mapping of rows of the names that the run is given.
 
     Raises:
         LoptError: there is none.
     """
-    if config.local not in ("none", *LOCAL_RATES):  # One of the user's own, or none at all.
-        # Late: to import what blocks learn from takes seconds.
+    # Late: to import what blocks learn from, and what reads rows, takes seconds.
+    if config.objective.local not in ("none", *LOCAL_RATES):
         from lopt_pp.objectives import local_objective_class
 
-        local_objective_class(config)
+        local_objective_class(config.objective)
+    if config.data.dataset_mapping is not None and config.data.dataset_mapping not in PRESETS:
+        from lopt_pp.data.presets import find_reader
+
+        find_reader(config.data.dataset_mapping, config.data.dataset_text_field)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cpus = given.processes_per_node
     try:
         config = parse_config(["--config", str(given.config)], warn=print_warning)
-        _check_objective(config.objective)
+        _check_own_code(config)
         job = Job(
             config=given.config.absolute(),
             output_dir=Path(config.run.output_dir).absolute(),
@@ -119,11 +127,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoptError as error:
         print_error(str(error))
         return 2
-    if given.dry_run:
-        print(job.script(), end="")
-        return 0
+    num_replicas = config.topology(job.nodes * job.processes).num_replicas
     try:
-        check_output_dir(job.output_dir, config.run.overwrite_output_dir)
+        check_before_queue(config, job.output_dir, num_replicas, writes=not given.dry_run)
+        if given.dry_run:
+            print(job.script(), end="")
+            return 0
         number = submit(job.script())
     except LoptError as error:
         print_error(str(error))

@@ -8,8 +8,8 @@ from typing import Any
 
 from lopt_pp.config.data import PRESETS
 from lopt_pp.data.formats import Conversation, Format, Pair, Reader, Row, read_row
-from lopt_pp.errors import LoptError, first_line
-from lopt_pp.util.user_code import UserCodeError, describe, load_user_function, source_digest
+from lopt_pp.errors import LoptError
+from lopt_pp.util.user_code import describe, load_user_function, source_digest
 
 # The prompts of Stanford Alpaca, https://github.com/tatsu-lab/stanford_alpaca, which MetaMath uses too.
 _ALPACA = (
@@ -112,16 +112,8 @@ def find_reader(mapping: str | None, text_field: str) -> tuple[Reader, str]:
         return by_columns, ""
     if (preset := find_preset(mapping)) is not None:
         return preset.read, mapping
-    try:
-        function = load_user_function(
-            "--dataset_mapping",
-            mapping,
-            f"one of {', '.join(PRESETS)}, or a function of yours as package.module:function",
-        )
-    except UserCodeError as error:
-        cause = error.__cause__ or error
-        reason = first_line(cause) if isinstance(cause, Exception) else describe(cause)
-        raise LoptError(f"--dataset_mapping {mapping} cannot be imported: {reason}") from error
+    what = f"one of {', '.join(PRESETS)}, or a function of yours as package.module:function"
+    function = load_user_function("--dataset_mapping", mapping, what)
     version = source_digest(mapping)
     return functools.partial(_read_mapped, function=function, name=mapping, by_columns=by_columns), version
 

@@ -87,10 +87,17 @@ def split_evenly(num_layers: int, num_stages: int) -> tuple[BlockSpec, ...]:
 
 
 def split_at(boundaries: Iterable[int], num_layers: int) -> tuple[BlockSpec, ...]:
-    """Cuts before each layer named in `boundaries` (ascending, without 0 and `num_layers`)."""
+    """Cuts before each layer named in `boundaries`.
+
+    Raises:
+        LoptError: they do not ascend, or lie outside of 1 to `num_layers - 1`.
+    """
     edges = [0, *boundaries, num_layers]
     if any(stop <= start for start, stop in itertools.pairwise(edges)):
-        raise LoptError(f"the boundaries {edges[1:-1]} do not ascend within the model's {num_layers} layers")
+        raise LoptError(
+            f"--split {','.join(map(str, edges[1:-1]))}: layer numbers that ascend, from 1 to {num_layers - 1}; the "
+            f"model has {num_layers} layers"
+        )
     return tuple(
         BlockSpec(stage, len(edges) - 1, start, stop) for stage, (start, stop) in enumerate(itertools.pairwise(edges))
     )

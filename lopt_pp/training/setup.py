@@ -18,6 +18,7 @@ from lopt_pp.config.train_config import Config
 from lopt_pp.data import MicrobatchSampler, RowLimits, Rows, TokenizedRows, with_chat_template
 from lopt_pp.data.splits import load_split
 from lopt_pp.distributed.world import World
+from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.dtypes import AUTO, dtype_of, most_common
@@ -228,6 +229,8 @@ def prepare(config: Config, world: World) -> Setup:
     sampler = _sampler(config, rows, pad, topology.replica_of(world.rank), topology.num_replicas)
     run = config.run
     num_steps = run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * sampler.steps_per_epoch)
+    if (window := config.report.trace_window) and window[0] > num_steps:
+        raise LoptError(f"--trace {config.report.trace}: the run has {num_steps} steps")
     # Whoever has other flags, rows or versions is found here, before it could train something else.
     world.check_consistent(shared_by_ranks(config, model_config, rows, held_out), in_words)
     if config.pipeline.split == "auto" and topology.num_stages > 1:

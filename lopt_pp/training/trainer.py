@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lopt_pp.checkpoint.output_dir import holds_whole_model
 from lopt_pp.config.train_config import Config
+from lopt_pp.data.presets import find_reader
 from lopt_pp.distributed.shutdown import ask_to_stop, await_end
 from lopt_pp.distributed.watchdog import Watchdog
 from lopt_pp.distributed.world import Failure, World, connect, rank_and_size
@@ -49,7 +50,9 @@ class Trainer:
     """Whether this process has joined others before; the rendezvous serves once."""
 
     def __init__(self, config: Config) -> None:
-        local_objective_class(config.objective)  # Whether there is such an objective.
+        # Whether there is such code of the user's own.
+        local_objective_class(config.objective)
+        find_reader(config.data.dataset_mapping, config.data.dataset_text_field)
         self.config = config
         self.rank, self._size = rank_and_size()
         self._topology = config.topology(self._size)

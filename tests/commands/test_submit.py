@@ -188,6 +188,21 @@ def test_times_as_slurm_writes_them(time: str) -> None:
             "--resume_from_checkpoint out/checkpoint-5: a job goes on",
         ),
         ({"train_file": "/nothing.jsonl"}, "", "--train_file /nothing.jsonl does not exist"),
+        ({"eval_file": "/nothing.jsonl"}, "", "--eval_file /nothing.jsonl does not exist"),
+        ({"model_name_or_path": "/no/model"}, "", "--model_name_or_path /no/model: no such directory"),
+        ({"model_name_or_path": "MODEL/.."}, "", " has no config.json; give the directory of a model"),
+        (
+            {"model_name_or_path": "MODEL", "num_stages": 5},
+            "--gpus-per-node 5",
+            "--num_stages 5 is more than the model's 4",
+        ),
+        (
+            {"model_name_or_path": "MODEL", "split": "4"},
+            "--gpus-per-node 2",
+            "--split 4: layer numbers that ascend, from 1",
+        ),
+        ({"dataset_mapping": "nowhere:f"}, "", "--dataset_mapping nowhere:f: nowhere cannot be imported"),
+        ({"chat_template_path": "no.jinja"}, "", "--chat_template_path no.jinja does not exist"),
         ({"num_stages": 3}, "--nodes 2 --gpus-per-node 2", "2 nodes with 2 processes each: 4 processes do not fit"),
         ({}, "--nodes 0", "--nodes 0: at least 1"),
     ],
@@ -195,9 +210,18 @@ def test_times_as_slurm_writes_them(time: str) -> None:
 def test_mistakes_are_one_line_before_anything_is_submitted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: dict[str, object], flags: str, error: str
 ) -> None:
-    (tmp_path / "rows.jsonl").touch()
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    (tmp_path / "a" / "model").mkdir(parents=True)
+    (tmp_path / "a" / "model" / "config.json").write_text('{"num_hidden_layers": 4}')
+    (tmp_path / "a" / "model" / "model.safetensors").touch()
+    if "model_name_or_path" in settings:
+        name = str(settings["model_name_or_path"])
+        settings = settings | {"model_name_or_path": name.replace("MODEL", str(tmp_path / "a" / "model"))}
+    assert submit(write(tmp_path, **settings), *flags.split(), "--dry-run") == 2
+    dry = capsys.readouterr()
     assert submit(write(tmp_path, **settings), *flags.split()) == 2
     shown = capsys.readouterr()
+    assert shown == dry
     assert shown.err.startswith("lopt-pp: error: ") and error in shown.err and shown.err.count("\n") == 1
     assert shown.out == "" and not (tmp_path / "out").exists()
 
@@ -242,9 +266,69 @@ def test_a_finished_run_is_not_submitted(
 ) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.json").touch()
-    assert submit(run_yaml, "--gpus-per-node", 2) == 1
-    assert "already holds a model; give another" in capsys.readouterr().err
+    for more in ([], ["--dry-run"]):
+        assert submit(run_yaml, "--gpus-per-node", 2, *more) == 1
+        assert "already holds a model; give another" in capsys.readouterr().err
     assert not (queue / "script").exists()
+
+
+MANIFEST = {"step": 500, "run": {"seed": 42, "rows_per_step": 8, "packing": False}}
+
+
+@pytest.mark.parametrize(
+    ("settings", "manifest", "error"),
+    [
+        ({}, None, "out holds checkpoint-500, which has no manifest.json and so is of another program, or damaged"),
+        ({"seed": 7}, MANIFEST, "checkpoint-500 is of another run: --seed is 7, and was 42; give it as before"),
+        ({"per_device_train_batch_size": 4}, MANIFEST, "of another run: the rows of a step is 4, and was 8"),
+        ({"packing": True}, MANIFEST, "of another run: --packing is True, and was False"),
+        ({"max_steps": 499}, MANIFEST, "checkpoint-500 has done 500 steps, and the run has 499"),
+        ({}, MANIFEST, None),
+        ({"learning_rate": 1e-3, "max_steps": 900}, MANIFEST, None),
+        ({"seed": 7}, {"damaged": True}, None),
+    ],
+)
+def test_checkpoints_of_another_run_are_seen(
+    tmp_path: Path,
+    queue: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: dict[str, object],
+    manifest: dict[str, object] | None,
+    error: str | None,
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    (tmp_path / "out" / "checkpoint-500").mkdir(parents=True)
+    if manifest is not None:
+        (tmp_path / "out" / "checkpoint-500" / "manifest.json").write_text(json.dumps(manifest))
+    for more in ([], ["--dry-run"]):
+        assert submit(write(tmp_path, **settings), "--gpus-per-node", 2, *more) == (1 if error else 0)
+        assert (error or "") in capsys.readouterr().err
+    assert (queue / "script").exists() == (error is None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"), [({"max_steps": 500}, 1), ({"max_steps": 900}, 0), ({}, 1), ({"num_train_epochs": 4}, 0)]
+)
+def test_a_finished_run_is_submitted_for_more_steps(
+    tmp_path: Path, queue: Path, settings: dict[str, object], status: int
+) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    out = tmp_path / "out"
+    (out / "checkpoint-500").mkdir(parents=True)
+    (out / "checkpoint-500" / "manifest.json").write_text(json.dumps(MANIFEST))
+    (out / "run.json").write_text(json.dumps({"flags": {"max_steps": -1, "num_train_epochs": 3.0}}))
+    index = {"metadata": {"lopt_pp_run_id": "a" * 32, "lopt_pp_num_steps": 500}, "weight_map": {}}
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    (out / "config.json").touch()
+    for more in ([], ["--dry-run"]):
+        assert submit(write(tmp_path, **settings), "--gpus-per-node", 2, *more) == status
+
+
+def test_a_dry_run_sees_what_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+    (tmp_path / "a-file").touch()
+    assert submit(write(tmp_path, output_dir=str(tmp_path / "a-file" / "out")), "--gpus-per-node", 2, "--dry-run") == 1
+    assert capsys.readouterr().err.endswith(f"cannot be written: see {tmp_path}/a-file\n")
 
 
 def test_without_slurm(

@@ -17,5 +17,5 @@ def test_fewer_layers_than_stages() -> None:
 
 
 def test_boundaries_must_ascend() -> None:
-    with pytest.raises(LoptError, match="do not ascend"):
+    with pytest.raises(LoptError, match="^--split 3,3: layer numbers that ascend, from 1 to 5; the model has 6"):
         split_at([3, 3], 6)

@@ -100,6 +100,14 @@ MISTAKES = {
         "--config {}/typed.yaml",
         r"--gradient_accumulation_steps\S*: invalid int value: 'two'",
     ),
+    "a function that is not there": (
+        "--dataset_mapping nowhere:function",
+        r"--dataset_mapping nowhere:function: nowhere cannot be imported: ModuleNotFoundError: No module named",
+    ),
+    "a timeline after the last step": (
+        "--max_steps -1 --num_train_epochs 1 --trace 90-95",
+        r"--trace 90-95: the run has \d+ steps",
+    ),
     "no GPU for NCCL": ("--backend nccl", r"--backend nccl: this machine has no GPU that PyTorch can use"),
 }
 
