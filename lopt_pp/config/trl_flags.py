@@ -213,7 +213,7 @@ TABLE: dict[str, list[Row]] = {
             SAME,
             "a directory with a model or another run's checkpoints is refused; see `--overwrite_output_dir`",
         ),
-        Row("save_steps", SAME, "a whole number, 500 by default", share_of_steps("")),
+        Row("save_steps", SAME, "a whole number, 500 by default; the last step is saved as well", share_of_steps("")),
         Row(
             "save_strategy",
             "save_steps",
