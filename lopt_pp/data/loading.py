@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lopt_pp.config.data import DataConfig
 from lopt_pp.data.cache import cache_errors_named, cache_folder
 from lopt_pp.data.dataset import PackedRows, Rows, TokenizedRows, column, listed
+from lopt_pp.data.dates import Encoder, dated
 from lopt_pp.data.encoding import Note, RowEncoder
 from lopt_pp.data.limits import RowLimits
 from lopt_pp.data.presets import find_preset, find_reader
@@ -84,12 +86,23 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -
     return tokenizer
 
 
-def load_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase, limits: RowLimits | None = None) -> Rows:
+def load_rows(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: RowLimits | None = None,
+    day: date | None = None,
+) -> Rows:
     """Reads the rows that `config` names and tokenizes them (see `read_row` for the formats of rows).
 
     Left out are rows of more than `max_length` tokens and rows without a target token. The tokens are cached on disk by
     `datasets`, which moves a finished file into place, so the processes of a run may all call this at once; where one
     of them is first, the others find what it made. With `streaming` nothing is tokenized but a sample.
+
+    Args:
+        config: names the rows.
+        tokenizer: of the model.
+        limits: what the model can take of a row.
+        day: that the chat template prints, if it prints one; None is today.
 
     Raises:
         LoptError: the data cannot be read, a row is malformed or not for the model, as `limits` has it (the text has
@@ -99,11 +112,12 @@ def load_rows(config: DataConfig, tokenizer: PreTrainedTokenizerBase, limits: Ro
     encoder = RowEncoder(
         tokenizer, reader, config.assistant_only_loss, config.completion_only_loss, config.allow_no_stop_token
     )
+    encode = dated(encoder, tokenizer, day)
     with quiet_unless(os.environ.get("RANK", "0") == "0"):
         raw = read_rows(config)
         if config.streaming:
-            return StreamedRows(raw, encoder, config.max_length, config.packing, limits)
-        encoded = _encode(raw, encoder, config.dataset_num_proc, version)
+            return StreamedRows(raw, encode, config.max_length, config.packing, limits)
+        encoded = _encode(raw, encode, config.dataset_num_proc, version)
         rows = _usable(encoded, raw.source, config.max_length, raw.name, limits)
         return PackedRows(rows, config.max_length) if config.packing else rows
 
@@ -149,7 +163,7 @@ def _usable(
     return TokenizedRows(rows, source, dropped, changed, tuple(unused))
 
 
-def _encode(raw: RawRows, encoder: RowEncoder, num_proc: int | None, version: str) -> Dataset:
+def _encode(raw: RawRows, encoder: Encoder, num_proc: int | None, version: str) -> Dataset:
     """Encodes all rows, with their lengths and numbers of targets, which need no reading of tokens afterwards.
 
     Args:

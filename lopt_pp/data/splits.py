@@ -1,6 +1,7 @@
 """Reads the rows to train on, and those that are held out."""
 
 import dataclasses
+from datetime import date
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ def load_split(
     tokenizer: PreTrainedTokenizerBase,
     seed: int,
     limits: RowLimits | None = None,
+    day: date | None = None,
 ) -> tuple[Rows, TokenizedRows | None]:
     """Reads the rows to train on, and those to evaluate on; None where a run is not evaluated.
 
@@ -31,6 +33,7 @@ def load_split(
         tokenizer: of the model.
         seed: that draws the rows which `eval_split_size` holds out.
         limits: what the model can take of a row.
+        day: that the chat template prints, if it prints one; None is today.
 
     Raises:
         LoptError: rows cannot be read, none of them can be used, or nothing would be left to train on.
@@ -41,23 +44,27 @@ def load_split(
             raise LoptError(
                 "--eval_split_size must know which rows can be used, as --streaming does not; give --eval_file"
             )
-        kept, held = _draw(_load(plain, tokenizer, limits), size, seed)
+        kept, held = _draw(_load(plain, tokenizer, limits, day), size, seed)
         return (PackedRows(kept, data.max_length) if data.packing else kept), held
-    rows = load_rows(data, tokenizer, limits)
+    rows = load_rows(data, tokenizer, limits, day)
     if config.eval_file is not None:
         source = dataclasses.replace(plain, train_file=[config.eval_file], dataset_name=None, dataset_config=None)
         with renamed_in_errors("--train_file", "--eval_file"):
-            return rows, _load(source, tokenizer, limits)
+            return rows, _load(source, tokenizer, limits, day)
     if config.dataset_test_split is not None:
         if data.dataset_name is None:
             raise LoptError(f"--dataset_test_split {config.dataset_test_split} is a split of --dataset_name; give that")
         with renamed_in_errors("--dataset_split", "--dataset_test_split"):
-            return rows, _load(dataclasses.replace(plain, dataset_split=config.dataset_test_split), tokenizer, limits)
+            return rows, _load(
+                dataclasses.replace(plain, dataset_split=config.dataset_test_split), tokenizer, limits, day
+            )
     return rows, None
 
 
-def _load(plain: DataConfig, tokenizer: PreTrainedTokenizerBase, limits: RowLimits | None) -> TokenizedRows:
-    rows = load_rows(plain, tokenizer, limits)
+def _load(
+    plain: DataConfig, tokenizer: PreTrainedTokenizerBase, limits: RowLimits | None, day: date | None
+) -> TokenizedRows:
+    rows = load_rows(plain, tokenizer, limits, day)
     assert isinstance(rows, TokenizedRows)
     return rows
 

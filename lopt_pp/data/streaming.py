@@ -10,7 +10,8 @@ from functools import cached_property, partial
 import numpy as np
 
 from lopt_pp.data.dataset import Pack, listed, summarize
-from lopt_pp.data.encoding import EncodedRow, RowEncoder
+from lopt_pp.data.dates import Encoder
+from lopt_pp.data.encoding import EncodedRow
 from lopt_pp.data.limits import RowLimits
 from lopt_pp.data.packing import pack
 from lopt_pp.data.raw_rows import RawRows
@@ -55,7 +56,7 @@ class StreamedRows:
     def __init__(
         self,
         raw: RawRows,
-        encoder: RowEncoder,
+        encoder: Encoder,
         max_length: int,
         packing: bool,
         limits: RowLimits | None = None,

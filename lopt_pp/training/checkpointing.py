@@ -7,6 +7,7 @@ from pathlib import Path
 from lopt_pp.checkpoint.best import best_checkpoint
 from lopt_pp.checkpoint.lock import OutputLock
 from lopt_pp.checkpoint.output_dir import remove_unfinished_checkpoints
+from lopt_pp.checkpoint.run_day import DAY
 from lopt_pp.checkpoint.writer import Committer, PartWriter, StageCopy
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.collector import Collector
@@ -110,7 +111,7 @@ def _committer(
         setup.specs,
         run_id,
         lock.check,
-        setup.must_match() | setup.may_change(),
+        setup.must_match() | setup.may_change() | {DAY: setup.day.isoformat()},
         setup.write_description,
         setup.config.checkpoint.save_total_limit,
         setup.num_steps,

@@ -12,7 +12,9 @@ from lopt_pp.checkpoint.finished import is_finished
 from lopt_pp.checkpoint.lock import OutputLock, hold, refuse_if_held, this_holder
 from lopt_pp.checkpoint.output_dir import open_output_dir, remove_checkpoints, remove_leftovers
 from lopt_pp.checkpoint.resume import LATEST, Wanted, find_start
+from lopt_pp.checkpoint.run_day import run_day
 from lopt_pp.config.train_config import Config
+from lopt_pp.data.dates import today
 from lopt_pp.distributed.shutdown import stop_coordinator
 from lopt_pp.distributed.world import World, check_shared
 from lopt_pp.errors import LoptError, NotFiniteError
@@ -84,7 +86,7 @@ def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Cal
     overwrites, resumes = config.run.overwrite_output_dir, world.is_restart or which == LATEST
     if world.rank == 0:
         check_installed(config.report)
-    setup = prepare(config, world)
+    setup = prepare(config, world, run_day(world, which, output_dir, today))
     if world.rank == 0:
         setup.log()
         check_end(setup)

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cached_property
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class Setup:
         rows: to train on.
         held_out: to evaluate on; None where a run is not evaluated.
         num_steps: of the run.
+        day: of its start, which its rows have where the chat template prints a date.
     """
 
     config: Config
@@ -72,6 +74,7 @@ class Setup:
     rows: Rows
     held_out: TokenizedRows | None
     num_steps: int
+    day: date
 
     def sampler(self, replica: int) -> MicrobatchSampler:
         """The microbatches of a replica."""
@@ -195,8 +198,13 @@ class Setup:
         write_description(directory, self.description)
 
 
-def prepare(config: Config, world: World) -> Setup:
+def prepare(config: Config, world: World, day: date) -> Setup:
     """Reads what a run is made of, but for the weights. All processes must call this.
+
+    Args:
+        config: the flags.
+        world: this process.
+        day: of the run's start, the same in all processes.
 
     Raises:
         LoptError: something in the flags, the model or the data is unusable, or not the same in all processes.
@@ -224,7 +232,7 @@ def prepare(config: Config, world: World) -> Setup:
     tokenizer = with_chat_template(load_tokenizer(config.model), config.data)
     limits = RowLimits(*row_limits(builder.whole, config.data.max_length))
     with world.one_process_first("rows"):
-        rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed, limits)
+        rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed, limits, day)
     pad = _pad_token_id(tokenizer, builder)
     sampler = _sampler(config, rows, pad, topology.replica_of(world.rank), topology.num_replicas)
     run = config.run
@@ -251,6 +259,7 @@ def prepare(config: Config, world: World) -> Setup:
         rows=rows,
         held_out=held_out,
         num_steps=num_steps,
+        day=day,
     )
 
 

@@ -5,8 +5,10 @@ Each item says what it reaches into, why there is no public way, and where it wa
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, tzinfo
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
@@ -17,7 +19,7 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
-from transformers.utils import cached_file
+from transformers.utils import cached_file, chat_template_utils
 
 from lopt_pp.util.patching import replaced
 
@@ -29,6 +31,27 @@ def no_packed_rows() -> AbstractContextManager[None]:
     cannot read the positions; it would make masks that a run does not need. Seen in 5.23 and 5.24.
     """
     return replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+
+
+@contextmanager
+def templates_see(moment: datetime) -> Iterator[None]:
+    """Lets chat templates take another moment for now; for one thread at a time, the others wait.
+
+    A patch of the `datetime` of `chat_template_utils`, of which the global function `strftime_now` of all templates is
+    made. It cannot be given as a variable of the template: those are made plain data, and a function is none. Seen in
+    5.23 and 5.24.
+    """
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return moment
+
+    with _clock, replaced(chat_template_utils, "datetime", Clock):
+        yield
+
+
+_clock = threading.Lock()
 
 
 def attention_of(config: PreTrainedConfig) -> str | None:

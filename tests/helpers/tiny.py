@@ -15,6 +15,8 @@ CHATML = """\
 {% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}\
 {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
 
+DATED = "{{ 'today is ' + strftime_now('%Y-%m-%d') + '\n' }}" + CHATML
+
 
 def write_model(path: Path, family: str = "llama", **changes: object) -> Path:
     """Writes a model with random weights and a character tokenizer with a chat template."""

@@ -4,10 +4,12 @@ A test that fails after an upgrade says that the library has changed there: the 
 for and what it reaches into.
 """
 
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 import torch
+from chat import make_tokenizer
 from operators_seen import TINY, Seen
 from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -44,6 +46,23 @@ def test_the_attention_of_a_config() -> None:
     with Seen() as seen:
         LlamaForCausalLM(config)(input_ids=torch.arange(8)[None])
     assert compat_transformers.attention_of(config) == "sdpa" and seen.packets & compat_torch.FUSED_ATTENTION.keys()
+
+
+def test_templates_see_another_moment() -> None:
+    """Also one that was compiled before; and after it, or an error in it, the time of the clock again."""
+    tokenizer = make_tokenizer("{{ strftime_now('%Y-%m-%d %H:%M:%S') }}")
+
+    def render() -> str:
+        return str(tokenizer.apply_chat_template([{"role": "user", "content": "q"}], tokenize=False))
+
+    moments = [datetime(2026, 1, 31), datetime(1999, 12, 31, 23, 59, 59)]
+    before = render()
+    for moment in moments:
+        with compat_transformers.templates_see(moment):
+            assert render() == str(moment)
+        with pytest.raises(KeyError), compat_transformers.templates_see(moment):
+            raise KeyError
+    assert before <= render() and render() not in map(str, moments)
 
 
 def test_a_file_that_a_model_lacks_is_not_an_error(tmp_path: Path) -> None:

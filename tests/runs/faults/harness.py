@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # Where it is run by itself.
 sys.path.insert(0, str(Path(__file__).parents[2] / "helpers"))
 
 from faults.kinds import DAMAGES, FAULTS, reason_not_possible
-from faults.testbed import STAGES, Ended, LostError, Testbed
+from faults.testbed import DAY, STAGES, Ended, LostError, Testbed
 
 from lopt_pp.checkpoint.output_dir import STOPPED, holds_whole_model
 from lopt_pp.train import STOPPED_STATUS
@@ -65,6 +65,7 @@ def output(testbed: Testbed, kind: str, number: int) -> Iterator[None]:
     try:
         yield
     finally:
+        testbed.days, testbed.more = [DAY] * STAGES, []
         if testbed.out.is_mount():
             subprocess.run(["umount", testbed.out], check=True)
         shutil.rmtree(testbed.out, ignore_errors=True)

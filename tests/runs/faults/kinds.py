@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from faults.testbed import SAVE_STEPS, STAGES, STEPS, Ended, LostError, Testbed
+from faults.testbed import NEXT_DAY, SAVE_STEPS, STAGES, STEPS, Ended, LostError, Testbed
 from ranks import Rank
 
 from lopt_pp.checkpoint.output_dir import STOPPED, complete_checkpoints, holds_whole_model
@@ -133,6 +133,19 @@ def lock_the_disk(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     return f"the output directory is read-only from step {step} on", ended
 
 
+def go_on_the_next_day(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
+    """Midnight is past for a stage when the run starts, and for all of them when it goes on.
+
+    Its rows are streamed, so that nothing is left of the day before in a cache.
+    """
+    victim, step = draw.randrange(STAGES), draw.randrange(SAVE_STEPS + 1, STEPS - 1)
+    late = draw.randrange(1, STAGES)
+    testbed.days[late], testbed.more = NEXT_DAY, ["--streaming"]
+    ended = signal_stage(testbed, draw.choice([signal.SIGKILL, signal.SIGTERM]), victim, at_step(testbed, step))
+    testbed.days = [NEXT_DAY] * STAGES
+    return f"stage {victim} ended at step {step}; it goes on the next day", ended
+
+
 def flip_a_byte(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
     return _damage(testbed, draw, cut=False)
 
@@ -173,6 +186,7 @@ FAULTS: dict[str, Fault] = {
         stop_the_launcher,
         fill_the_disk,
         lock_the_disk,
+        go_on_the_next_day,
         flip_a_byte,
         cut_a_file,
     )

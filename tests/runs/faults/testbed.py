@@ -14,13 +14,14 @@ import torch
 from launching import environment, torchrun
 from ranks import Rank, ranks
 from results import weights
-from tiny import write_inputs
+from tiny import DATED, write_inputs
 
 from lopt_pp.checkpoint.manifest import read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.errors import LoptError
 
 STEPS, SAVE_STEPS, STAGES = 40, 5, 2
+DAY, NEXT_DAY = "2026-01-31", "2026-02-01"
 PATIENCE = 120.0
 """Seconds that anything may take."""
 
@@ -52,6 +53,8 @@ class Testbed:
 
     Attributes:
         out: the output directory at hand.
+        days: what day it is for each stage; the chat template prints it.
+        more: further flags, for the trial at hand.
         expected: the weights of the run that nothing happens to.
         checkpoint_bytes: the size of one of its checkpoints.
 
@@ -64,6 +67,8 @@ class Testbed:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         write_inputs(folder, attention_dropout=0.1)
+        (folder / "dated.jinja").write_text(DATED)
+        self.days, self.more = [DAY] * STAGES, list[str]()
         self.out = folder / "undisturbed"
         with self.by_hand() as started:
             ended = self.end_of(started)
@@ -75,12 +80,13 @@ class Testbed:
 
     def by_hand(self, resume: bool = False) -> AbstractContextManager[list[Rank]]:
         """The run without a launcher, which would end one process when another ends."""
-        return ranks(self._folder / f"log-{time.monotonic_ns()}", *[self._flags(resume)] * STAGES)
+        arguments = [[day, *self._flags(resume)] for day in self.days]
+        return ranks(self._folder / f"log-{time.monotonic_ns()}", *arguments, module="on_a_day")
 
     @contextmanager
     def by_torchrun(self, restarts: int = 0) -> Iterator["subprocess.Popen[str]"]:
         """The run under torchrun; whatever is left of it at the end is killed."""
-        command = torchrun(STAGES, "-m", "lopt_pp.train", *self._flags(resume=False))
+        command = torchrun(STAGES, "-m", "on_a_day", DAY, *self._flags(resume=False))
         command.insert(command.index("--nproc-per-node"), f"--max-restarts={restarts}")
         log = self._folder / f"log-{time.monotonic_ns()}"
         with log.open("w") as file:
@@ -98,9 +104,10 @@ class Testbed:
 
     def _flags(self, resume: bool) -> list[str]:
         given = f"--model_name_or_path {self._folder / 'model'} --train_file {self._folder / 'rows.jsonl'}"
+        given += f" --chat_template_path {self._folder / 'dated.jinja'}"
         given += f" --output_dir {self.out} --max_steps {STEPS} --save_steps {SAVE_STEPS} --learning_rate 1e-3"
         given += " --per_device_train_batch_size 4 --gradient_accumulation_steps 8 --stream_timeout 5"
-        return [*given.split(), *(["--resume_from_checkpoint", "latest"] if resume else [])]
+        return [*given.split(), *self.more, *(["--resume_from_checkpoint", "latest"] if resume else [])]
 
     def steps_done(self) -> int:
         """The steps that all stages have made and told of."""
