@@ -39,6 +39,8 @@ def export(checkpoint: Path, output: Path, trust_remote_code: bool = False, save
     Raises:
         LoptError: the checkpoint is not whole, or the output directory cannot be written.
     """
+    if not checkpoint.is_dir():
+        raise LoptError(f"{checkpoint}: no such directory")
     manifest = read_manifest(checkpoint)
     missing = missing_directories(output)
     try:

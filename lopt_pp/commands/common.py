@@ -5,6 +5,7 @@ here and in each command they are imported by the functions that need them, once
 """
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,5 +57,7 @@ def be_quiet() -> None:
     """Leaves the terminal to the command's own output."""
     import transformers
 
+    for library in ("httpx", "huggingface_hub"):  # They tell of each try to reach the hub.
+        logging.getLogger(library).setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

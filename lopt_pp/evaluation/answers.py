@@ -5,6 +5,7 @@ from typing import Any
 from transformers import BatchEncoding, PreTrainedTokenizerBase, TextStreamer
 
 from lopt_pp.errors import LoptError, first_line
+from lopt_pp.model.location import explain
 
 
 def open_pretrained(kind: Any, path: str, name: str, **options: object) -> Any:
@@ -22,7 +23,7 @@ def open_pretrained(kind: Any, path: str, name: str, **options: object) -> Any:
     try:
         return kind.from_pretrained(path, **options)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
-        raise LoptError(f"{name}: {first_line(error)}") from error
+        raise LoptError(f"{name}: {explain(name, first_line(error))}") from error
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, system: str | None, raw: bool) -> BatchEncoding:

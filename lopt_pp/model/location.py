@@ -31,6 +31,23 @@ def check_location(name: str, allows_adapters: bool = False) -> None:
         raise LoptError(f"{name}: no such directory")
 
 
+def has_weights(name: str) -> bool:
+    """Whether a name is a directory with safetensors weights."""
+    return any(any(Path(name).glob(pattern)) for pattern in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def explain(name: str, error: str) -> str:
+    """What `transformers` says where it cannot open a model, with what it does not say.
+
+    Args:
+        name: of the model.
+        error: the first line of what it says.
+    """
+    if not Path(name).exists() and "huggingface.co" in error:
+        return f"there is no such directory, and as for the hub: {error}"
+    return error
+
+
 def _check_directory(path: Path, allows_adapters: bool) -> None:
     has_weights = any(any(path.glob(pattern)) for pattern in _WEIGHTS)
     whole = [file for pattern in _WEIGHTS for file in path.glob(pattern) if not file.name.startswith("adapter_")]

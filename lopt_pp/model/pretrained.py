@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError, first_line
-from lopt_pp.model.location import check_location
+from lopt_pp.model.location import check_location, explain
 from lopt_pp.model.special_tokens import align_special_tokens
 from lopt_pp.util.compat_transformers import find_file
 from lopt_pp.util.user_code import search_current_directory
@@ -56,7 +56,8 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
                 f"--model_name_or_path {config.model_name_or_path} comes with Python code of its own, which is not run "
                 f"unless you give --trust_remote_code; read it first"
             ) from error
-        raise LoptError(f"--model_name_or_path {config.model_name_or_path}: {first_line(error)}") from error
+        reason = explain(config.model_name_or_path, first_line(error))
+        raise LoptError(f"--model_name_or_path {config.model_name_or_path}: {reason}") from error
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:

@@ -14,9 +14,11 @@ from lopt_pp.config.optim import OptimConfig
 from lopt_pp.config.pipeline import PipelineConfig
 from lopt_pp.config.plan import PlanConfig
 from lopt_pp.errors import LoptError
+from lopt_pp.model.location import has_weights
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
 from lopt_pp.model.pretrained import load_model_config
 from lopt_pp.model.stored import without_quantization
+from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.planning.capacity import Layout, fits, remedies
 from lopt_pp.planning.estimate import Model
 from lopt_pp.planning.tables import GIB
@@ -53,7 +55,10 @@ def plan(
     )
     layout = Layout(workload, pipeline)
     topology = layout.topology  # Raises early.
-    config = without_quantization(load_model_config(model_flags), model_flags.model_name_or_path)
+    name = model_flags.model_name_or_path
+    config = load_model_config(model_flags)
+    # Weights that are there tell whether they are quantized, as the config may say; none are fetched for it.
+    config = without_quantization(config, name, PretrainedWeights(name) if has_weights(name) else None)
     model = Model(config, _cut_by_hand(pipeline, config), model_flags.trust_remote_code)
     specs = layout.specs(model)
     balanced = layout.balanced(model) if len(specs) > 1 else specs

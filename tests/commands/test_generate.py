@@ -83,6 +83,15 @@ def test_a_checkpoint_answers_as_its_model(
     assert [path.name for path in tmp_path.iterdir()] == ["exported"], "what was made for it is left behind"
 
 
+def test_a_checkpoint_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gone = tmp_path / "out" / "checkpoint-7"
+    assert lopt_pp.cli.main(["export", str(gone), str(tmp_path / "exported")]) == 1
+    assert capsys.readouterr().err == f"lopt-pp: error: {gone}: no such directory\n"
+    assert generate(gone, "--prompt", "hello") == 1
+    assert capsys.readouterr().err == f"lopt-pp: error: {gone}: no such directory\n"
+    assert not (tmp_path / "exported").exists()
+
+
 def test_drawing_depends_on_the_seed_alone(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answers = []
     for seed in (0, 0, 1, 2, 3):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from families import tiny_config
 from launching import environment
+from tiny import write_model
 
 from lopt_pp import cli
 from lopt_pp.planning.capacity import HEADROOM
@@ -146,3 +147,30 @@ def test_no_config_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[st
     (tmp_path / "config.json").write_text('{"model_type": "nothing_like_it"}')
     assert cli.main(["plan", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_quantization_is_believed_unless_the_weights_are_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "model")
+    content = json.loads((model / "config.json").read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    (model / "config.json").write_text(json.dumps(content))
+    given = [str(model), "--max_length", "8", "--device", "cpu"]
+    assert cli.main(["plan", *given]) == 0
+    capsys.readouterr()
+    (model / "model.safetensors").unlink()
+    assert cli.main(["plan", *given]) == 2
+    assert "has quantized weights (FP8)" in capsys.readouterr().err
+
+
+def test_end_to_end_in_one_process_holds_tied_embeddings_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_config("llama", tie_word_embeddings=True).save_pretrained(tmp_path)
+    found = plan(capsys, tmp_path)
+    one, several = found["end_to_end"]["one_process"], found["end_to_end"]["pipeline"]
+    embeddings = 128 * 64
+    assert one["parameters"] == sum(entry["parameters"] for entry in several) - embeddings
+    assert one["memory"]["optimizer"] == pytest.approx(8 * one["parameters"], rel=0.01)
+    frozen = plan(capsys, tmp_path, "--train_embeddings false")["end_to_end"]["one_process"]
+    assert frozen["parameters"] == one["parameters"] + embeddings

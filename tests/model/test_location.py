@@ -8,7 +8,7 @@ from tiny import write_model
 
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError
-from lopt_pp.model.location import check_location
+from lopt_pp.model.location import check_location, explain
 from lopt_pp.model.pretrained import load_model_config
 
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
@@ -63,6 +63,13 @@ def test_directories_of_something_else(files: list[str], error: str | None, tmp_
     assert str(refused.value).startswith(str(tmp_path)) and "\n" not in str(refused.value)
     with pytest.raises(LoptError, match=f"^--model_name_or_path {tmp_path}"):
         load_model_config(ModelConfig(str(tmp_path)))
+
+
+def test_what_the_hub_says_does_not_hide_that_a_directory_is_missing(tmp_path: Path) -> None:
+    unreachable = "We couldn't connect to 'https://huggingface.co' to load the files"
+    assert explain("org/gone", unreachable) == f"there is no such directory, and as for the hub: {unreachable}"
+    assert explain(str(tmp_path), unreachable) == unreachable
+    assert explain("org/gone", "of another kind") == "of another kind"
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"peft_type": 3}'])
