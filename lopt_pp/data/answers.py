@@ -10,7 +10,7 @@ from typing import Any
 from lopt_pp.data.chat_template import ChatTemplate, common_length
 from lopt_pp.data.cutting import Span
 from lopt_pp.data.formats import Conversation
-from lopt_pp.data.messages import Messages
+from lopt_pp.data.messages import REASONING_KEYS, Messages
 from lopt_pp.errors import LoptError
 
 Run = tuple[int, int]
@@ -22,7 +22,6 @@ _MANY = 8
 _OPENING = re.compile(r"\s*(?:<(?:\w+:)?think(?:ing)?>|\[THINK\])")
 _CLOSING = re.compile(r"</(?:\w+:)?think(?:ing)?>|\[/THINK\]")
 _PLAIN = re.compile(r"[\w.-]+")
-_REASONING = ("reasoning_content", "reasoning", "thinking")
 
 
 @dataclass(frozen=True)
@@ -178,12 +177,28 @@ def lost(message: Mapping[str, Any], counted: str, text: str) -> str:
     return "" if all(thought in text for thought in thoughts) else "reasoning"
 
 
+def keeps_context(messages: Sequence[Mapping[str, Any]], text: str) -> bool:
+    """Whether all that others than the assistant say is in the text of a conversation, as it is or as JSON."""
+    place = 0
+    for message in messages:
+        content = message.get("content")
+        if message["role"] == "assistant" or not isinstance(content, str) or not (said := content.strip()):
+            continue
+        # Most are in order. A template may put the system message elsewhere, and others into JSON.
+        found = text.find(said, place)
+        if found >= 0:
+            place = found + len(said)
+        elif said not in text and not any(json.dumps(said, ensure_ascii=a)[1:-1] in text for a in (False, True)):
+            return False
+    return True
+
+
 def _said(message: Mapping[str, Any]) -> tuple[list[str], str]:
     """The reasoning of a message and the answer behind it."""
     content = message.get("content") or ""
     if not isinstance(content, str):
         content = "".join(part["text"] for part in content)
-    thoughts = [message[key] for key in _REASONING if isinstance(message.get(key), str)]
+    thoughts = [message[key] for key in REASONING_KEYS if isinstance(message.get(key), str)]
     if closing := _CLOSING.search(content):
         opening = _OPENING.match(content)
         # Where a tag opens elsewhere, the answer speaks of tags. None opens where the generation prompt has done so.

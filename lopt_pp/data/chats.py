@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from lopt_pp.data.answers import Answer, Rendered, Run, by_marks, by_prefixes, is_empty, lost
+from lopt_pp.data.answers import Answer, Rendered, Run, by_marks, by_prefixes, is_empty, keeps_context, lost
 from lopt_pp.data.chat_template import ChatTemplate, trl_template
 from lopt_pp.data.cutting import Cutter, Span
 from lopt_pp.data.encoded import EncodedRow, Note, make_labels
@@ -105,9 +105,12 @@ class ChatEncoder:
         return dataclasses.replace(row, notes=row.notes | notes if row.input_ids else row.notes)
 
     def unread(self, chat: Conversation) -> list[str]:
-        """The keys of messages that no template reads, as `messages.KEY`."""
+        """What no template reads of a conversation: its tools and options, and keys of messages as `messages.KEY`."""
         keys = dict.fromkeys(key for message in chat.messages for key in message if key not in STANDARD_KEYS)
-        return [f"messages.{key}" for key in keys if not any(way.template.mentions(key) for way in self._ways)]
+        names = [(key, f"messages.{key}") for key in keys]
+        options = [key for key in chat.options if key != "chat_template"]
+        names += [(key, key if key == "tools" else f"chat_template_kwargs.{key}") for key in options]
+        return [name for key, name in names if not any(way.template.mentions(key) for way in self._ways)]
 
     def _encode_best(
         self, ways: Sequence[_Way], chat: Conversation, runs: Sequence[Run], assistant_only: bool
@@ -173,6 +176,8 @@ class ChatEncoder:
             elif answer.spans:
                 kept.append(answer)
             start = answer.spans[-1][1] if answer.spans else start
+        if not keeps_context(chat.messages, rendered.text):
+            notes |= Note.CONTEXT_LOST
         input_ids, spans = self._tokens(way, rendered.text, kept)
         for answer, stretches in zip(kept, spans, strict=True):
             ends = chat.messages[answer.run[1] - 1]["role"] == "assistant"

@@ -4,6 +4,7 @@ import bisect
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -45,7 +46,9 @@ class Cutter:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
         self._added = frozenset(tokenizer.get_added_vocab().values())
-        self._unknown = tokenizer.unk_token_id
+        # Some tokenizers of Python keep the token that ends a text among the others.
+        self._ends = (self._added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+        self._is_blank: dict[int, bool] = {}
         bare = tokenizer.encode("a", add_special_tokens=False, verbose=False)
         whole = tokenizer.encode("a", add_special_tokens=True, verbose=False)
         starts = (start for start in range(len(whole)) if bare and whole[start : start + len(bare)] == bare)
@@ -93,13 +96,19 @@ class Cutter:
     def last_token(self, input_ids: Sequence[int]) -> int | None:
         """The last token that is not white space."""
         for token in reversed(input_ids):
-            if str(self._tokenizer.decode([token])).strip():
+            if token not in self._is_blank:
+                self._is_blank[token] = not str(self._tokenizer.decode([token])).strip()
+            if not self._is_blank[token]:
                 return token
         return None
 
     def is_added(self, token: int | None) -> bool:
         """Whether it is one of the tokens that were added to those of the text, as those are that end a turn."""
-        return token in self._added and token != self._unknown
+        return token in self._ends
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was found out on the way must not make another encoder of this, for caches that go by it.
+        return self.__dict__ | {"_is_blank": {}}
 
     def _encode(self, text: str) -> tuple[list[int], list[Span]]:
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -118,7 +127,7 @@ class Cutter:
             rest, remaining = text[base:], [cut - base for cut in cuts[len(before) :]]
             tokens, offsets = self._encode(rest)
             windows = self._windows(tokens, offsets, remaining)
-            alone = self._encode_all([rest[_start_of(near, offsets) : near.cut] for near in windows])
+            alone = self._encode_all(rest[_start_of(near, offsets) : near.cut] for near in windows)
             settled = last_cut = 0
             for near, encoded in zip(windows, alone, strict=True):
                 if near.first < near.begin and encoded[-_SURE:] == tokens[near.end - _SURE : near.end]:
@@ -153,11 +162,10 @@ class Cutter:
             windows.append(_Window(cut, first, first if end - first <= _FAR else end - _FAR, end))
         return windows
 
-    def _encode_all(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        encoded: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return encoded
+    def _encode_all(self, texts: Iterable[str]) -> list[list[int]]:
+        # Not by `self._tokenizer`, which takes ten times as long for a short text.
+        backend = self._tokenizer.backend_tokenizer
+        return [backend.encode(text, add_special_tokens=False).ids for text in texts]
 
     def _cut_slowly(self, text: str, cuts: Sequence[int]) -> tuple[list[int], list[int]]:
         """What `_cut` does, for tokenizers that cannot say which token a character went to."""

@@ -17,6 +17,8 @@ class Note(IntFlag):
     """Earlier answers do not count: the chat template renders them otherwise once the conversation goes on."""
     NO_REASONING = 4
     """Earlier answers whose reasoning the chat template leaves out do not count."""
+    CONTEXT_LOST = 8
+    """A question, a system message or what a tool returned is not in the text as it is in the row."""
 
 
 @dataclass(frozen=True)

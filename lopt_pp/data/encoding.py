@@ -105,7 +105,8 @@ class RowEncoder:
             return self._encode_plain(pair.plain, pair.completion, prompt_counts=not self._completion_only)
         turns = [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": pair.completion}]
         chat = Conversation(turns, prompt_length=1, options=pair.options)
-        return self._chats.encode(chat, self._completion_only, self._completion_only)
+        result = self._chats.encode(chat, self._completion_only, self._completion_only)
+        return dataclasses.replace(result, unused=tuple(self._chats.unread(chat))) if pair.options else result
 
     def _encode_plain(self, prompt: str, text: str, prompt_counts: bool) -> EncodedRow:
         """Encodes what no template has made: once the special tokens that begin a text, and that which ends it."""

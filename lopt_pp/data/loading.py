@@ -43,6 +43,7 @@ _FEATURES = Features(
 
 _CHANGES = {
     Note.TAIL_CUT: "without the messages after their last answer",
+    Note.CONTEXT_LOST: "with messages that the chat template leaves out or changes",
     Note.NO_REASONING: "without a loss on earlier answers whose reasoning the chat template leaves out",
     Note.ONLY_LAST_ANSWER: "with a loss on their last answer only, as the chat template renders earlier ones otherwise",
 }

@@ -27,7 +27,10 @@ _RESULT_ROLES = ("tool_response", "function_response", "function")
 _FLAGS = ("loss", "train", "training")
 """Say of a message, by true or false, whether it is learned (ms-swift, Axolotl); OpenAI's `weight` is 0 or 1."""
 
-STANDARD_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "name"})
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""What a message may call its reasoning; `transformers` gives templates the one that they read."""
+
+STANDARD_KEYS = frozenset({"role", "content", "tool_calls", "tool_call_id", "name", *REASONING_KEYS})
 """Of a message, whether a template reads them or not."""
 
 

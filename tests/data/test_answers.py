@@ -127,6 +127,19 @@ def test_earlier_answers_without_their_reasoning_do_not_count() -> None:
     assert text.count("[[") == 2 and f"\n[[ab{END}]]" in text and text.endswith(f"[[{THINKING['content']}{END}]]\n")
 
 
+def test_messages_that_the_template_leaves_out_are_noted() -> None:
+    system = {"role": "system", "content": "Be short."}
+    row = {"messages": [system, QUESTION, ANSWER]}
+    without = CHATML.replace(
+        "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
+    )
+    as_json = CHATML.replace("message['content']", "(message['content'] | tojson)", 1)
+    for template, note in ((CHATML, Note(0)), (without, Note.CONTEXT_LOST), (MARKED, Note(0))):
+        assert encode(make_tokenizer(template), row).notes == note
+    quoted = {"messages": [QUESTION | {"content": 'say "q"\nand "r"'}, ANSWER]}
+    assert encode(make_tokenizer(as_json), quoted).notes == Note(0)
+
+
 @pytest.mark.parametrize("template", [ENDING_LATE, MARKED_BUT_ITS_END])
 def test_a_template_that_never_trains_a_stop_token_is_refused(template: str) -> None:
     for row in ({"messages": [QUESTION, ANSWER]}, {"messages": [QUESTION, ANSWER, QUESTION, ANSWER]}):

@@ -1,6 +1,7 @@
 """Where tokens end at cuts, and that this takes time in proportion to the text."""
 
 import random
+from collections.abc import Iterable
 
 import pytest
 from tokenizers import pre_tokenizers
@@ -79,9 +80,10 @@ class Counted:
             self.encoded += len(text)
             return encode(cutter, text)
 
-        def counting_encode_all(cutter: Cutter, texts: list[str]) -> list[list[int]]:
-            self.encoded += sum(map(len, texts))
-            return encode_all(cutter, texts)
+        def counting_encode_all(cutter: Cutter, texts: Iterable[str]) -> list[list[int]]:
+            listed = list(texts)
+            self.encoded += sum(map(len, listed))
+            return encode_all(cutter, listed)
 
         def counting_render(template: ChatTemplate, *args: object, **options: object) -> str:
             text = render(template, *args, **options)  # type: ignore[arg-type]

@@ -232,6 +232,11 @@ def test_what_cannot_be_used_is_refused(row: dict[str, Any], error: str) -> None
         ({"text": "ab", "meta": {"a": 1}}, ("meta",)),
         ({"input_ids": [5, 6], "attention_mask": [1, 1], "length": 2}, ("length",)),
         ({"messages": [QUESTION | {"date": "x"}, ANSWER | {"name": "y"}]}, ("messages.date",)),
+        ({"messages": [QUESTION, ANSWER], "tools": [{"name": "f"}]}, ("tools",)),
+        (
+            {"question": "q", "answer": "ab", "chat_template_kwargs": {"enable_thinking": False}},
+            ("chat_template_kwargs.enable_thinking",),
+        ),
     ],
 )
 def test_columns_that_are_not_used_are_named(row: dict[str, Any], unused: tuple[str, ...]) -> None:
