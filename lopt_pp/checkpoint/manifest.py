@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from lopt_pp.util.files import write_text
 
 _FORMAT = 2
 """Since 2, what is in `run` has identifiers for names; before, it had the words of the messages."""
+
+TRAIN_ROWS, _UNUSABLE_ROWS = "train_rows_sha256", "unusable_rows"
+"""In a manifest's `run`."""
 
 _NAMES_OF_FORMAT_1 = {
     "the training rows (sha256)": "train_rows_sha256",
@@ -88,6 +91,12 @@ class Manifest:
     run_id: str | None = None
     committed: float | None = None
 
+    @property
+    def unusable_rows(self) -> list[int]:
+        """Rows that the next step could not be made of, from 0; the digest of the training rows is without them."""
+        rows = self.run.get(_UNUSABLE_ROWS, [])
+        return rows if isinstance(rows, list) and all(type(row) is int and row >= 0 for row in rows) else []
+
     def path(self, stage: int) -> Path:
         return self.directory / part_name(stage, len(self.specs))
 
@@ -136,6 +145,20 @@ def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
     """
     text = json.dumps(seal({"format": _FORMAT, **content}), indent=2) + "\n"
     write_text(directory / MANIFEST_FILE, text, sync=True)
+
+
+def note_unusable_rows(directory: Path, rows: Sequence[int], digest_without: str) -> None:
+    """Notes in a checkpoint that rows of the next step cannot be used, so that the run may go on once they are mended.
+
+    Args:
+        directory: of the checkpoint.
+        rows: their numbers, from 0.
+        digest_without: of the training rows, as far as it does not depend on what these hold.
+    """
+    content = json.loads((directory / MANIFEST_FILE).read_text(encoding="utf-8"))
+    run = {**content["run"], TRAIN_ROWS: digest_without, _UNUSABLE_ROWS: list(rows)}
+    kept = {name: value for name, value in content.items() if name not in ("format", "sha256")}
+    write_manifest(directory, {**kept, "run": run})
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ all is still as it was: to begin at step 1 beside it would cost that run its met
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from lopt_pp.checkpoint.compatibility import LEFT_OUT, difference, length_matters
-from lopt_pp.checkpoint.manifest import DamagedError, Manifest, read_manifest
+from lopt_pp.checkpoint.manifest import TRAIN_ROWS, DamagedError, Manifest, read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints, earlier_run
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
@@ -84,6 +84,7 @@ class Wanted:
         num_steps: of the run.
         must_match: what the run must have in common with the checkpoint's, by name.
         may_change: what differences are warned of, by name.
+        digest_without: the digest of the training rows, as far as it does not depend on what these hold.
     """
 
     which: str | None
@@ -92,6 +93,7 @@ class Wanted:
     num_steps: int
     must_match: Mapping[str, Any]
     may_change: Mapping[str, Any]
+    digest_without: Callable[[Sequence[int]], str]
 
 
 def find_start(
@@ -189,7 +191,10 @@ def _reason_against(
 ) -> str:
     """Why a run cannot go on from a checkpoint, however whole it is; empty where it can."""
     directory, step, num_steps = manifest.directory, manifest.step, wanted.num_steps
-    for text in _differences(manifest, wanted.must_match):
+    must_match = wanted.must_match
+    if rows := manifest.unusable_rows:  # They may have been mended.
+        must_match = {**must_match, TRAIN_ROWS: wanted.digest_without(rows)}
+    for text in _differences(manifest, must_match):
         return f"{directory} is of another run: {text}; {_WHAT_TO_DO}"
     if manifest.specs[-1].stop != specs[-1].stop:
         return f"{directory} is of a model of {manifest.specs[-1].stop} layers"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lopt_pp.config.data import DataConfig
 
 if TYPE_CHECKING:
-    from lopt_pp.data.dataset import Rows, TokenizedRows
+    from lopt_pp.data.dataset import Rows, TokenizedRows, UnusableRowsError
     from lopt_pp.data.encoding import EncodedRow, RowEncoder
     from lopt_pp.data.formats import IGNORE_INDEX
     from lopt_pp.data.limits import RowLimits
@@ -30,6 +30,7 @@ __all__ = [
     "Rows",
     "TokenCounts",
     "TokenizedRows",
+    "UnusableRowsError",
     "load_rows",
     "with_chat_template",
 ]
@@ -44,6 +45,7 @@ _HOMES = {
     "Rows": "lopt_pp.data.dataset",
     "TokenCounts": "lopt_pp.data.sampler",
     "TokenizedRows": "lopt_pp.data.dataset",
+    "UnusableRowsError": "lopt_pp.data.dataset",
     "load_rows": "lopt_pp.data.loading",
     "with_chat_template": "lopt_pp.data.loading",
 }

@@ -12,6 +12,7 @@ from datasets import Dataset
 
 from lopt_pp.data.encoding import EncodedRow
 from lopt_pp.data.packing import pack
+from lopt_pp.errors import LoptError
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,18 @@ class Pack:
     read: Callable[[], list[EncodedRow]]
 
 
+class UnusableRowsError(LoptError):
+    """Rows of a step that cannot be trained on, found only when the step comes.
+
+    Attributes:
+        numbers: of all of these rows of the step, from 0.
+    """
+
+    def __init__(self, message: str, numbers: Sequence[int]) -> None:
+        super().__init__(message)
+        self.numbers = tuple(numbers)
+
+
 class Rows(Protocol):
     """What a data order permutes: rows, or packs of rows."""
 
@@ -43,13 +56,16 @@ class Rows(Protocol):
     def digest(self) -> str:
         """In hex: processes with other data, or other tokens of it, have another one."""
 
+    def digest_without(self, numbers: Sequence[int]) -> str:
+        """The digest as far as it does not depend on what these rows hold: they were unusable, and may be mended."""
+
     def __len__(self) -> int: ...
 
     def fetch(self, numbers: np.ndarray) -> list[Pack]:
         """The packs of a step, from the numbers that the order has drawn for it.
 
         Raises:
-            LoptError: a row is malformed.
+            UnusableRowsError: rows are malformed, or cannot be read.
         """
 
     def prefetch(self, numbers: np.ndarray) -> None:
@@ -132,6 +148,9 @@ class TokenizedRows:
                 sha.update(values.flatten().to_numpy().tobytes())
         return sha.hexdigest()
 
+    def digest_without(self, numbers: Sequence[int]) -> str:
+        return self.digest  # All of them are usable.
+
     def summary(self) -> str:
         """One line for the log, such as `12 rows of train.jsonl: 10 used, 2 left out (2 without a target token)`."""
         return summarize(self.source, len(self), self.dropped, self.changed, self.unused)
@@ -169,6 +188,9 @@ class PackedRows:
     def digest(self) -> str:
         """Of the rows; `max_length` decides the packs."""
         return self._rows.digest
+
+    def digest_without(self, numbers: Sequence[int]) -> str:
+        return self.digest  # All of them are usable.
 
     def summary(self) -> str:
         """That of the rows, and how full the packs are."""

@@ -94,9 +94,15 @@ class RawRows:
 
         Checkpoints of streamed runs have it in their digest of the rows, so it stays as it is.
         """
-        if self._by_lines:
-            return b"".join((places.stops - places.starts).tobytes() for places in self._places)
-        return str(len(self)).encode()
+        return self.outline_without(())
+
+    def outline_without(self, numbers: Sequence[int]) -> bytes:
+        """The outline as far as it does not depend on what these rows hold."""
+        if not self._by_lines:
+            return str(len(self)).encode()
+        lengths = np.concatenate([places.stops - places.starts for places in self._places])
+        lengths[list(numbers)] = 0
+        return lengths.tobytes()
 
     def sizes(self) -> Iterator[int]:
         """How many rows each part has."""

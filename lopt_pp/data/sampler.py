@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from lopt_pp.data.dataset import Pack, Rows
+from lopt_pp.data.dataset import Pack, Rows, UnusableRowsError
 from lopt_pp.data.microbatch import Microbatch, collate
 
 _KEPT_STEPS = 64
@@ -88,6 +88,7 @@ class MicrobatchSampler:
         self._padding_free = padding_free
         self._permutations: OrderedDict[int, np.ndarray] = OrderedDict()
         self._steps: OrderedDict[int, list[Pack]] = OrderedDict()
+        self._unusable: dict[int, UnusableRowsError] = {}
         self.steps_per_epoch = math.ceil(len(rows) / self._rows_per_step)
 
     def epoch(self, step: int) -> float:
@@ -106,6 +107,15 @@ class MicrobatchSampler:
         if indices is not None:
             packs = [pack for index in indices for pack in packs[index * taken : (index + 1) * taken]]
         return TokenCounts(sum(pack.num_tokens for pack in packs), sum(pack.num_targets for pack in packs))
+
+    def unusable(self, step: int) -> UnusableRowsError | None:
+        """Why a step cannot be made; None where its rows can be used. What has been answered stays so."""
+        if step not in self._unusable:
+            try:
+                self._packs_of(step)
+            except UnusableRowsError as error:
+                self._unusable[step] = error
+        return self._unusable.get(step)
 
     def shapes(self, step: int) -> list[tuple[int, int]]:
         """The (sequences, tokens) of each of the replica's microbatches of a step."""

@@ -3,19 +3,23 @@
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import numpy as np
 
-from lopt_pp.data.dataset import Pack, listed, summarize
+from lopt_pp.data.dataset import Pack, UnusableRowsError, listed, summarize
 from lopt_pp.data.dates import Encoder
 from lopt_pp.data.encoding import EncodedRow
 from lopt_pp.data.limits import RowLimits
 from lopt_pp.data.packing import pack
 from lopt_pp.data.raw_rows import RawRows
 from lopt_pp.errors import LoptError
+
+_SHOWN = 3
+"""Further rows that an error names."""
 
 _SAMPLE = 256
 """Rows that are tokenized before the first step: they tell processes with other data apart, and how long rows are."""
@@ -50,7 +54,7 @@ class StreamedRows:
         limits: what the model can take of a row; None where it does not matter.
 
     Raises:
-        LoptError: no row of the sample can be used, or one is malformed or not for the model.
+        LoptError: no row of the sample can be used, or some are malformed or not for the model.
     """
 
     def __init__(
@@ -72,14 +76,14 @@ class StreamedRows:
         # One thread encodes all rows: tokenizers do not bear two at once.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
         self._begun: dict[bytes, Future[tuple[list[_Encoded], list[Pack]]]] = {}
-        numbers = np.unique(np.linspace(0, len(raw) - 1, _SAMPLE).astype(np.int64))
-        self._sample = self._encode_all(numbers)
+        self._sampled = np.unique(np.linspace(0, len(raw) - 1, _SAMPLE).astype(np.int64))
+        self._sample = self._encode_all(self._sampled)
         self._unused.update(dict.fromkeys(column for row in self._sample for column in row.unused))
         lengths = [len(row.input_ids) for row in self._sample if not row.unusable]
         if not lengths:
             reasons = Counter(row.unusable for row in self._sample)
             raise LoptError(
-                f"none of {len(numbers)} rows of {raw.source}, from its first to its last, can be used "
+                f"none of {len(self._sampled)} rows of {raw.source}, from its first to its last, can be used "
                 f"({listed(reasons)}); check --max_length and the answers"
             )
         if limits is not None and os.environ.get("RANK", "0") == "0":
@@ -118,12 +122,21 @@ class StreamedRows:
         return encoded, [_pack([usable[place] for place in places]) for places in pack(lengths, self._max_length)]
 
     def _encode_all(self, numbers: np.ndarray) -> list[_Encoded]:
-        return [self._encode(number) for number in numbers.tolist()]
+        encoded: list[_Encoded] = []
+        errors: dict[int, LoptError] = {}
+        for number in numbers.tolist():
+            try:
+                encoded.append(self._encode(number))
+            except LoptError as error:
+                errors[number] = error
+        if errors:
+            raise _unusable(self._raw, errors)
+        return encoded
 
     def _encode(self, number: int) -> _Encoded:
         try:
             row = self._encoder(self._raw[number])
-        except LoptError as error:
+        except (LoptError, OSError) as error:
             raise LoptError(f"{self._raw.name(number)}: {error}") from error
         unusable = ""
         if row is None:
@@ -143,9 +156,14 @@ class StreamedRows:
     @cached_property
     def digest(self) -> str:
         """The SHA-256, in hex, of the rows' outline (of JSONL: the lengths of its lines) and the tokens of a sample."""
-        sha = hashlib.sha256(self._raw.outline)
-        for row in self._sample:
-            sha.update(row.unusable.encode() + row.input_ids.tobytes() + row.labels.tobytes())
+        return self.digest_without(())
+
+    def digest_without(self, numbers: Sequence[int]) -> str:
+        numbers = [number for number in numbers if number < len(self)]  # A manifest may be of other rows.
+        sha = hashlib.sha256(self._raw.outline_without(numbers))
+        for number, row in zip(self._sampled.tolist(), self._sample, strict=True):
+            if number not in numbers:
+                sha.update(row.unusable.encode() + row.input_ids.tobytes() + row.labels.tobytes())
         return sha.hexdigest()
 
     def summary(self) -> str:
@@ -159,6 +177,17 @@ class StreamedRows:
             )
         reasons = Counter(self._dropped.values())
         return f"{line}; so far, " + summarize("it", num_fetched - reasons.total(), reasons, {}, tuple(self._unused))
+
+
+def _unusable(raw: RawRows, errors: Mapping[int, LoptError]) -> UnusableRowsError:
+    """The first error, and which other rows have one."""
+    (_, first), *others = errors.items()
+    message = str(first)
+    if others:
+        names = ", ".join(raw.name(number) for number, _ in others[:_SHOWN])
+        more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
+        message += f"; nor can these be used: {names}{more}"
+    return UnusableRowsError(message, list(errors))
 
 
 def _pack(rows: list[_Encoded]) -> Pack:

@@ -63,7 +63,7 @@ class Checkpointer:
             self._save(steps_done)
 
     def after_last_step(self) -> None:
-        """Saves the stages of a run that was asked to stop, unless they just were; waits until all parts are written.
+        """Saves the stages of a run that ends early, unless they just were; waits until all parts are written.
 
         For after the last step that is made.
         """

@@ -13,8 +13,10 @@ from torch.distributed import Store
 from lopt_pp.checkpoint.best import Measured, compare_with_start, load_best, rank_models
 from lopt_pp.checkpoint.final_model import finish_model, keep_shards, save_stage
 from lopt_pp.checkpoint.lock import OutputLock
+from lopt_pp.checkpoint.manifest import note_unusable_rows
 from lopt_pp.checkpoint.model_card import model_card
-from lopt_pp.checkpoint.output_dir import STOPPED, ModelOrigin, remove_unfinished
+from lopt_pp.checkpoint.output_dir import STOPPED, ModelOrigin, is_checkpoint, remove_unfinished
+from lopt_pp.data import UnusableRowsError
 from lopt_pp.distributed.shutdown import stop_reason
 from lopt_pp.distributed.world import Failure, World
 from lopt_pp.errors import LoptError, NotFiniteError
@@ -41,6 +43,9 @@ def check_end(setup: Setup) -> None:
 def _card(setup: Setup, steps: Sequence[int], measured: Measured | None = None) -> str:
     tied = setup.builder.ties_embeddings
     return model_card(setup.config, setup.rows, steps, setup.num_steps, setup.held_out, measured, tied)
+
+
+_LOST = "they are lost, since --save_steps 0 turns checkpoints off"
 
 
 class RunFinalizer:
@@ -87,34 +92,62 @@ class RunFinalizer:
                 logger.info("%s", self._setup.rows.summary())
             self._say_how_it_went(collector)
 
-    def stop(self, steps_before: int, steps_done: int, collector: Collector, checkpointer: Checkpointer) -> None:
-        """For rank 0: brings log and checkpoint to their end, and leaves word for whoever starts the run again.
+    def stop(
+        self,
+        steps_before: int,
+        collector: Collector | None,
+        checkpointer: Checkpointer,
+        unusable: UnusableRowsError | None,
+    ) -> None:
+        """Brings log and checkpoint of a run that ends early to their end. All must call this.
 
         Args:
             steps_before: that were done when the process began.
-            steps_done: now.
-            collector: of the run's records.
+            collector: of the run's records, on rank 0.
             checkpointer: of this process.
+            unusable: why the next step could not be made; None where the run was asked to stop.
 
         Raises:
-            LoptError: steps were done, and no checkpoint has them.
+            LoptError: rows cannot be used; or steps were done, and no checkpoint has them.
         """
-        self._may_publish()
-        post_end(self._world.store, steps_done)
-        collector.join()
-        checkpointer.join()
-        num_steps = self._setup.num_steps
-        reason, done = stop_reason(self._world.store), f"{steps_done} of {num_steps} steps are done"
-        has_saved = checkpointer.committed == steps_done
-        if steps_done > steps_before and self._config.checkpoint.save_steps > 0 and not has_saved:
-            raise LoptError(f"stopped by {reason}: {done}, but no checkpoint of them could be saved in time")
-        stopped = {"step": steps_done, "num_steps": num_steps, "signal": reason}
+        problem = ""
+        if collector is not None:
+            self._may_publish()
+            post_end(self._world.store, self.steps_done)
+            collector.join()
+            checkpointer.join()
+            is_saved = self.steps_done == steps_before or checkpointer.committed == self.steps_done
+            if unusable is None:
+                problem = self._leave_word(is_saved)
+            else:
+                problem = f"{unusable}{self._note_unusable(unusable, is_saved)}"
+        if problem := self._world.first_error("stopped", problem):
+            raise LoptError(problem)
+
+    def _leave_word(self, is_saved: bool) -> str:
+        """Leaves word of where the run was stopped for whoever starts it again; returns what is wrong, if anything."""
+        num_steps, saves = self._setup.num_steps, self._config.checkpoint.save_steps > 0
+        reason, done = stop_reason(self._world.store), f"{self.steps_done} of {num_steps} steps are done"
+        if saves and not is_saved:
+            return f"stopped by {reason}: {done}, but no checkpoint of them could be saved in time"
+        stopped = {"step": self.steps_done, "num_steps": num_steps, "signal": reason}
         write_text(self._output_dir / STOPPED, json.dumps(stopped) + "\n")
-        if steps_done == steps_before or has_saved:
-            how = "--resume_from_checkpoint latest goes on from there"
-        else:
-            how = "they are lost, since --save_steps 0 turns checkpoints off"
+        how = "--resume_from_checkpoint latest goes on from there" if is_saved else _LOST
         logger.warning("stopped by %s: %s; %s", reason, done, how)
+        return ""
+
+    def _note_unusable(self, unusable: UnusableRowsError, is_saved: bool) -> str:
+        """Lets the run go on from its checkpoint once the rows are mended; returns how, for the end of their error."""
+        if self.steps_done == 0:
+            return ""
+        done = f". {self.steps_done} of {self._setup.num_steps} steps are done"
+        if not is_saved:
+            saves = self._config.checkpoint.save_steps > 0
+            return f"{done}; {'no checkpoint of them could be saved' if saves else _LOST}"
+        checkpoint = self._output_dir / f"checkpoint-{self.steps_done}"
+        if is_checkpoint(checkpoint):
+            note_unusable_rows(checkpoint, unusable.numbers, self._setup.rows.digest_without(unusable.numbers))
+        return f"{done} and saved: mend the rows, and --resume_from_checkpoint latest goes on from there"
 
     def explain(self, error: NotFiniteError) -> NotFiniteError:
         """The error with where the weights from before that step are kept, if they are: see `abandon`."""

@@ -29,8 +29,8 @@ def train(
     Args:
         segment: the stages, joined to their neighbours.
         plan: what each step consists of, the same in every process.
-        steps: of the run, to make unless the segment's stop signal ends it before. The first may be `START`, of which
-            there is only the evaluation.
+        steps: of the run, to make unless the segment's stop signal, or rows that cannot be used, end it before. The
+            first may be `START`, of which there is only the evaluation.
         report: called with one record per step and stage, see `docs/metrics.md`.
         after_step: called with the number of steps done, when all stages of this process have made the step.
 
@@ -38,7 +38,7 @@ def train(
         NotFiniteError: a stage's loss or gradient is not finite; its weights are those of the last good step.
         StreamError: a neighbour is gone, or disagrees.
     """
-    for step in itertools.takewhile(segment.stop_signal.runs, steps):
+    for step in itertools.takewhile(lambda step: not plan.unusable(step) and segment.stop_signal.runs(step), steps):
         records: dict[int, Record] = {stage.index: {"num_tokens": 0, "num_targets": 0} for stage in segment.stages}
         for phase in plan.phases(step):
             for index, record in phase.run(step, segment).items():

@@ -51,8 +51,8 @@ def run(
         NotFiniteError: a loss or a gradient is not finite; the stages have the weights from before that step.
         StreamError: a neighbour is gone, or disagrees.
         LoptError: something in the flags, the model or the data is unusable, another run has the output directory, or
-            the checkpoint is another run's, and nothing has been written; or the model, or the checkpoint of a run that
-            was stopped, cannot be written.
+            the checkpoint is another run's, and nothing has been written; rows of a step cannot be used, and what was
+            done before it is saved; or the model, or the checkpoint of a run that was stopped, cannot be written.
     """
     with ExitStack() as own:
         lock = (own if held is None else held).enter_context(_output_dir(config, world))
@@ -94,7 +94,8 @@ def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Cal
     # Find the checkpoint to go on from, if any: what it is not, the run must not replace.
     if config.checkpoint.save_steps > 0 or resumes:
         check_shared(world, output_dir, "checkpoints need an --output_dir that all machines share, or --save_steps 0")
-    wanted = Wanted(which, output_dir, overwrites, setup.num_steps, setup.must_match(), setup.may_change())
+    must_match, may_change, digest_without = setup.must_match(), setup.may_change(), setup.rows.digest_without
+    wanted = Wanted(which, output_dir, overwrites, setup.num_steps, must_match, may_change, digest_without)
     own, is_first_replica = setup.topology.stages_of(world.rank), setup.topology.replica_of(world.rank) == 0
     start = find_start(world, wanted, own, setup.specs, checks_parts=is_first_replica)
     if world.tell_all("finished", world.rank == 0 and is_finished(start, wanted)):
@@ -132,6 +133,6 @@ def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Cal
     steps_done = stages[0].steps_done
     if steps_done == setup.num_steps:
         finalizer.finish(collector, checkpointer)
-    elif collector is not None:
-        finalizer.stop(steps_before, steps_done, collector, checkpointer)
+    else:
+        finalizer.stop(steps_before, collector, checkpointer, plan.unusable(steps_done))
     return steps_done == setup.num_steps

@@ -5,10 +5,11 @@ once, in the plan. The loop runs the phases, and the streams derive from the sam
 expect. So the two cannot disagree, and what else is to cross a boundary is one more phase.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from lopt_pp.data import MicrobatchSampler
+from lopt_pp.data import MicrobatchSampler, UnusableRowsError
 from lopt_pp.metrics.records import Record
 from lopt_pp.pipeline.messages import Header, dtype_code
 from lopt_pp.stage.base import BaseStage
@@ -63,6 +64,10 @@ class StepPlan(Generic[AnyStage]):
         self.sampler = sampler
         self._phases = phases
 
+    def unusable(self, step: int) -> UnusableRowsError | None:
+        """Why a step cannot be made; None where it can. The run ends before it then, in every process."""
+        return self.sampler.unusable(step) if step != START else None
+
     def phases(self, step: int) -> Iterator[Phase[AnyStage]]:
         """Those that a step has."""
         return (phase for phase in self._phases if phase.is_due(step))
@@ -79,7 +84,7 @@ class StepPlan(Generic[AnyStage]):
             The headers; None as often as the next one is asked for while its shape is not known.
         """
         hidden_size, dtype = stage.block.model.config.hidden_size, dtype_code(stage.dtype)
-        for step in steps:
+        for step in itertools.takewhile(lambda step: self.unusable(step) is None, steps):
             message = 0
             for phase in self.phases(step):
                 while (shapes := phase.shapes(step, boundary)) is None:

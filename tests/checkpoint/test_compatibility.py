@@ -119,7 +119,7 @@ class Told:
         with self._caplog.at_level(logging.WARNING):
             start = find_start(
                 World(0, 1, torch.device("cpu"), "gloo", store, store),
-                Wanted(str(self._path), self._path.parent, False, num_steps[1], made[2], made[3]),
+                Wanted(str(self._path), self._path.parent, False, num_steps[1], made[2], made[3], lambda rows: ""),
                 stages=[],
                 specs=specs,
                 checks_parts=False,

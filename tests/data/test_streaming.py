@@ -181,3 +181,31 @@ def test_no_row_of_the_sample(tmp_path: Path) -> None:
         r"than --max_length 32\); check --max_length and the answers",
     ):
         load(path)
+
+
+def test_rows_that_cannot_be_used_end_the_order_before_their_step(tmp_path: Path) -> None:
+    """All of the step are named; and the digest without them is that of the file when they are mended."""
+    good = [json.dumps(row) for row in rows_of(600)]
+    bad = [*good]
+    bad[200], bad[201] = '{"prompt": ', '{"prompt": 1, "completion": "a"}'
+    path = tmp_path / "rows.jsonl"
+
+    def load_lines(lines: list[str]) -> Rows:
+        path.write_text("\n".join(lines) + "\n")
+        return load(str(path))
+
+    rows = load_lines(bad)
+    order = make_order(rows, shuffle=False)
+    assert order.unusable(32) is None and order.unusable(34) is None
+    error = order.unusable(33)
+    assert error is not None and error.numbers == (200, 201) and order.unusable(33) is error
+    assert f"row 201 of {path}: " in str(error) and str(error).endswith(f"nor can these be used: row 202 of {path}")
+    without, whole = rows.digest_without(error.numbers), rows.digest
+    mended = load_lines(good)
+    assert mended.digest_without([201, 200]) == without and mended.digest != whole
+    assert mended.digest_without([200]) != without
+    assert (
+        load_lines([*good[:100], good[101].replace("prompt", "Prompt "), *good[101:]]).digest_without(error.numbers)
+        != without
+    )
+    assert load_lines(good[:150]).digest_without(error.numbers) != without
