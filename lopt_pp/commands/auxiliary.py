@@ -11,14 +11,14 @@ import argparse
 from collections.abc import Sequence
 from os.path import expanduser
 
-from lopt_pp.commands.common import add_common, be_quiet, device_and_dtype
+from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype
 from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.util.console import print_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         "lopt-pp auxiliary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("model", type=expanduser, metavar="MODEL", help="directory or hub id of the pretrained model")
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--max_length", type=int, default=1024, help="longest row in tokens (default: 1024)")
     add_common(parser)
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     if given.limit < 1:
         parser.error("--limit: at least 1")
     if given.split != "midpoint" and not given.split.isdecimal():

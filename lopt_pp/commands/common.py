@@ -5,14 +5,51 @@ here and in each command they are imported by the functions that need them, once
 """
 
 import argparse
+import difflib
 import logging
+import sys
+import typing
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lopt_pp.errors import first_line
 
 if TYPE_CHECKING:
     import torch
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that takes flags with dashes and with underscores, and says in one line what is wrong.
+
+    Args:
+        elsewhere: what is said of a flag that this command does not have; by default the nearest name is.
+    """
+
+    def __init__(self, *args: Any, elsewhere: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._elsewhere = elsewhere
+
+    def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
+        """Reads a command line; leaves the program where it cannot be used."""
+        words = [self._as_defined(word) for word in (sys.argv[1:] if arguments is None else arguments)]
+        given, unknown = self.parse_known_args(words)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            hint = f"did you mean {close[0]}?" if close else self._elsewhere or "see --help"
+            self.error(f"unknown flag {unknown[0]}; {hint}")
+        return given
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"{self.prog}: error: {message.removeprefix('argument ')}\n")
+
+    def _as_defined(self, word: str) -> str:
+        name, equals, value = word.partition("=")
+        for own in (name.replace("_", "-"), f"--{name[2:].replace('-', '_')}"):
+            if name.startswith("--") and name not in self._option_string_actions and own in self._option_string_actions:
+                return own + equals + value
+        return word
 
 
 def home_path(text: str) -> Path:

@@ -1,10 +1,9 @@
 """`lopt-pp compare RUN_DIR RUN_DIR ...`: one self-contained page that overlays several runs."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lopt_pp.commands.common import home_path
+from lopt_pp.commands.common import CommandParser, home_path
 from lopt_pp.errors import LoptError
 from lopt_pp.report.comparison import compare
 from lopt_pp.report.page import write_page
@@ -14,14 +13,14 @@ from lopt_pp.util.console import print_error
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser("lopt-pp compare", description=__doc__)
+    parser = CommandParser("lopt-pp compare", description=__doc__)
     parser.add_argument(
         "runs", type=home_path, nargs="+", metavar="RUN_DIR", help="the --output_dir of each run, two or more"
     )
     parser.add_argument(
         "--output", type=home_path, default=Path("compare.html"), help="the page (default: compare.html)"
     )
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     if len(given.runs) < 2:
         print_error(f"{given.runs[0]} alone has nothing to be compared with; give two or more, or see lopt-pp report")
         return 2

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from os.path import expanduser
 
-from lopt_pp.commands.common import add_common, be_quiet, device_and_dtype, home_path
+from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype, home_path
 from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.util.console import print_error
 from lopt_pp.util.files import write_text
@@ -18,7 +18,7 @@ from lopt_pp.util.files import write_text
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = _parser()
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     given.tasks, given.general_tasks = _names(given.tasks), _names(given.general_tasks)
     has_files = given.eval_file is not None or given.general_eval_file is not None
     if not (has_files or given.tasks or given.general_tasks):
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lopt-pp evaluate", description=__doc__)
+def _parser() -> CommandParser:
+    parser = CommandParser("lopt-pp evaluate", description=__doc__)
     parser.add_argument(
         "models", type=expanduser, nargs="+", metavar="MODEL", help="directory or hub id of a model, or a checkpoint"
     )

@@ -3,14 +3,14 @@
 import argparse
 from collections.abc import Sequence
 
-from lopt_pp.commands.common import be_quiet, home_path
+from lopt_pp.commands.common import CommandParser, be_quiet, home_path
 from lopt_pp.errors import LoptError
 from lopt_pp.util.console import print_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser("lopt-pp export", description=__doc__)
+    parser = CommandParser("lopt-pp export", description=__doc__)
     parser.add_argument("checkpoint", type=home_path, help="directory of a checkpoint, OUTPUT_DIR/checkpoint-STEP")
     parser.add_argument("output", type=home_path, help="directory for the model; must not hold one yet")
     parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="auto",
         help="dtype of the model's weights; auto, the default, is the pretrained model's own, tensor by tensor",
     )
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     try:
         _run(given)
     except LoptError as error:

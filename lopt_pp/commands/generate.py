@@ -4,14 +4,14 @@ import argparse
 from collections.abc import Sequence
 from os.path import expanduser
 
-from lopt_pp.commands.common import add_common, be_quiet, device_and_dtype
+from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype
 from lopt_pp.errors import LoptError
 from lopt_pp.util.console import print_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser("lopt-pp generate", description=__doc__)
+    parser = CommandParser("lopt-pp generate", description=__doc__)
     parser.add_argument(
         "model", type=expanduser, help="directory or hub id of a model, or a checkpoint OUTPUT_DIR/checkpoint-STEP"
     )
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     parser.add_argument("--raw", action="store_true", help="go on from the prompt as it is, without the chat template")
     add_common(parser)
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     if given.max_new_tokens < 1 or given.temperature < 0 or not 0 < given.top_p <= 1:
         parser.error("--max_new_tokens is at least 1, --temperature at least 0, --top_p above 0 and at most 1")
     try:

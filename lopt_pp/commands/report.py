@@ -1,9 +1,8 @@
 """`lopt-pp report RUN_DIR`: one self-contained page on a run."""
 
-import argparse
 from collections.abc import Sequence
 
-from lopt_pp.commands.common import home_path
+from lopt_pp.commands.common import CommandParser, home_path
 from lopt_pp.errors import LoptError
 from lopt_pp.report.advice import advise
 from lopt_pp.report.page import write_page
@@ -14,10 +13,10 @@ from lopt_pp.util.console import print_error, print_warning
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = argparse.ArgumentParser("lopt-pp report", description=__doc__)
+    parser = CommandParser("lopt-pp report", description=__doc__)
     parser.add_argument("run", type=home_path, metavar="RUN_DIR", help="the --output_dir of a run; it may still go on")
     parser.add_argument("--output", type=home_path, help="the page (default: RUN_DIR/report.html)")
-    given = parser.parse_args(arguments)
+    given = parser.read(arguments)
     output = given.output if given.output is not None else given.run / "report.html"
     try:
         run = read_run(given.run)

@@ -4,7 +4,6 @@ The job's script is `job.sbatch` beside this file, filled in. Nothing but the sc
 signals, and goes on from the newest checkpoint of its output directory whenever it is started.
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from lopt_pp.checkpoint.queued import check_before_queue
 from lopt_pp.cluster.slurm import Job, check_run, places, submit
-from lopt_pp.commands.common import home_path
+from lopt_pp.commands.common import CommandParser, home_path
 from lopt_pp.config.data import PRESETS
 from lopt_pp.config.objective import LOCAL_RATES
 from lopt_pp.config.parser import parse_config
@@ -21,14 +20,15 @@ from lopt_pp.errors import LoptError
 from lopt_pp.util.console import print_error, print_warning
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> CommandParser:
+    parser = CommandParser(
         "lopt-pp submit",
         description="Submits a training run as a Slurm job: torchrun on each node, one process for each GPU. At the "
         "time limit, or when it is preempted, the run saves where it is, and the job goes on from there when its turn "
         "comes again.",
         usage="lopt-pp submit RUN_YAML [--nodes N] [--gpus-per-node N] FLAGS [-- FLAGS_OF_SBATCH]",
         allow_abbrev=False,
+        elsewhere="flags of the run belong into RUN_YAML, and those of sbatch come after --",
     )
     parser.add_argument(
         "config", type=home_path, metavar="RUN_YAML", help="the run's flags, as `lopt-pp train --config` reads them"
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 1 not submitted, 2 unusable flags."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    given = _parser().parse_args(arguments[:end])
+    given = _parser().read(arguments[:end])
     venv = given.venv or (Path(sys.prefix) if sys.prefix != sys.base_prefix else None)
     cpus = given.cpus_per_task
     if cpus is None and given.gpus_per_node == 0:

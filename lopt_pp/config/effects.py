@@ -97,6 +97,9 @@ def _unused_flags(config: Config, given: Set[str]) -> list[str]:
         lines.append(f"of no effect with --save_steps 0: --save_total_limit {checkpoint.save_total_limit}")
     if report.logging_dir is not None and report.report_to == "none":
         lines.append(f"of no effect without --report_to: --logging_dir {report.logging_dir}")
+    if config.optim.lr_scheduler_type != "constant" and 0 < config.run.max_steps <= config.optim.warmup_steps:
+        warmup, steps = config.optim.warmup_steps, config.run.max_steps
+        lines.append(f"--warmup_steps {warmup}: the run has {steps} steps, so no rate comes to its peak")
     if config.optim.lr_scheduler_type == "constant" and (config.optim.warmup_steps or config.optim.warmup_ratio):
         lines.append("--lr_scheduler_type constant has no warm-up; constant_with_warmup has")
     if model.model_revision != "main" and Path(model.model_name_or_path).is_dir():

@@ -84,7 +84,8 @@ def checkpointing_kwargs(name: str, value: Any) -> dict[str, Any] | str:
     """The way of recomputing changes no result."""
     if isinstance(value, dict) and value.keys() <= {"use_reentrant"}:
         return {}
-    return {} if word_of(value).replace(" ", "") in (*_OFF, '{"use_reentrant":false}') else ""
+    word = word_of(value).replace(" ", "").replace("'", '"')
+    return {} if word in (*_OFF, '{"use_reentrant":false}', '{"use_reentrant":true}') else ""
 
 
 def max_length(name: str, value: Any) -> dict[str, Any] | str:

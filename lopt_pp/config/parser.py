@@ -120,6 +120,8 @@ def _take_config_path(arguments: Sequence[str]) -> tuple[list[str], Path | None]
 
 
 def _suggest(name: str, known: set[str], prog: str) -> str:
+    if name in known:
+        return f"; did you mean --{name}?"
     if name in HINTS:
         return f"; {HINTS[name]}"
     if name in EFFECTS:

@@ -219,6 +219,8 @@ def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) ->
         with torch.device("meta"), quiet():
             return type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
     except ValueError as error:
+        if "attn_implementation" in str(error):
+            raise LoptError(f"--attn_implementation {config._attn_implementation}: {first_line(error)}") from error
         raise LoptError(f"{config.model_type} is not a causal language model: {first_line(error)}") from error
     except Exception as error:  # Whatever a class of transformers, or the user's own, may raise.
         raise LoptError(f"no {config.model_type} model can be made of its config: {first_line(error)}") from error

@@ -47,6 +47,7 @@ def test_what_would_mislead_is_an_error(line: str, error: str) -> None:
         ("--logging_dir runs", "of no effect without --report_to: --logging_dir runs"),
         ("--lr_scheduler_type constant --warmup_steps 3", "--lr_scheduler_type constant has no warm-up; constant_with"),
         ("--model_name_or_path . --model_revision v1", "of no effect on a local directory: --model_revision v1"),
+        ("--warmup_steps 20 --max_steps 20", "--warmup_steps 20: the run has 20 steps, so no rate comes to its peak"),
         ("--streaming --dataset_num_proc 2", "of no effect with --streaming: --dataset_num_proc"),
         (
             "--local_head_warmup_steps 9 --max_steps 9",

@@ -71,6 +71,8 @@ def test_booleans(flags: str, shuffle: bool, overwrite: bool) -> None:
         ("--queue_dept=3", r"^unknown flag --queue_dept=3; did you mean --queue_depth\?$"),
         ("--num_stage 4", r"^unknown flag --num_stage; did you mean --num_stages\?$"),
         ("--zzz", "^unknown flag --zzz; see --help$"),
+        ("seed=4", r"^unknown flag seed=4; did you mean --seed\?$"),
+        ("-lr 1", "^unknown flag -lr; it is --learning_rate here$"),
         ("oddity", "^unknown flag oddity; see --help$"),
         ("--max_steps ten", "^--max_steps.* invalid int value: 'ten'"),
         ("--max_steps 1.5", "^--max_steps.* invalid int value: '1.5'"),

@@ -92,6 +92,7 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("train_sampling_strategy", "random", {"train_sampling_strategy": "random"}),
     ("activation_checkpointing", True, {"gradient_checkpointing": True}),
     ("gradient_checkpointing_kwargs", {"use_reentrant": False}, {}),
+    ("gradient_checkpointing_kwargs", "{'use_reentrant': True}", {}),
     ("use_cpu", True, {"backend": "gloo"}),
     ("ddp_backend", "nccl", {"backend": "nccl"}),
     ("ddp_timeout", 60, {"stream_timeout": 60}),

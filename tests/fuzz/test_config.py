@@ -16,11 +16,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from mutations import DEEP, JUNK, contents
 
+from lopt_pp.config.foreign import ROWS
 from lopt_pp.config.parser import parse_config
 from lopt_pp.config.train_config import Config
 from lopt_pp.errors import LoptError
 
-NAMES = list(FLAGS)
+NAMES = [*FLAGS, *ROWS]
 REQUIRED = {"model_name_or_path": "a-model", "train_file": "rows.jsonl", "output_dir": "out"}
 
 # What YAML makes of words may be a surprise, or nothing that its tags allow.

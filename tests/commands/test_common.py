@@ -1,0 +1,41 @@
+"""Flags of the commands besides `train` and `plan`: how they may be spelt, and what is said of others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lopt_pp import cli
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        ("submit run.yaml --gpus_per_nod 2", "unknown flag --gpus_per_nod; did you mean --gpus-per-node?"),
+        (
+            "submit run.yaml --learning_rate 1e-4",
+            "unknown flag --learning_rate; flags of the run belong into RUN_YAML, and those of sbatch come after --",
+        ),
+        ("generate m --prompt p --max-new-tokenz 3", "unknown flag --max-new-tokenz; did you mean --max_new_tokens?"),
+        ("report a b", "unknown flag b; see --help"),
+        ("report", "the following arguments are required: RUN_DIR"),
+        ("generate m --prompt p --seed x", "--seed: invalid int value: 'x'"),
+    ],
+)
+def test_a_mistake_is_one_line(line: str, error: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(line.split())
+    assert left.value.code == 2
+    assert capsys.readouterr() == ("", f"lopt-pp {line.split()[0]}: error: {error}\n")
+
+
+@pytest.mark.parametrize("flags", ["--gpus_per_node=2 --dry_run", "--gpus-per-node 2 --dry-run"])
+def test_dashes_and_underscores_are_the_same(
+    flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("rows.jsonl").write_text(json.dumps({"question": "1 + 1?", "answer": "2"}))
+    Path("run.yaml").write_text("model_name_or_path: a-model\ntrain_file: rows.jsonl\noutput_dir: out\n")
+    assert cli.main(["submit", "run.yaml", *flags.split(), "--", "--some_flag"]) == 0
+    script = capsys.readouterr().out
+    assert "#SBATCH --gpus-per-node=2\n" in script and "#SBATCH --some_flag\n" in script
