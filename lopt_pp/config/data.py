@@ -212,6 +212,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if isinstance(self.train_file, str):  # From a YAML file, or Python.
             object.__setattr__(self, "train_file", [self.train_file])
+        if self.train_file in (["None"], ["null"]):  # What a script writes for what it does not give.
+            object.__setattr__(self, "train_file", None)
         expand_home(self)
         check_types(self)
         if self.train_file is None and self.dataset_name is None and self.dataset_mapping in PRESETS:

@@ -73,6 +73,16 @@ def share_of_steps(other: str) -> Rule:
     return rule
 
 
+def dtype(name: str, value: Any) -> dict[str, Any] | str:
+    word = word_of(value).removeprefix("torch.")
+    if word in ("fp16", "half"):
+        return "float16 would need its loss scaled; take bfloat16"
+    if word == "auto":
+        return "give float32 or bfloat16, for the computation; --save_dtype is that of the result"
+    known = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp32": "float32", "float32": "float32", "float": "float32"}
+    return {name: known.get(word, value)}
+
+
 def trackers(name: str, value: Any) -> dict[str, Any] | str:
     several = value if isinstance(value, list) else [value]
     if len(several) > 1 or word_of(several) == "all":

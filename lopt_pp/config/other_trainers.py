@@ -1,10 +1,10 @@
 """Flags of earlier versions of TRL and transformers, and hints for those that other trainers call otherwise."""
 
-from lopt_pp.config.foreign_rules import MISSING, NO_EFFECT, Row, by_value, ignored, max_length, renamed, unless
+from lopt_pp.config.foreign_rules import MISSING, NO_EFFECT, Row, by_value, dtype, ignored, max_length, renamed, unless
 
 OLDER: list[Row] = [
     Row("max_seq_length", "max_length", "", lambda name, value: max_length("max_length", value)),
-    Row("torch_dtype", "dtype", "see `--dtype`", renamed("dtype")),
+    Row("torch_dtype", "dtype", "see `--dtype`", lambda name, value: dtype("dtype", value)),
     Row("evaluation_strategy", "eval_steps", "see `--eval_strategy`", by_value({"steps": {}, "no": {}})),
     Row(
         "group_by_length",
@@ -74,9 +74,8 @@ _CALLED: dict[str, str] = {
     "packing": "sample_packing pack pack_sequences",
     "streaming": "stream",
     "chat_template_path": "chat_template template prompt_template conversation_template",
-    "completion_only_loss": "mask_prompt train_on_prompt train_on_inputs train_on_input",
     "assistant_only_loss": "train_on_responses_only roles_to_train",
-    "shuffle_dataset": "shuffle no_shuffle",
+    "shuffle_dataset": "shuffle",
     "train_sampling_strategy": "sampler sampling_strategy",
     "seed": "random_seed manual_seed rng_seed",
     "save_steps": "save_every save_interval save_freq checkpoint_every checkpoint_interval checkpointing_steps "
@@ -102,29 +101,29 @@ _CALLED: dict[str, str] = {
 }
 
 
-HINTS: dict[str, str] = {name: f"it is --{ours} here" for ours, names in _CALLED.items() for name in names.split()}
-"""What is said of a flag that is unknown here, by its name."""
-
-_ALL_WEIGHTS = "all weights of a stage are trained; there are no adapters"
-_GPUS = "torchrun --nproc-per-node gives the number of processes, one for each GPU"
-_TOKENIZER = "the tokenizer is that of --model_name_or_path; save another one with the model"
-_DIMENSION = "a stage is not split further; see --num_stages, --data_parallel and --sharding"
-
-HINTS |= dict.fromkeys(
-    ["adapter", "lora", "lora_rank", "lora_model_dir", "use_lora", "peft", "finetuning_type", "qlora"], _ALL_WEIGHTS
-)
-HINTS |= dict.fromkeys(
-    ["quantization", "quantization_bit", "quantize", "load_in_4_bit", "bits"], "weights are not quantized"
-)
-HINTS |= dict.fromkeys(
-    ["gpus", "num_gpus", "n_gpus", "n_gpu", "devices", "nproc", "world_size", "nproc_per_node", "num_processes"], _GPUS
-)
-HINTS |= dict.fromkeys(["tokenizer", "tokenizer_name", "tokenizer_name_or_path", "tokenizer_path"], _TOKENIZER)
-HINTS |= dict.fromkeys(
-    ["tp", "tp_size", "tensor_parallel_size", "tensor_parallel", "tensor_model_parallel_size"], _DIMENSION
-)
-HINTS |= dict.fromkeys(["cp", "cp_size", "context_parallel_size", "sequence_parallel_size", "sp_size"], _DIMENSION)
-HINTS |= {
+_SAID: dict[str, str] = {
+    "adapter lora lora_rank lora_model_dir use_lora peft finetuning_type qlora": (
+        "all weights of a stage are trained; there are no adapters"
+    ),
+    "quantization quantization_bit quantize load_in_4_bit bits": "weights are not quantized",
+    "gpus num_gpus n_gpus n_gpu devices nproc world_size nproc_per_node num_processes": (
+        "torchrun --nproc-per-node gives the number of processes, one for each GPU"
+    ),
+    "tokenizer tokenizer_name tokenizer_name_or_path tokenizer_path special_tokens": (
+        "the tokenizer is that of --model_name_or_path; save another one with the model"
+    ),
+    "tp tp_size tensor_parallel_size tensor_parallel tensor_model_parallel_size cp cp_size context_parallel_size "
+    "sequence_parallel_size sp_size": "a stage is not split further; see --num_stages, --data_parallel and --sharding",
+    "mask_prompt train_on_prompt train_on_inputs train_on_input mask_history": (
+        "--completion_only_loss and --assistant_only_loss say what counts; with false the prompt counts, too"
+    ),
+    "max_samples max_train_samples num_samples num_train_samples max_rows": (
+        "write the rows that you mean into a file, or take a slice of --dataset_name by --dataset_split train[:1000]"
+    ),
+    "max_eval_samples": "write the rows that you mean into a file for --eval_file",
+    "no_shuffle": "it is --shuffle_dataset false here",
+    "plot_loss": "lopt-pp report makes a page with the curves",
+    "overwrite_cache": "what is cached goes by the content of files and flags; nothing needs to be overwritten",
     "global_batch_size": "it is --per_device_train_batch_size x --gradient_accumulation_steps x --data_parallel",
     "device": "a run takes the GPUs that there are; --backend gloo computes on CPUs",
     "device_map": "the stages are laid over the processes of torchrun: --num_stages",
@@ -133,11 +132,13 @@ HINTS |= {
     "wandb_entity": "set WANDB_ENTITY in the environment (in YAML below env:), and --report_to wandb",
     "stage": "there is one stage of post-training, supervised fine-tuning; --num_stages is the pipeline's",
     "early_stopping_patience": "a run does not stop early; --load_best_model_at_end keeps the best model",
-    "special_tokens": _TOKENIZER,
     "do_predict_with_generate": "lopt-pp generate and lopt-pp evaluate do so afterwards",
     "min_lr": "see --lr_scheduler_type; schedules have the settings that they have by default",
     "dropout": "dropout is what the model's config has",
     "system_prompt": "put it into the rows, as a message of the role system",
-    "config_file": "it is --config here",
-    "yaml": "it is --config here",
+    "config_file yaml": "it is --config here",
 }
+
+HINTS: dict[str, str] = {name: f"it is --{ours} here" for ours, names in _CALLED.items() for name in names.split()}
+HINTS |= {name: said for names, said in _SAID.items() for name in names.split()}
+"""What is said of a flag that is unknown here, by its name."""

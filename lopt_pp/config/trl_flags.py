@@ -11,6 +11,7 @@ from lopt_pp.config.foreign_rules import (
     Row,
     by_value,
     checkpointing_kwargs,
+    dtype,
     ignored,
     max_length,
     renamed,
@@ -29,6 +30,7 @@ TABLE: dict[str, list[Row]] = {
             SAME,
             "there the dtype of the weights as loaded; here that of the computation. Weights are float32 unless it is "
             "`pure_bfloat16`; `--save_dtype` says in what the result is saved",
+            dtype,
         ),
         Row(
             "bf16",

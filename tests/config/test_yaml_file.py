@@ -120,6 +120,8 @@ def test_none_is_not_a_name(word: str) -> None:
     optional = ["eval_file", "run_name", "trace", "dataset_config", "resume_from_checkpoint", "attn_implementation"]
     given = [f"--{name}={word}" for name in [*optional, "split", "model_revision", "save_total_limit"]]
     assert parse_config([*words, *given]) == parse_config(words)
+    data = ["--model_name_or_path", "a-model", "--output_dir", "out", "--dataset_name", "rows"]
+    assert parse_config([*data, "--train_file", word]) == parse_config(data)
     with pytest.raises(LoptError, match="^--output_dir None: of the wrong type; expected a string$"):
         parse_config([*words, f"--output_dir={word}"])
     assert {field.type for name, field in FLAGS.items() if name in optional} == {str | None}

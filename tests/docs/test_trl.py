@@ -108,6 +108,9 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("group_by_length", True, {"train_sampling_strategy": "group_by_length"}),
     ("completion_only_loss", "none", {}),
     ("lora_r", None, {}),
+    ("dtype", "bf16", {"dtype": "bfloat16"}),
+    ("torch_dtype", "torch.float32", {"dtype": "float32"}),
+    ("dtype", "bfloat16", {"dtype": "bfloat16"}),
 ]
 
 
@@ -126,6 +129,8 @@ def test_what_means_the_same_is_taken(name: str, value: Any, ours: dict[str, Any
         ("save_strategy", "best", "^--save_strategy best: .*--load_best_model_at_end"),
         ("eval_strategy", "epoch", "^--eval_strategy epoch: evaluations are counted in steps"),
         ("logging_strategy", "no", "^--logging_strategy no: log lines are counted in steps: --logging_steps$"),
+        ("dtype", "fp16", "^--dtype fp16: float16 would need its loss scaled; take bfloat16$"),
+        ("torch_dtype", "auto", "^--torch_dtype auto: give float32 or bfloat16"),
         ("save_steps", 0.1, "^--save_steps 0.1: a whole number of steps"),
         ("max_length", None, "^--max_length None: rows need a longest length here"),
         ("ddp_backend", "gloo", "^--ddp_backend gloo: nccl; with gloo, a run here computes on CPUs"),
