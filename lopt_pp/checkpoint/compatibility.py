@@ -16,6 +16,7 @@ from lopt_pp.config.fields import Resume
 from lopt_pp.config.objective import EVEN, ObjectiveConfig
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import Rows, TokenizedRows
+from lopt_pp.data.streaming import StreamedRows
 from lopt_pp.errors import shown
 
 EVALUATION_ROWS = "evaluation_rows_sha256"
@@ -27,8 +28,15 @@ EMBEDDINGS_TIED = "embeddings_tied"
 LEFT_OUT = {EMBEDDINGS_TIED: False}
 """What it means that a manifest does not have a name: it is older than the name."""
 
+TRAIN_ROWS = "train_rows_sha256"
+"""In a manifest's `run`: of rows that are streamed, a sample and what can be told of all without reading them."""
+
+TRAIN_FILES = "train_files_sha256"
+"""In a manifest's `run`, of streamed rows: the content of their files. That an older one lacks it says nothing."""
+
 _WORDS = {
-    "train_rows_sha256": "the training rows (sha256)",
+    TRAIN_ROWS: "the training rows (sha256)",
+    TRAIN_FILES: "the content of the training files (sha256)",
     EVALUATION_ROWS: "the evaluation rows (sha256)",
     "model_config": "the model's config",
     "rows_per_step": "the rows of a step",
@@ -143,7 +151,12 @@ def may_change(config: Config, num_steps: int, held_out: TokenizedRows | None) -
 
 def _inputs(model_config: PreTrainedConfig, rows: Rows) -> dict[str, object]:
     config = _model_config(model_config.to_json_string(use_diff=False))
-    return {"train_rows_sha256": rows.digest, "model_config": json.dumps(config, indent=2, sort_keys=True)}
+    files = rows.files_digest if isinstance(rows, StreamedRows) else None
+    return {
+        TRAIN_ROWS: rows.digest,
+        **({TRAIN_FILES: files} if files is not None else {}),
+        "model_config": json.dumps(config, indent=2, sort_keys=True),
+    }
 
 
 def _evaluation_rows(rows: TokenizedRows | None) -> dict[str, object]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from lopt_pp.checkpoint.compatibility import LEFT_OUT, difference, length_matters
+from lopt_pp.checkpoint.compatibility import LEFT_OUT, TRAIN_FILES, difference, length_matters
 from lopt_pp.checkpoint.manifest import TRAIN_ROWS, DamagedError, Manifest, read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints, earlier_run
 from lopt_pp.distributed.world import World
@@ -85,6 +85,7 @@ class Wanted:
         must_match: what the run must have in common with the checkpoint's, by name.
         may_change: what differences are warned of, by name.
         digest_without: the digest of the training rows, as far as it does not depend on what these hold.
+        source: where its training rows are from, for messages.
     """
 
     which: str | None
@@ -94,6 +95,7 @@ class Wanted:
     must_match: Mapping[str, Any]
     may_change: Mapping[str, Any]
     digest_without: Callable[[Sequence[int]], str]
+    source: str
 
 
 def find_start(
@@ -192,10 +194,12 @@ def _reason_against(
     """Why a run cannot go on from a checkpoint, however whole it is; empty where it can."""
     directory, step, num_steps = manifest.directory, manifest.step, wanted.num_steps
     must_match = wanted.must_match
-    if rows := manifest.unusable_rows:  # They may have been mended.
-        must_match = {**must_match, TRAIN_ROWS: wanted.digest_without(rows)}
-    for text in _differences(manifest, must_match):
-        return f"{directory} is of another run: {text}; {_WHAT_TO_DO}"
+    if rows := manifest.unusable_rows:  # They may have been mended, and the files with them.
+        others = {name: value for name, value in must_match.items() if name != TRAIN_FILES}
+        must_match = {**others, TRAIN_ROWS: wanted.digest_without(rows)}
+    for name, text in _named_differences(manifest, must_match):
+        of_rows = f" (of {wanted.source}, which may have changed)" if name in (TRAIN_ROWS, TRAIN_FILES) else ""
+        return f"{directory} is of another run: {text}{of_rows}; {_WHAT_TO_DO}"
     if manifest.specs[-1].stop != specs[-1].stop:
         return f"{directory} is of a model of {manifest.specs[-1].stop} layers"
     if run_id is not None and manifest.run_id not in (run_id, None):
@@ -242,12 +246,10 @@ def _go_on(manifest: Manifest, own: Sequence[int], stages: Sequence[Resumable], 
             stage.resume_weights(weights, manifest.step)
 
 
-def _differences(manifest: Manifest, run: Mapping[str, Any]) -> Iterator[str]:
-    return (text for _, text in _named_differences(manifest, run))
-
-
 def _named_differences(manifest: Manifest, run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What a run has otherwise than the one that wrote a checkpoint, by name, and in words."""
     for name, value in json.loads(json.dumps(run)).items():
+        if name == TRAIN_FILES and name not in manifest.run:
+            continue
         if text := difference(name, value, manifest.run.get(name, LEFT_OUT.get(name))):
             yield name, text

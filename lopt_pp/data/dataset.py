@@ -49,6 +49,10 @@ class Rows(Protocol):
     """How many of what is permuted make a sequence of a microbatch, on average."""
 
     @property
+    def source(self) -> str:
+        """The files or the data set that they come from, for messages."""
+
+    @property
     def lengths(self) -> np.ndarray:
         """int64 [rows], the number of tokens of each."""
 
@@ -183,6 +187,11 @@ class PackedRows:
 
     def prefetch(self, numbers: np.ndarray) -> None:
         """Nothing to do: they are on disk."""
+
+    @property
+    def source(self) -> str:
+        """That of the rows."""
+        return self._rows.source
 
     @property
     def digest(self) -> str:

@@ -50,7 +50,7 @@ class RawRows:
     def __init__(self, parts: Sequence[Part], source: str, flag: str = "", by_lines: bool = False) -> None:
         self.parts = parts
         self.source = source
-        self._flag = f"{flag} " if flag else ""
+        self.flag = flag
         self._by_lines = by_lines
         self._numbers: np.ndarray | None = None
 
@@ -80,7 +80,8 @@ class RawRows:
             with _readable(part):
                 found.append(part.find())
             if not len(found[-1]):
-                raise LoptError(f"{self._flag}{part.name} has no rows; give data with a row or more")
+                named = f"{self.flag} {part.name}" if self.flag else part.name
+                raise LoptError(f"{named} has no rows; give data with a row or more")
         return found
 
     @cached_property

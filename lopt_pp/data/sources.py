@@ -53,7 +53,7 @@ _OPEN: dict[str, Callable[[Path, str], Part]] = {
 
 def _open(path: Path) -> Part:
     if path.is_dir():
-        return TableRows(load_saved(path, "train"), str(path))
+        return TableRows(load_saved(path, "train"), str(path), is_whole=True)
     builder = builder_of(path)
     assert builder is not None
     try:

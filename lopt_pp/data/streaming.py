@@ -94,6 +94,16 @@ class StreamedRows:
         return len(self._raw)
 
     @property
+    def source(self) -> str:
+        """The files or the data set that the rows come from, for messages."""
+        return self._raw.source
+
+    @property
+    def files_digest(self) -> str | None:
+        """In hex, of the content of the files, where they were named: `digest` is of few of the rows."""
+        return self._raw.digest if self._raw.flag else None
+
+    @property
     def lengths(self) -> np.ndarray:
         raise LoptError("--streaming leaves the lengths of rows unknown until their step")
 

@@ -28,18 +28,20 @@ class TableRows:
         dataset: the table.
         name: of it, for messages.
         digest: what others than these rows have another one of; by default it is taken from the table's files.
+        is_whole: whether the table is all that is in its files.
     """
 
-    def __init__(self, dataset: Dataset, name: str, digest: str | None = None) -> None:
+    def __init__(self, dataset: Dataset, name: str, digest: str | None = None, is_whole: bool = False) -> None:
         self.name = name
+        self._is_whole = is_whole
         self._dataset = dataset.with_format(None)
         if digest is not None:
             self.digest = digest
 
     @cached_property
     def digest(self) -> str:
-        """The SHA-256, in hex, of the bytes of its files, and of what was selected of them."""
-        sha = hashlib.sha256(self._dataset._fingerprint.encode())
+        """The SHA-256, in hex, of the bytes of its files, and of what `datasets` has done to them."""
+        sha = hashlib.sha256(b"" if self._is_whole else self._dataset._fingerprint.encode())
         for file in self._dataset.cache_files:
             sha.update(digest_of(Path(file["filename"])).encode())
         return sha.hexdigest()

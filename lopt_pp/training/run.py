@@ -95,7 +95,8 @@ def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Cal
     if config.checkpoint.save_steps > 0 or resumes:
         check_shared(world, output_dir, "checkpoints need an --output_dir that all machines share, or --save_steps 0")
     must_match, may_change, digest_without = setup.must_match(), setup.may_change(), setup.rows.digest_without
-    wanted = Wanted(which, output_dir, overwrites, setup.num_steps, must_match, may_change, digest_without)
+    source, num_steps = setup.rows.source, setup.num_steps
+    wanted = Wanted(which, output_dir, overwrites, num_steps, must_match, may_change, digest_without, source)
     own, is_first_replica = setup.topology.stages_of(world.rank), setup.topology.replica_of(world.rank) == 0
     start = find_start(world, wanted, own, setup.specs, checks_parts=is_first_replica)
     if world.tell_all("finished", world.rank == 0 and is_finished(start, wanted)):

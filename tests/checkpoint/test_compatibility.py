@@ -1,8 +1,10 @@
 """What ranks share, what must match on resume, what may change: each flag does what it declares."""
 
 import dataclasses
+import json
 import logging
 import re
+import shutil
 import types
 import typing
 from collections.abc import Mapping
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from chat import make_tokenizer
 from transformers import LlamaConfig
 
 from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, shared_by_ranks
@@ -20,6 +23,8 @@ from lopt_pp.checkpoint.manifest import write_manifest
 from lopt_pp.checkpoint.resume import Wanted, find_start
 from lopt_pp.config.fields import Resume
 from lopt_pp.config.train_config import COMPONENTS, EFFECTS, Config
+from lopt_pp.data import DataConfig, load_rows
+from lopt_pp.data.streaming import StreamedRows
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError, shown
 from lopt_pp.model.partition import split_evenly
@@ -95,7 +100,7 @@ class Told:
         self,
         before: Config,
         after: Config,
-        train_rows: tuple[str, str] = ("rows", "rows"),
+        train_rows: tuple[str | StreamedRows, str | StreamedRows] = ("rows", "rows"),
         held_out: tuple[str | None, str | None] = (None, None),
         model: tuple[LlamaConfig, LlamaConfig] = (MODEL, MODEL),
         replicas: tuple[int, int] = (1, 1),
@@ -109,7 +114,9 @@ class Told:
         made: list[Mapping[str, Any]] = []
         for place, config in enumerate((before, after)):
             digest = held_out[place]
-            made.append(must_match(config, model[place], rows(train_rows[place]), replicas[place]))
+            given = train_rows[place]
+            trained = given if isinstance(given, StreamedRows) else rows(given)
+            made.append(must_match(config, model[place], trained, replicas[place]))
             made.append(may_change(config, num_steps[place], None if digest is None else rows(digest)))
         specs = split_evenly(4, 2)
         self._path.mkdir()
@@ -119,7 +126,7 @@ class Told:
         with self._caplog.at_level(logging.WARNING):
             start = find_start(
                 World(0, 1, torch.device("cpu"), "gloo", store, store),
-                Wanted(str(self._path), self._path.parent, False, num_steps[1], made[2], made[3], lambda rows: ""),
+                Wanted(str(self._path), self._path.parent, False, num_steps[1], made[2], made[3], str, "rows.jsonl"),
                 stages=[],
                 specs=specs,
                 checks_parts=False,
@@ -230,8 +237,36 @@ def test_what_decides_nothing_else_goes_on_without_a_word(
 
 
 def test_what_a_run_is_made_of_must_match(told: Told) -> None:
-    with pytest.raises(LoptError, match=f"is of another run: the training rows .sha256. is 'b', and was 'a'{TO_DO}"):
+    differ = r"the training rows \(sha256\) is 'b', and was 'a' \(of rows.jsonl, which may have changed\)"
+    with pytest.raises(LoptError, match=f"is of another run: {differ}{TO_DO}"):
         told(make(), make(), train_rows=("a", "b"))
+
+
+def test_files_of_streamed_rows_must_match(told: Told, tmp_path: Path) -> None:
+    def stream(name: str, *texts: str) -> StreamedRows:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        made = load_rows(DataConfig(train_file=[str(path)], streaming=True), make_tokenizer())
+        assert isinstance(made, StreamedRows)
+        return made
+
+    texts = ["some"] * 1000
+    one, moved = stream("one.jsonl", *texts), stream("moved.jsonl", *texts)
+    edited = stream("edited.jsonl", *texts[:1], "same", *texts[2:])
+    assert one.digest == edited.digest, "a sample does not show it"
+    with pytest.raises(
+        LoptError, match=r"is of another run: the content of the training files \(sha256\) is '.*', and"
+    ):
+        told(make(), make(), train_rows=(one, edited))
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    assert told(make(), make(), train_rows=(one, moved)) == []
+
+
+def test_a_checkpoint_that_does_not_know_the_files_of_its_rows_is_gone_on_from(told: Told, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"text": "some"}\n')
+    made = load_rows(DataConfig(train_file=[str(tmp_path / "one.jsonl")], streaming=True), make_tokenizer())
+    assert isinstance(made, StreamedRows) and made.files_digest
+    assert told(make(), make(), train_rows=(made.digest, made)) == []
 
 
 def test_the_model_must_match(told: Told) -> None:

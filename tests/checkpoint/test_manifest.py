@@ -52,7 +52,7 @@ def go_on(checkpoint: Path, *flags: str) -> int:
     run = must_match(config, MODEL, rows, 2) | model_config, may_change(config, 400, held_out)
     return find_start(
         World(0, 1, torch.device("cpu"), "gloo", store, store),
-        Wanted(str(checkpoint), checkpoint.parent, False, 400, *run, digest_without=lambda rows: ""),
+        Wanted(str(checkpoint), checkpoint.parent, False, 400, *run, digest_without=str, source="rows.jsonl"),
         stages=[],
         specs=manifest.specs,
         checks_parts=False,

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from chat import make_tokenizer
 
 from lopt_pp.data import DataConfig, Microbatch, MicrobatchSampler, Rows, load_rows
+from lopt_pp.data.streaming import StreamedRows
 from lopt_pp.errors import LoptError
 
 WORDS = "abcdefgh"
@@ -142,6 +144,28 @@ def test_other_data_has_another_digest(tmp_path: Path) -> None:
     others += [[*rows[:place], {"text": "x"}, *rows[place + 1 :]] for place in range(100, 120)]
     assert digest not in {load(write(tmp_path / "other.jsonl", other)).digest for other in others}
     assert load(path, completion_only_loss=False).digest != digest
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_an_edit_that_no_sample_shows(tmp_path: Path, suffix: str) -> None:
+    def load_as(name: str, rows: list[dict[str, Any]]) -> StreamedRows:
+        path = tmp_path / f"{name}.{suffix}"
+        if suffix == "jsonl":
+            write(path, rows)
+        else:
+            datasets.Dataset.from_list(rows).to_parquet(path)
+        loaded = load(str(path))
+        assert isinstance(loaded, StreamedRows)
+        return loaded
+
+    rows = rows_of(600)
+    sampled = set(np.linspace(0, 599, 256).astype(int).tolist())
+    edited = next(number for number in range(600) if number not in sampled)
+    one, same = load_as("one", rows), load_as("same", rows)
+    rows[edited] = rows[edited] | {"prompt": rows[edited]["prompt"].replace("is", "if")}
+    other = load_as("other", rows)
+    assert one.digest == same.digest == other.digest
+    assert one.files_digest == same.files_digest != other.files_digest
 
 
 def test_lines_of_a_file(tmp_path: Path) -> None:

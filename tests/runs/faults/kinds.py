@@ -1,5 +1,6 @@
 """What happens to runs on clusters, each done to a run of its own."""
 
+import json
 import random
 import signal
 import subprocess
@@ -171,6 +172,29 @@ def _damage(testbed: Testbed, draw: random.Random, cut: bool) -> tuple[str, Ende
     return f"stage killed at step {step}; {what}", ended
 
 
+def edit_the_rows(testbed: Testbed, draw: random.Random) -> tuple[str, Ended]:
+    """Edits the training file between the stop and the resume, which must be refused; then takes that back."""
+    step = draw.randrange(SAVE_STEPS + 1, STEPS - 1)
+    ended = signal_stage(testbed, signal.SIGKILL, draw.randrange(STAGES), at_step(testbed, step))
+    kept = testbed.checkpoints()
+    content = testbed.rows.read_text()
+    lines = content.splitlines(keepends=True)
+    edited = draw.randrange(len(lines))
+    row = json.loads(lines[edited])
+    lines[edited] = json.dumps(row | {"answer": row["answer"][::-1] + "1"}) + "\n"
+    testbed.rows.write_text("".join(lines))
+    try:
+        with testbed.by_hand(resume=True) as started:
+            refused = testbed.end_of(started)
+    finally:
+        testbed.rows.write_text(content)
+    if 0 in refused.statuses or str(testbed.rows) not in refused.error or "training rows" not in refused.error:
+        raise LostError(f"a resume with edited rows left with {refused.statuses}: {refused.text}")
+    if testbed.checkpoints() != kept:
+        raise LostError(f"a resume that was refused has left {testbed.checkpoints()} of the checkpoints {kept}")
+    return f"row {edited + 1} edited after stage was killed at step {step}", ended
+
+
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
@@ -189,6 +213,7 @@ FAULTS: dict[str, Fault] = {
         go_on_the_next_day,
         flip_a_byte,
         cut_a_file,
+        edit_the_rows,
     )
 }
 DAMAGES = ("flip_a_byte", "cut_a_file")

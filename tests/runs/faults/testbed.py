@@ -57,6 +57,7 @@ class Testbed:
         more: further flags, for the trial at hand.
         expected: the weights of the run that nothing happens to.
         checkpoint_bytes: the size of one of its checkpoints.
+        rows: the training file.
 
     Args:
         folder: for everything.
@@ -66,6 +67,7 @@ class Testbed:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.rows = folder / "rows.jsonl"
         write_inputs(folder, attention_dropout=0.1)
         (folder / "dated.jinja").write_text(DATED)
         self.days, self.more = [DAY] * STAGES, list[str]()
@@ -103,7 +105,7 @@ class Testbed:
                         process.kill()
 
     def _flags(self, resume: bool) -> list[str]:
-        given = f"--model_name_or_path {self._folder / 'model'} --train_file {self._folder / 'rows.jsonl'}"
+        given = f"--model_name_or_path {self._folder / 'model'} --train_file {self.rows}"
         given += f" --chat_template_path {self._folder / 'dated.jinja'}"
         given += f" --output_dir {self.out} --max_steps {STEPS} --save_steps {SAVE_STEPS} --learning_rate 1e-3"
         given += " --per_device_train_batch_size 4 --gradient_accumulation_steps 8 --stream_timeout 5"
