@@ -169,7 +169,7 @@ def test_a_flag_without_effect_on_the_result_is_not_spoken_of(name: str, told: T
 
 DECIDES = {
     "train_rows_sha256": "train_file dataset_name dataset_config dataset_split dataset_mapping dataset_text_field "
-    "chat_template_path assistant_only_loss completion_only_loss max_length",
+    "chat_template_path assistant_only_loss completion_only_loss allow_no_stop_token max_length",
     "evaluation_rows_sha256": "eval_file dataset_test_split",
     "model_config": "model_name_or_path model_revision",
     "edges": "num_stages split",
