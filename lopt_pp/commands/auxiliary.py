@@ -47,26 +47,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(given: argparse.Namespace) -> None:
     import numpy as np
+    import torch
 
     from lopt_pp.config.data import DataConfig
     from lopt_pp.config.model import ModelConfig
-    from lopt_pp.data import TokenizedRows, load_rows
+    from lopt_pp.data import RowLimits, TokenizedRows, load_rows
     from lopt_pp.evaluation.layer_pruning import prune_layers
     from lopt_pp.evaluation.losses import load_blocks
-    from lopt_pp.model.pretrained import load_model_config, load_tokenizer
+    from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_class_of
+    from lopt_pp.model.verify_positions import row_limits
     from lopt_pp.objectives import ObjectiveConfig, task_objective
 
     be_quiet()
     with renamed_in_errors("--model_name_or_path ", ""):
         config = ModelConfig(given.model, trust_remote_code=given.trust_remote_code)
-        depth = load_model_config(config).num_hidden_layers
+        said = load_model_config(config)
+        depth = said.num_hidden_layers
         tokenizer = load_tokenizer(config)
+        with torch.device("meta"):
+            whole = model_class_of(said, given.trust_remote_code)(said)
     cut = depth // 2 if given.split == "midpoint" else int(given.split)
     if not 0 < cut < depth:
         raise LoptError(f"--split {cut}: the model has {depth} layers; give 1 to {depth - 1}")
     if not 1 <= given.auxiliary_layers <= depth - cut:
         raise LoptError(f"--auxiliary_layers {given.auxiliary_layers}: {depth - cut} follow the cut; give 1 to as many")
-    rows = load_rows(DataConfig(train_file=[given.train_file], max_length=given.max_length), tokenizer)
+    limits = RowLimits(*row_limits(whole, given.max_length))
+    rows = load_rows(DataConfig(train_file=[given.train_file], max_length=given.max_length), tokenizer, limits)
     assert isinstance(rows, TokenizedRows)
     if len(rows) > given.limit:
         rows = rows.select(np.linspace(0, len(rows) - 1, given.limit).astype(int), "beyond --limit")

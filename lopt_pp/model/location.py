@@ -5,7 +5,9 @@ from pathlib import Path
 
 from lopt_pp.errors import LoptError
 
-_ADAPTER = "adapter_config.json"
+ADAPTER = "adapter_config.json"
+"""Of a directory of peft."""
+
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
 
@@ -51,7 +53,7 @@ def explain(name: str, error: str) -> str:
 def _check_directory(path: Path, allows_adapters: bool) -> None:
     has_weights = any(any(path.glob(pattern)) for pattern in _WEIGHTS)
     whole = [file for pattern in _WEIGHTS for file in path.glob(pattern) if not file.name.startswith("adapter_")]
-    if (path / _ADAPTER).exists() and not whole:
+    if (path / ADAPTER).exists() and not whole:
         if allows_adapters:
             return
         raise LoptError(_adapter(path))
@@ -82,7 +84,7 @@ def _gguf(file: Path) -> str:
 
 def _adapter(path: Path) -> str:
     try:
-        content = json.loads((path / _ADAPTER).read_text(encoding="utf-8"))
+        content = json.loads((path / ADAPTER).read_text(encoding="utf-8"))
         kind, base = str(content.get("peft_type") or "peft"), str(content.get("base_model_name_or_path") or "BASE")
     except (OSError, ValueError, AttributeError):
         kind, base = "peft", "BASE"

@@ -5,10 +5,12 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError
+from lopt_pp.model.location import ADAPTER
 from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.util.compat_transformers import unused_names
 
@@ -116,7 +118,14 @@ def listed(names: Iterable[str]) -> str:
 
 
 def warn_of_unused(unused: Sequence[str], name: str) -> None:
-    """Says which tensors of a model's files are not used, and what to do about it where that can be told."""
+    """Says which tensors of a model's files are not used, and what to do about it where that can be told.
+
+    Args:
+        unused: names of tensors.
+        name: directory or hub id of the model.
+    """
+    if (Path(name) / ADAPTER).exists():
+        logger.warning("%s: the adapter beside the model (%s) is not used: merge it first, or remove it", name, ADAPTER)
     if not unused:
         return
     how = ""

@@ -154,3 +154,13 @@ def test_names_are_listed_in_a_line() -> None:
     assert listed(["a"]) == "a"
     assert listed(["a", "b", "c"]) == "a, b, c"
     assert listed(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+
+
+def test_an_adapter_beside_a_whole_model_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path)
+    (path / "adapter_config.json").write_text("{}")
+    with caplog.at_level(logging.WARNING):
+        warn_of_unused(unused(path), str(path))
+    assert caplog.messages == [
+        f"{path}: the adapter beside the model (adapter_config.json) is not used: merge it first, or remove it"
+    ]
