@@ -1,6 +1,7 @@
 """A chat template: what it wants of messages, and the text that it makes of them."""
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,11 @@ class ChatTemplate:
 
     def mentions(self, word: str) -> bool:
         """Whether the word is anywhere in it."""
-        return word in self._source
+        return re.search(rf"\b{re.escape(word)}\b", self._source) is not None
+
+    def reads(self, key: str) -> bool:
+        """Whether it takes something of this name out of something, such as a message."""
+        return re.search(rf"""(\.|['"])\s*{re.escape(key)}\b""", self._source) is not None
 
     def fit(self, messages: Messages) -> Messages:
         """The messages as the template wants them.

@@ -107,10 +107,12 @@ class ChatEncoder:
     def unread(self, chat: Conversation) -> list[str]:
         """What no template reads of a conversation: its tools and options, and keys of messages as `messages.KEY`."""
         keys = dict.fromkeys(key for message in chat.messages for key in message if key not in STANDARD_KEYS)
-        names = [(key, f"messages.{key}") for key in keys]
-        options = [key for key in chat.options if key != "chat_template"]
-        names += [(key, key if key == "tools" else f"chat_template_kwargs.{key}") for key in options]
-        return [name for key, name in names if not any(way.template.mentions(key) for way in self._ways)]
+        templates = [way.template for way in self._ways]
+        unread = [f"messages.{key}" for key in keys if not any(template.reads(key) for template in templates)]
+        options = [key for key in chat.options if not any(template.mentions(key) for template in templates)]
+        return unread + [
+            key if key == "tools" else f"chat_template_kwargs.{key}" for key in options if key != "chat_template"
+        ]
 
     def _encode_best(
         self, ways: Sequence[_Way], chat: Conversation, runs: Sequence[Run], assistant_only: bool

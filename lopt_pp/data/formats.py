@@ -146,7 +146,7 @@ def _shape(columns: _Columns, text_field: str) -> Format:
     if "messages" in columns or "conversations" in columns:
         column = "messages" if "messages" in columns else "conversations"
         turns = _messages(columns, column)
-        return _conversation(columns, turns, from_sharegpt=_is_sharegpt(columns.get(column)))
+        return _conversation(columns, turns, bare_tools=_is_sharegpt(columns.get(column)))
     if "prompt" in columns and "completion" in columns:
         if isinstance(columns.get("prompt"), str):
             prompt = columns.string("prompt")
@@ -197,9 +197,9 @@ def _pair(columns: _Columns, prompt: str, completion: str, plain: str) -> Pair |
     earlier = _history(columns)
     if not earlier and not columns.get("system"):
         _refuse_media(columns)
-        return Pair(prompt, completion, plain, _template_options(columns))
+        return Pair(prompt, completion, plain, _template_options(columns, bare_tools=True))
     asked = [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
-    return _conversation(columns, Turns(earlier + asked))
+    return _conversation(columns, Turns(earlier + asked), bare_tools=True)
 
 
 def _history(columns: _Columns) -> Messages:
@@ -213,7 +213,7 @@ def _history(columns: _Columns) -> Messages:
     return messages
 
 
-def _conversation(columns: _Columns, turns: Turns, prompt_length: int = 0, from_sharegpt: bool = False) -> Conversation:
+def _conversation(columns: _Columns, turns: Turns, prompt_length: int = 0, bare_tools: bool = False) -> Conversation:
     """A conversation, with the system message of a column of its own."""
     _refuse_media(columns)
     messages, skipped = turns.messages, turns.skipped
@@ -225,7 +225,7 @@ def _conversation(columns: _Columns, turns: Turns, prompt_length: int = 0, from_
             prompt_length += 1 if prompt_length else 0
         elif messages[0]["content"] != system:
             raise LoptError("it has a column `system` and another system message as its first; keep one of them")
-    return Conversation(messages, prompt_length, _template_options(columns, from_sharegpt), skipped)
+    return Conversation(messages, prompt_length, _template_options(columns, bare_tools), skipped)
 
 
 def _messages(columns: _Columns, column: str) -> Turns:
@@ -248,30 +248,37 @@ def _refuse_media(columns: _Columns) -> None:
             )
 
 
-def _template_options(columns: _Columns, from_sharegpt: bool = False) -> dict[str, Any]:
+def _template_options(columns: _Columns, bare_tools: bool = False) -> dict[str, Any]:
     options = columns.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
         raise LoptError(f"`chat_template_kwargs` must be a mapping, but is {_shown(options)}")
-    tools = _tools(columns.get("tools"), from_sharegpt)
+    tools = _tools(columns, "tools", bare_tools)
+    if not tools and "functions" in columns:  # OpenAI's, before there were tools.
+        tools = _tools(columns, "functions", are_bare=True)
     try:
         return ({"tools": tools} if tools else {}) | without_nulls(options)
     except RecursionError as error:
         raise LoptError("`chat_template_kwargs` lies too deep in itself") from error
 
 
-def _tools(tools: Any, from_sharegpt: bool) -> Any:
-    """The tools of a row; nulls stay in what is JSON text, for no table has filled them in there."""
+def _tools(columns: _Columns, column: str, are_bare: bool) -> list[Any]:
+    """The tools of a row; nulls stay in what is JSON text, for no table has filled them in there.
+
+    Args:
+        columns: of the row.
+        column: that holds them.
+        are_bare: whether they may be written without what chat templates expect around them.
+    """
+    tools = columns.get(column)
     try:
         tools = json.loads(tools.strip() or "[]") if isinstance(tools, str) else without_nulls(tools)
         if isinstance(tools, list):
             tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
     except (ValueError, RecursionError) as error:
-        raise LoptError(f"`tools` must be a list or JSON of one, but is {_shown(tools)}") from error
+        raise LoptError(f"`{column}` must be a list or JSON of one, but is {_shown(tools)}") from error
     if tools and not isinstance(tools, list):
-        raise LoptError(f"`tools` must be a list or JSON of one, but is {_shown(tools)}")
-    if from_sharegpt:  # Where they are written without what chat templates expect around them.
-        return [_wrapped(tool) for tool in tools or ()]
-    return tools
+        raise LoptError(f"`{column}` must be a list or JSON of one, but is {_shown(tools)}")
+    return [_wrapped(tool) if are_bare else tool for tool in tools or ()]
 
 
 def _wrapped(tool: Any) -> Any:

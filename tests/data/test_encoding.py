@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from chat import ANSWER, BOS, CHAT_PROMPT, CHATML, END, MARKED, QUESTION, REWRITING, START, make_tokenizer, spell
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerFast
 
 from lopt_pp.data.encoding import EncodedRow, RowEncoder
@@ -165,6 +166,14 @@ def test_conversation_that_the_template_cannot_render(template: str | None, erro
 def test_malformed_row(row: dict[str, Any], error: str) -> None:
     with pytest.raises(LoptError, match=error):
         RowEncoder(make_tokenizer(CHATML))(row)
+
+
+def test_what_was_encoded_makes_no_other_encoder() -> None:
+    """The cache of tokenized rows goes by the encoder."""
+    encoder = RowEncoder(make_tokenizer(CHATML))
+    before = Hasher.hash(encoder)
+    encoder({"messages": [QUESTION, ANSWER]})
+    assert Hasher.hash(encoder) == before
 
 
 def test_end_of_sequence_token_is_needed() -> None:

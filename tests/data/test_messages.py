@@ -176,6 +176,7 @@ def test_tools() -> None:
     sharegpt = {"conversations": said(("human", "q"), ("gpt", "ab")), "tools": json.dumps([bare])}
     assert options(read_row(sharegpt)) == {"tools": [{"type": "function", "function": bare}]}
     assert options(read_row(row | {"tools": [bare]})) == {"tools": [bare]}, "as TRL takes them"
+    assert options(read_row(row | {"functions": [bare]})) == {"tools": [{"type": "function", "function": bare}]}
     assert (
         options(read_row({"question": "q", "answer": "ab", "tools": [tool | {"x": None}]}))["tools"][0].keys()
         == tool.keys()
@@ -233,6 +234,7 @@ def test_what_cannot_be_used_is_refused(row: dict[str, Any], error: str) -> None
         ({"input_ids": [5, 6], "attention_mask": [1, 1], "length": 2}, ("length",)),
         ({"messages": [QUESTION | {"date": "x"}, ANSWER | {"name": "y"}]}, ("messages.date",)),
         ({"messages": [QUESTION, ANSWER], "tools": [{"name": "f"}]}, ("tools",)),
+        ({"messages": [QUESTION | {"tools": "[]"}, ANSWER], "tools": []}, ("messages.tools",)),
         (
             {"question": "q", "answer": "ab", "chat_template_kwargs": {"enable_thinking": False}},
             ("chat_template_kwargs.enable_thinking",),
