@@ -6,6 +6,7 @@ quantized weights) has one place.
 
 import copy
 import functools
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,11 +127,15 @@ class BlockBuilder:
         head, embedding = weights.read([places[self.structure.head], places[self.structure.embedding]]).values()
         return torch.equal(head, embedding)
 
-    def stored_dtypes(self, spec: BlockSpec, weights: PretrainedWeights) -> dict[str, torch.dtype]:
-        """The dtypes of a block's parameters by the model's files, of which only headers are read."""
+    def stored_dtype(self, spec: BlockSpec, weights: PretrainedWeights) -> torch.dtype | None:
+        """The dtype that most numbers of a block are saved in, by the model's files, of which only headers are read."""
         names = parameter_names(self.whole, weights.files)
         own = [stored for stored, name in names.items() if self.structure.owns(spec, name)]
-        return own_dtypes(weights.dtypes(own), names)
+        sizes = {name: tensor.numel() for name, tensor in self.whole.state_dict().items()}
+        numbers = Counter[torch.dtype]()
+        for name, dtype in own_dtypes(weights.dtypes(own), names).items():
+            numbers[dtype] += sizes.get(name, 0)
+        return max(numbers, key=numbers.__getitem__, default=None)
 
     def unused_tensors(self, weights: PretrainedWeights) -> list[str]:
         """The tensors of the whole model's files that no block reads; see `lopt_pp.model.stored`.

@@ -22,7 +22,7 @@ from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.build import BlockBuilder
-from lopt_pp.model.dtypes import AUTO, dtype_of, most_common
+from lopt_pp.model.dtypes import AUTO, dtype_of
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
 from lopt_pp.model.pretrained import (
     aligned_configs,
@@ -164,16 +164,14 @@ class Setup:
         return None if given == AUTO else dtype_of(given)
 
     def _saved_dtype(self) -> torch.dtype:
-        """What the result's config says: where its tensors have several, the pretrained config's or the most common.
+        """What the result's config says: where its tensors have several, the dtype of most numbers of the first stage.
 
-        It is that of the first stage's tensors: no process opens the files of all others.
+        (Of the first stage, since no process opens the files of all others.)
         """
         if self.given_dtype is not None:
             return self.given_dtype
         trained = self.config.stage.parameter_dtype
-        own = self.builder.stored_dtypes(self.specs[0], self.weights).values()
-        said = self.model_config.dtype
-        dtype = said if isinstance(said, torch.dtype) and said in own else most_common(own)
+        dtype = self.builder.stored_dtype(self.specs[0], self.weights)
         return trained if dtype is None or dtype.itemsize > trained.itemsize else dtype
 
     @cached_property
