@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,14 @@ TEMPLATES = {
 
 @functools.cache
 def tokenizer(template: str | None) -> PreTrainedTokenizerFast:
-    """One token a byte, so that there is no text that it could not encode; and a special one."""
+    """One token a byte, so that there is no text that it could not encode; and one that ends a turn of the template."""
+    end = next((mark for mark in ("<|im_end|>", "<|eot_id|>") if mark in (template or "")), "<end>")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    model = Tokenizer(models.BPE({token: number for number, token in enumerate([*letters, "<end>"])}, []))
+    model = Tokenizer(models.BPE({token: number for number, token in enumerate([*letters, end])}, []))
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = decoders.ByteLevel()
-    model.add_special_tokens(["<end>"])
-    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<end>", chat_template=template)
+    model.add_special_tokens([end])
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=end, chat_template=template)
 
 
 def outcome(path: Path, template: str | None, streaming: bool) -> object:
@@ -47,10 +49,10 @@ def outcome(path: Path, template: str | None, streaming: bool) -> object:
             encoded = [rows[index] for index in range(len(rows))]
             return [(row.input_ids, row.labels) for row in encoded], sorted(rows.dropped.items())
         packs = rows.fetch(np.arange(len(rows)))
-        left_out = re.search(r"left out \((.*)\)", rows.summary())
-        dropped = [part.split(" ", 1) for part in left_out[1].split(", ")] if left_out else []
+        dropped = Counter(rows._dropped.values())
         encoded = [row for pack in packs for row in pack.read()]
-        return [(row.input_ids, row.labels) for row in encoded], sorted((why, int(n)) for n, why in dropped)
+        return [(row.input_ids, row.labels) for row in encoded], sorted(dropped.items())
     except LoptError as error:
         text = re.sub(r" \(line \d+\)", "", str(error).replace(str(path), "FILE"))
+        text = text.split("; nor can these be used: ")[0]  # Which is said of the others of a step.
         return "none can be used" if text.startswith("none of ") else text
