@@ -14,7 +14,7 @@ import torch
 from launching import environment, torchrun
 from ranks import Rank, ranks
 from results import weights
-from tiny import DATED, write_inputs
+from tiny import DATED, write_inputs, write_rows
 
 from lopt_pp.checkpoint.manifest import read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
@@ -69,6 +69,7 @@ class Testbed:
         self._folder = folder
         self.rows = folder / "rows.jsonl"
         write_inputs(folder, attention_dropout=0.1)
+        write_rows(folder / "edited.jsonl", seed=1)
         (folder / "dated.jinja").write_text(DATED)
         self.days, self.more = [DAY] * STAGES, list[str]()
         self.out = folder / "undisturbed"
@@ -80,9 +81,15 @@ class Testbed:
         newest = complete_checkpoints(self.out)[0]
         self.checkpoint_bytes = sum(file.stat().st_size for file in newest.iterdir())
 
-    def by_hand(self, resume: bool = False) -> AbstractContextManager[list[Rank]]:
-        """The run without a launcher, which would end one process when another ends."""
-        arguments = [[day, *self._flags(resume)] for day in self.days]
+    def by_hand(self, resume: bool = False, edit: str = "") -> AbstractContextManager[list[Rank]]:
+        """The run without a launcher, which would end one process when another ends.
+
+        Args:
+            resume: whether it goes on from the latest checkpoint.
+            edit: other flags than it is otherwise started with.
+        """
+        given = [*self._flags(resume), *edit.format(folder=self._folder).split()]
+        arguments = [[day, *given] for day in self.days]
         return ranks(self._folder / f"log-{time.monotonic_ns()}", *arguments, module="on_a_day")
 
     @contextmanager
@@ -164,6 +171,11 @@ class Testbed:
                 raise LostError(f"a complete checkpoint is not whole: {error}") from error
             steps.append(manifest.step)
         return steps
+
+    def contents(self) -> dict[str, bytes]:
+        """All files of the output directory but the lock, by their paths."""
+        files = [path for path in self.out.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
+        return {str(path.relative_to(self.out)): path.read_bytes() for path in files}
 
     def check_result(self) -> None:
         """Compares the model in the output directory with that of the run that nothing happened to."""
