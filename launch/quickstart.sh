@@ -64,6 +64,7 @@ OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}" torchrun --
     --output_dir "$work/output" \
     --overwrite_output_dir \
     --max_steps "$steps" \
+    --save_steps 0 \
     --per_device_train_batch_size 4 \
     --gradient_accumulation_steps 2 \
     --max_length 256 \

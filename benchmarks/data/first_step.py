@@ -80,7 +80,7 @@ def main() -> None:
             flags = (
                 f"--model_name_or_path {model} --train_file {folder / rows}.jsonl --output_dir {folder / str(number)}"
             )
-            flags += f" --max_steps 1 --max_length 1024 {more}"
+            flags += f" --max_steps 1 --save_steps 0 --max_length 1024 {more}"
             taken[case] = seconds(flags.split(), folder / "cache")
             clock, processors = taken[case]
             print(f"{case:<28} {clock:>8.1f} s {processors:>8.1f} s of processors", flush=True)

@@ -131,6 +131,7 @@ def measure(case: Case, model: Path, rows: Path, flags: argparse.Namespace, outp
     """Trains for as many steps as fill the queues; returns the peak of each process, in bytes."""
     given = f"--model_name_or_path {model} --train_file {rows} --output_dir {output} --method {case.method}"
     given += f" --num_stages 2 --max_steps {max(2, 4 // case.accumulation)} --max_length {flags.max_length}"
+    given += " --save_steps 0"
     given += f" --per_device_train_batch_size {flags.rows} --gradient_accumulation_steps {case.accumulation}"
     given += f" --dtype {case.dtype} --gradient_checkpointing {case.gradient_checkpointing}"
     launcher = ["-m", "torch.distributed.run", "--rdzv-backend", "lopt-pp", "--nproc-per-node", str(case.processes)]

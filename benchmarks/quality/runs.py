@@ -140,6 +140,7 @@ def run_flags(setup: Setup, trial: Trial, output: Path, head_warmup: float) -> l
         "train_file": setup.train,
         "output_dir": output,
         "overwrite_output_dir": True,
+        "save_steps": 0,
         "max_length": form.max_length,
         "per_device_train_batch_size": form.batch,
         "gradient_accumulation_steps": form.accumulation,

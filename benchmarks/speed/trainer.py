@@ -85,7 +85,7 @@ def main() -> None:
         number = arguments.steps * arguments.per_device_train_batch_size
         vocabulary = AutoConfig.from_pretrained(model).vocab_size
         rows = write_rows(folder / "rows.jsonl", vocabulary, arguments.max_length, number)
-        flags = f"--model_name_or_path {model} --train_file {rows} --max_steps {arguments.steps}"
+        flags = f"--model_name_or_path {model} --train_file {rows} --max_steps {arguments.steps} --save_steps 0"
         flags += f" --max_length {arguments.max_length}"
         flags += f" --per_device_train_batch_size {arguments.per_device_train_batch_size}"
         runs = [

@@ -171,6 +171,8 @@ class Committer:
         self.committed: int | None = None
         self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._newest: float | None = None
+        """When the newest checkpoint of the run was committed; None before it was looked for."""
 
     def expect(self, step: int) -> None:
         """Has a checkpoint made of the parts that all stages write, or have written, after `step` steps."""
@@ -216,11 +218,13 @@ class Committer:
             "eval_loss": self._eval_loss(step),
         }
         complete = self._output_dir / f"checkpoint-{step}"
-        own = self._own()
         # One may be there of a run that went on from before it; it is not whole, or it would have gone on from it.
         if complete.exists() and _run_id_of(complete) not in (self._run_id, None):
             raise LoptError(f"{complete} is of another run")
-        content |= {"run_id": self._run_id, "committed": max([time.time(), *(moment + 1e-3 for moment, _ in own)])}
+        if self._newest is None:
+            self._newest = max((moment for moment, _ in self._own()), default=0.0)
+        self._newest = max(time.time(), self._newest + 1e-3)  # The last, even after a clock was set back.
+        content |= {"run_id": self._run_id, "committed": self._newest}
         write_manifest(unfinished, content)
         self._may_publish()
         replace_directory(unfinished, complete)

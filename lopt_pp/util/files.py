@@ -118,12 +118,17 @@ def copy_files(source: Path, target: Path, names: Iterable[str]) -> None:
 def replace_directory(unfinished: Path, path: Path) -> None:
     """Moves a directory that is whole to its place, and removes what was there.
 
+    A program that ends half-way leaves the one or the other, if not at its place then beside it.
+
     Raises:
         OSError: it cannot be moved.
     """
+    replaced = path.with_name(f"{path.name}.replaced{UNFINISHED}")
     if path.exists():
-        shutil.rmtree(path)
+        shutil.rmtree(replaced, ignore_errors=True)
+        os.replace(path, replaced)
     os.replace(unfinished, path)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def move_files(source: Path, target: Path, names: Iterable[str]) -> None:

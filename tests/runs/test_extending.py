@@ -204,6 +204,7 @@ def test_a_run_that_has_lost_its_directory_publishes_nothing(
 
     def after_step(self: Checkpointer, steps_done: int, saves: Callable[..., None] = Checkpointer.after_step) -> None:
         if steps_done == 3:
+            self.join()  # The checkpoint of step 2 is in its place.
             (tmp_path / ".lock-9").write_text("of another run")
         saves(self, steps_done)
 
