@@ -43,9 +43,8 @@ TABLE: dict[str, list[Row]] = {
         Row("model_init_kwargs", MISSING, "the model is as its config says", unless()),
         Row("use_cache", NO_EFFECT, "training has no cache of keys and values", ignored),
         Row("router_aux_loss_coef", MISSING, "the loss is that of the tokens alone", unless()),
-        Row("use_peft", MISSING, "all weights of a stage are trained; adapters are not supported", unless()),
         Row(
-            "lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save "
+            "use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save "
             "lora_task_type use_rslora use_dora",
             MISSING,
             "all weights of a stage are trained; adapters are not supported",
@@ -103,12 +102,7 @@ TABLE: dict[str, list[Row]] = {
         Row("dataset_text_field chat_template_path dataset_num_proc", SAME),
         Row("pad_to_multiple_of", NO_EFFECT, "padding changes no loss", ignored),
         Row("length_column_name", NO_EFFECT, "lengths are those of the tokenized rows", ignored),
-        Row(
-            "dataset_kwargs",
-            MISSING,
-            "tokenized rows are known by their columns: see [Data](data.md)",
-            unless(),
-        ),
+        Row("dataset_kwargs", MISSING, "tokenized rows are known by their columns: see [Data](data.md)", unless()),
         Row("eos_token pad_token", MISSING, "set them in the tokenizer, and save it with the model", unless()),
         Row("dataloader_drop_last", MISSING, "what is left at the end of an epoch makes a smaller step", unless()),
         Row(
@@ -167,8 +161,9 @@ TABLE: dict[str, list[Row]] = {
         Row("activation_offloading", MISSING, "`--gradient_checkpointing` and more stages take less memory", unless()),
         Row("torch_compile", SAME, "layer by layer"),
         Row("torch_compile_backend torch_compile_mode", MISSING, "`--torch_compile` has no settings", unless()),
-        Row("loss_type", MISSING, "the loss of the task is the negative log-likelihood", unless("nll")),
-        Row("label_smoothing_factor neftune_noise_alpha", MISSING, "there is no such regularization", unless()),
+        Row(
+            "loss_type label_smoothing_factor neftune_noise_alpha", MISSING, "the loss is cross-entropy", unless("nll")
+        ),
         Row(
             "use_liger_kernel liger_kernel_config",
             NO_EFFECT,
@@ -196,9 +191,7 @@ TABLE: dict[str, list[Row]] = {
             "replicas and ranks are set up by themselves",
             ignored,
         ),
-        Row("fsdp", MISSING, "`--sharding full` shares a stage out among its replicas (FSDP2)", unless()),
-        Row("fsdp_config", MISSING, "see `--sharding`, which has no settings", unless()),
-        Row("deepspeed", MISSING, "`--sharding full` shares a stage out among its replicas", unless()),
+        Row("fsdp fsdp_config deepspeed", MISSING, "`--sharding full` shares a stage out (FSDP2)", unless()),
         Row(
             "parallelism_config",
             MISSING,
@@ -233,12 +226,7 @@ TABLE: dict[str, list[Row]] = {
         Row("save_only_model", MISSING, "`lopt-pp export` makes the model of a checkpoint", unless()),
         Row("save_on_each_node", MISSING, "`--output_dir` is shared by all machines", unless()),
         Row("restore_callback_states_from_checkpoint", NO_EFFECT, "there are no callbacks", ignored),
-        Row(
-            "logging_steps",
-            SAME,
-            "of the log lines; [metrics.jsonl](metrics.md) has every step",
-            share_of_steps(""),
-        ),
+        Row("logging_steps", SAME, "of the log lines; [metrics.jsonl](metrics.md) has every step", share_of_steps("")),
         Row("logging_strategy", MISSING, "log lines are counted in steps: `--logging_steps`", by_value({"steps": {}})),
         Row(
             "logging_first_step log_on_each_node include_num_input_tokens_seen log_level log_level_replica "
@@ -287,12 +275,11 @@ TABLE: dict[str, list[Row]] = {
         Row("eval_on_start", SAME, "as step 0"),
         Row("load_best_model_at_end", SAME, "by the lowest `eval_loss`"),
         Row(
-            "metric_for_best_model",
+            "metric_for_best_model greater_is_better",
             MISSING,
             "the best model is that with the lowest `eval_loss`",
             unless("loss", "eval_loss"),
         ),
-        Row("greater_is_better", MISSING, "the best model is that with the lowest `eval_loss`", unless()),
         Row("eval_delay", MISSING, "evaluations begin with the first `--eval_steps`", unless()),
         Row(
             "prediction_loss_only eval_accumulation_steps eval_do_concat_batches eval_use_gather_object "

@@ -134,6 +134,8 @@ class Setup:
 
     def log(self) -> None:
         """Says what is trained, on which rows."""
+        if self.config.pipeline.sharding == "full" and self.topology.num_replicas == 1:
+            logger.warning("--sharding full is of no effect: there is one replica, so nothing is shared out")
         logger.info("%s", self.rows.summary())
         if self.held_out is not None:
             logger.info("evaluated on %s", self.held_out.summary())

@@ -39,3 +39,25 @@ def test_dashes_and_underscores_are_the_same(
     assert cli.main(["submit", "run.yaml", *flags.split(), "--", "--some_flag"]) == 0
     script = capsys.readouterr().out
     assert "#SBATCH --gpus-per-node=2\n" in script and "#SBATCH --some_flag\n" in script
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "export ~/gone out",
+        "generate ~/gone --prompt p",
+        "evaluate ~/gone --eval_file rows.jsonl",
+        "auxiliary ~/gone --train_file rows.jsonl --auxiliary_layers 1",
+        "plan ~/gone",
+        "submit ~/gone",
+        "report ~/gone",
+        "compare ~/gone ~/gone",
+        "train --config=~/gone",
+    ],
+)
+def test_paths_begin_at_home(line: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `--flag=~/x` and in quotes, where no shell puts it there."""
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cli.main(line.split()) != 0
+    error = capsys.readouterr().err
+    assert "/home/me/gone" in error and error.count("\n") == 1

@@ -135,7 +135,7 @@ def test_what_means_the_same_is_taken(name: str, value: Any, ours: dict[str, Any
         ("max_length", None, "^--max_length None: rows need a longest length here"),
         ("ddp_backend", "gloo", "^--ddp_backend gloo: nccl; with gloo, a run here computes on CPUs"),
         ("use_peft", "true", "^--use_peft true: all weights of a stage are trained; adapters are not supported$"),
-        ("loss_type", "dft", "^--loss_type dft: the loss of the task"),
+        ("loss_type", "dft", "^--loss_type dft: the loss is cross-entropy$"),
         ("neftune_noise_alpha", 5, "^--neftune_noise_alpha 5: "),
         ("dataloader_drop_last", True, "^--dataloader_drop_last: what is left"),
         ("report_to", ["wandb", "tensorboard"], "^--report_to .*: one tracker"),
