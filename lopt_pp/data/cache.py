@@ -11,6 +11,9 @@ import datasets
 
 from lopt_pp.errors import LoptError
 
+_VERSION = 1
+"""To be raised where something else is made of the same content."""
+
 _OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
@@ -43,10 +46,10 @@ def made_once(name: str, make: Callable[[Path], None]) -> Path:
         name: that goes by the content that the file is made of.
         make: writes it to the path that it is given.
     """
-    path = cache_folder() / name
+    path = cache_folder() / f"{_VERSION}-{name}"
     if path.exists():
         return path
-    unfinished = path.with_name(f".{name}.{uuid.uuid4().hex}")
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with cache_errors_named():
             make(unfinished)

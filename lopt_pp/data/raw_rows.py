@@ -7,15 +7,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset
-from datasets.table import InMemoryTable
 
+from lopt_pp.data.cache import made_once
 from lopt_pp.data.text_files import Places
 from lopt_pp.errors import LoptError, first_line
+
+_ROWS_PER_BATCH = 10_000
 
 
 class Part(Protocol):
@@ -134,16 +137,23 @@ class RawRows:
         return part, number, int(places.starts[number]), int(places.stops[number])
 
     def table(self) -> Dataset:
-        """Where each row is, as int64: its `part`, its `number` there, and its `start` and `stop`."""
+        """Where each row is: its `part` and its `number` there, int32, and its `start` and `stop`, int64.
+
+        It is in a file, so that processes that are given parts of it need not be sent all of it.
+        """
+        return Dataset.from_file(str(made_once(f"{self.digest}-rows.arrow", self._write_table)))
+
+    def _write_table(self, path: Path) -> None:
         sizes = [len(places) for places in self._places]
         columns = {
-            "part": np.repeat(np.arange(len(sizes)), sizes),
-            "number": np.concatenate([np.arange(size) for size in sizes]),
+            "part": np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            "number": np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
             "start": np.concatenate([places.starts for places in self._places]),
             "stop": np.concatenate([places.stops for places in self._places]),
         }
-        table = pa.table(columns)
-        return Dataset(InMemoryTable(table if self._numbers is None else table.take(self._numbers)))
+        table = pa.table(columns if self._numbers is None else {k: v[self._numbers] for k, v in columns.items()})
+        with pa.ipc.new_stream(str(path), table.schema) as stream:
+            stream.write_table(table, _ROWS_PER_BATCH)
 
 
 @contextmanager

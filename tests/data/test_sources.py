@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,17 @@ def test_a_directory_as_a_dataset(tmp_path: Path, streaming: bool) -> None:
         "  - name: text\n    dtype: string\n---\n"
     )
     assert split("train") == [ONE]
+
+
+def test_a_process_that_reads_some_rows_is_not_sent_the_places_of_all(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "one"}\n' * 100_000)
+    raw = read(path)
+    table = raw.table()
+    assert table[[0, 99_999]] == {
+        "part": [0, 0],
+        "number": [0, 99_999],
+        "start": [0, 1_599_984],
+        "stop": [15, 1_599_999],
+    }
+    assert len(pickle.dumps((raw.parts, table.shard(8, 3)))) < 10_000
