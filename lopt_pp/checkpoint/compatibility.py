@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import PreTrainedConfig
 
+from lopt_pp.checkpoint.manifest import TRAIN_ROWS
 from lopt_pp.config.data import DataConfig
 from lopt_pp.config.fields import Resume
 from lopt_pp.config.objective import EVEN, ObjectiveConfig
@@ -27,9 +28,6 @@ EMBEDDINGS_TIED = "embeddings_tied"
 
 LEFT_OUT = {EMBEDDINGS_TIED: False}
 """What it means that a manifest does not have a name: it is older than the name."""
-
-TRAIN_ROWS = "train_rows_sha256"
-"""In a manifest's `run`: of rows that are streamed, a sample and what can be told of all without reading them."""
 
 TRAIN_FILES = "train_files_sha256"
 """In a manifest's `run`, of streamed rows: the content of their files. That an older one lacks it says nothing."""

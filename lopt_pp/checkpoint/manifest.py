@@ -24,8 +24,11 @@ from lopt_pp.util.files import write_text
 _FORMAT = 2
 """Since 2, what is in `run` has identifiers for names; before, it had the words of the messages."""
 
-TRAIN_ROWS, _UNUSABLE_ROWS = "train_rows_sha256", "unusable_rows"
-"""In a manifest's `run`."""
+TRAIN_ROWS = "train_rows_sha256"
+"""In a manifest's `run`: of rows that are streamed, a sample and what can be told of all without reading them."""
+
+_UNUSABLE_ROWS = "unusable_rows"
+"""In a manifest's `run`; see `note_unusable_rows`."""
 
 _NAMES_OF_FORMAT_1 = {
     "the training rows (sha256)": "train_rows_sha256",

@@ -157,4 +157,5 @@ class _Stop:
             return
         left = max(0, end - finalizer.steps_done)
         left_in_words = {0: "no step is left", 1: "1 step is left"}.get(left, f"{left} steps are left")
-        logger.info("the run stops after step %d: %s for %s", end, left_in_words, self._name)
+        place = f"after step {end}" if end > 0 else "before its first step"
+        logger.info("the run stops %s: %s for %s", place, left_in_words, self._name)
