@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -185,3 +186,22 @@ class Testbed:
         for name, tensor in self.expected.items():
             if not torch.equal(got[name], tensor):
                 raise LostError(f"{name} is not what it is in the run that nothing happened to")
+
+
+def signal_stage(testbed: Testbed, number: signal.Signals, victim: int, moment: Callable[[], object]) -> Ended:
+    """Sends a signal to one stage of a run without a launcher; one that hangs is killed when the others have left."""
+    with testbed.by_hand() as started:
+        if testbed.reach(moment, lambda: has_ended(started)) and started[victim].process.is_alive():
+            started[victim].kill(number)
+        if number == signal.SIGSTOP:
+            testbed.end_of([rank for rank in started if rank is not started[victim]])
+            started[victim].kill()
+        return testbed.end_of(started)
+
+
+def has_ended(started: list[Rank]) -> bool:
+    return not any(rank.process.is_alive() for rank in started)
+
+
+def at_step(testbed: Testbed, step: int) -> Callable[[], bool]:
+    return lambda: testbed.steps_done() >= step
