@@ -27,8 +27,15 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, elsewhere: str = "", **kwargs: Any) -> None:
+        self._names: list[str] = []
         super().__init__(*args, **kwargs)
         self._elsewhere = elsewhere
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        """Adds a flag or a value, as argparse does."""
+        action = super().add_argument(*args, **kwargs)
+        self._names += action.option_strings
+        return action
 
     def read(self, arguments: Sequence[str] | None) -> argparse.Namespace:
         """Reads a command line; leaves the program where it cannot be used."""
@@ -36,7 +43,7 @@ class CommandParser(argparse.ArgumentParser):
         given, unknown = self.parse_known_args(words)
         if unknown:
             name = unknown[0].partition("=")[0]
-            close = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            close = difflib.get_close_matches(name, self._names, n=1)
             hint = f"did you mean {close[0]}?" if close else self._elsewhere or "see --help"
             self.error(f"unknown flag {unknown[0]}; {hint}")
         return given
@@ -47,7 +54,7 @@ class CommandParser(argparse.ArgumentParser):
     def _as_defined(self, word: str) -> str:
         name, equals, value = word.partition("=")
         for own in (name.replace("_", "-"), f"--{name[2:].replace('-', '_')}"):
-            if name.startswith("--") and name not in self._option_string_actions and own in self._option_string_actions:
+            if name.startswith("--") and name not in self._names and own in self._names:
                 return own + equals + value
         return word
 

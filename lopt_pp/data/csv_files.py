@@ -20,18 +20,18 @@ class CsvFile(TextFile):
     def find(self) -> Places:
         records = Places.load(made_once(f"{self.digest}-csv.places", self._scan))
         if not len(records):
-            self._fail("it has no header; give it one, and a row or more")
-        self._columns = self._read_header(self._bytes(int(records.starts[0]), int(records.stops[0])))
+            self.fail("it has no header; give it one, and a row or more")
+        self._columns = self._read_header(self.bytes_between(int(records.starts[0]), int(records.stops[0])))
         return Places(records.starts[1:], records.stops[1:])
 
     def _read_header(self, content: bytes) -> list[str]:
         try:
             columns = _cells(content)
         except LoptError as error:
-            self._fail(f"of its header, {error}")
+            self.fail(f"of its header, {error}")
         for column in columns:
             if column and columns.count(column) > 1:
-                self._fail(f"its header has the column {column} twice; give each its own name")
+                self.fail(f"its header has the column {column} twice; give each its own name")
         return [column or f"Unnamed: {number}" for number, column in enumerate(columns)]
 
     def _scan(self, path: Path) -> None:
@@ -49,7 +49,7 @@ class CsvFile(TextFile):
                 record += line
                 yield line
 
-        with self._path.open(encoding="latin-1", newline="") as lines:
+        with self.path.open(encoding="latin-1", newline="") as lines:
             for _ in csv.reader(counted(lines)):
                 if record.strip(" \t\r\n"):
                     found.append((start, size))

@@ -48,7 +48,7 @@ class Cutter:
         self._added = frozenset(tokenizer.get_added_vocab().values())
         # Some tokenizers of Python keep the token that ends a text among the others.
         self._ends = (self._added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
-        self._is_blank: dict[int, bool] = {}
+        self.is_blank: dict[int, bool] = {}
         bare = tokenizer.encode("a", add_special_tokens=False, verbose=False)
         whole = tokenizer.encode("a", add_special_tokens=True, verbose=False)
         starts = (start for start in range(len(whole)) if bare and whole[start : start + len(bare)] == bare)
@@ -96,9 +96,9 @@ class Cutter:
     def last_token(self, input_ids: Sequence[int]) -> int | None:
         """The last token that is not white space."""
         for token in reversed(input_ids):
-            if token not in self._is_blank:
-                self._is_blank[token] = not str(self._tokenizer.decode([token])).strip()
-            if not self._is_blank[token]:
+            if token not in self.is_blank:
+                self.is_blank[token] = not str(self._tokenizer.decode([token])).strip()
+            if not self.is_blank[token]:
                 return token
         return None
 
@@ -108,7 +108,7 @@ class Cutter:
 
     def __getstate__(self) -> dict[str, Any]:
         # What was found out on the way must not make another encoder of this, for caches that go by it.
-        return self.__dict__ | {"_is_blank": {}}
+        return self.__dict__ | {"is_blank": {}}
 
     def _encode(self, text: str) -> tuple[list[int], list[Span]]:
         encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

@@ -30,7 +30,7 @@ class JsonFile(TextFile):
 
     def _first_line(self) -> bytes:
         """The first line that is not blank; of a list, only how it begins, since it may be all of the file."""
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             while line := file.readline(_LONG):
                 if text := line.removeprefix(codecs.BOM_UTF8).strip(_BLANKS):
                     return text if text.startswith(b"[") or line.endswith(b"\n") else text + file.readline()
@@ -40,7 +40,7 @@ class JsonFile(TextFile):
         """Where the lines that are not blank start and stop. The file's digest is made on the way."""
         sha, ends, firsts, size = hashlib.sha256(), [], [], 0
         begins_line = True
-        for content in self._chunks():
+        for content in self.chunks():
             sha.update(content)
             chunk = np.frombuffer(content, np.uint8)
             newlines = np.flatnonzero(chunk == ord("\n"))
@@ -57,17 +57,17 @@ class JsonFile(TextFile):
         filled = stops > starts
         # Hardly a line begins with a blank; those that do are looked at one by one.
         for line in np.flatnonzero(filled & np.isin(np.concatenate(firsts), np.frombuffer(_BLANKS, np.uint8))):
-            filled[line] = bool(self._bytes(int(starts[line]), int(stops[line])).strip(_BLANKS))
+            filled[line] = bool(self.bytes_between(int(starts[line]), int(stops[line])).strip(_BLANKS))
         return Places(starts[filled], stops[filled])
 
     def _scan(self, path: Path) -> None:
         """Writes to a file where the values of a JSON document are."""
-        content = self._path.read_bytes()
+        content = self.path.read_bytes()
         try:
             text = content.decode()
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
-            self._fail(f"line {line} is not UTF-8 ({error.reason}: 0x{content[error.start]:02x}); save it as UTF-8")
+            self.fail(f"line {line} is not UTF-8 ({error.reason}: 0x{content[error.start]:02x}); save it as UTF-8")
         found: list[tuple[int, int]] = []
         try:
             found.extend(_values(text))

@@ -14,6 +14,7 @@ from datasets import Dataset
 from lopt_pp.data.cache import made_once
 from lopt_pp.data.text_files import Places
 from lopt_pp.errors import LoptError, first_line
+from lopt_pp.util.compat_datasets import fingerprint
 
 _BATCH = 1000
 
@@ -41,7 +42,7 @@ class TableRows:
     @cached_property
     def digest(self) -> str:
         """The SHA-256, in hex, of the bytes of its files, and of what `datasets` has done to them."""
-        sha = hashlib.sha256(b"" if self._is_whole else self._dataset._fingerprint.encode())
+        sha = hashlib.sha256(b"" if self._is_whole else fingerprint(self._dataset).encode())
         for file in self._dataset.cache_files:
             sha.update(digest_of(Path(file["filename"])).encode())
         return sha.hexdigest()

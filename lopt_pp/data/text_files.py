@@ -65,6 +65,10 @@ class Places:
 class TextFile:
     """A file of rows in UTF-8, each a stretch of it. What comes of a stretch is for the subclasses to say.
 
+    Attributes:
+        path: of the file.
+        name: what messages call it.
+
     Args:
         path: of the file.
         name: what messages call it, where that is not `path`.
@@ -74,25 +78,25 @@ class TextFile:
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
-        self._path = path
+        self.path = path
         self.name = name or str(path)
         try:
             status = path.stat()
             with path.open("rb") as file:
                 head = file.read(64)
         except OSError as error:
-            self._fail(error.strerror or first_line(error))
+            self.fail(error.strerror or first_line(error))
         self._seen = status.st_size, status.st_mtime_ns
         for magic, said in _MAGIC.items():
             if head.startswith(magic):
-                self._fail(said)
+                self.fail(said)
         if b"\0" in head[:2]:
-            self._fail("it is UTF-16, or not a text; save it as UTF-8")
+            self.fail("it is UTF-16, or not a text; save it as UTF-8")
 
     @cached_property
     def digest(self) -> str:
         """The SHA-256 of the file's bytes, in hex."""
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def find(self) -> Places:
@@ -111,18 +115,18 @@ class TextFile:
         """
         first, last = starts[0], stops[-1]
         if 0 < last - first < _CHUNK and last - first <= 2 * (sum(stops) - sum(starts)):
-            content = self._bytes(first, last)  # They follow each other: one read for all.
+            content = self.bytes_between(first, last)  # They follow each other: one read for all.
             for start, stop in zip(starts, stops, strict=True):
                 yield self._parse(content[start - first : stop - first])
             return
         for start, stop in zip(starts, stops, strict=True):
-            yield self._parse(self._bytes(start, stop))
+            yield self._parse(self.bytes_between(start, stop))
 
     def row_name(self, number: int, start: int) -> str:
         """What a message calls a row: its number (from 1) and its file, and its line where blank lines come before."""
         said = f"row {number + 1} of {self.name}"
         try:
-            line = 1 + sum(chunk.count(b"\n") for chunk in self._chunks(start))
+            line = 1 + sum(chunk.count(b"\n") for chunk in self.chunks(start))
         except OSError:  # It may be what the message is about that the file is gone.
             return said
         return f"{said} (line {line})" if line > number + 1 else said
@@ -130,9 +134,14 @@ class TextFile:
     def _parse(self, content: bytes) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _bytes(self, start: int, stop: int) -> bytes:
+    def bytes_between(self, start: int, stop: int) -> bytes:
+        """The bytes of a stretch of the file.
+
+        Raises:
+            LoptError: the file has changed since it was opened first.
+        """
         # Not mapped into memory: a file that is cut off meanwhile would then kill the process.
-        file = _opened(self._path, self._seen)
+        file = _opened(self.path, self._seen)
         pieces = []
         while start < stop and (piece := os.pread(file.descriptor, stop - start, start)):
             pieces.append(piece)
@@ -141,13 +150,15 @@ class TextFile:
             raise LoptError("the file has changed since the run began to read it; leave it as it is during a run")
         return b"".join(pieces)
 
-    def _chunks(self, stop: int | None = None) -> Iterator[bytes]:
+    def chunks(self, stop: int | None = None) -> Iterator[bytes]:
+        """The bytes of the file, or those before a place, a piece at a time."""
         stop = self._seen[0] if stop is None else stop
-        with self._path.open("rb") as file:
+        with self.path.open("rb") as file:
             while (place := file.tell()) < stop and (chunk := file.read(min(_CHUNK, stop - place))):
                 yield chunk
 
-    def _fail(self, why: str) -> NoReturn:
+    def fail(self, why: str) -> NoReturn:
+        """Says why the file cannot be read."""
         raise LoptError(f"--train_file {self.name} cannot be read: {why}")
 
 

@@ -24,7 +24,7 @@ from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.location import check_location, explain
 from lopt_pp.model.special_tokens import align_special_tokens
-from lopt_pp.util.compat_transformers import find_file
+from lopt_pp.util.compat_transformers import attention_of, find_file
 from lopt_pp.util.user_code import search_current_directory
 
 
@@ -220,7 +220,7 @@ def model_class_of(config: PreTrainedConfig, trust_remote_code: bool = False) ->
             return type(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
     except ValueError as error:
         if "attn_implementation" in str(error):
-            raise LoptError(f"--attn_implementation {config._attn_implementation}: {first_line(error)}") from error
+            raise LoptError(f"--attn_implementation {attention_of(config)}: {first_line(error)}") from error
         raise LoptError(f"{config.model_type} is not a causal language model: {first_line(error)}") from error
     except Exception as error:  # Whatever a class of transformers, or the user's own, may raise.
         raise LoptError(f"no {config.model_type} model can be made of its config: {first_line(error)}") from error

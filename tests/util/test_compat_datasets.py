@@ -53,3 +53,10 @@ def test_workers_of_datasets_take_signals_in_the_usual_way(
         assert _signals_in_workers(2) == {(True, True)}
     assert _signals_in_workers(4) == {(False, False)}
     assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+
+
+def test_the_fingerprint_tells_what_was_taken_of_a_data_set() -> None:
+    rows = Dataset.from_dict({"text": ["a", "b", "c"]})
+    taken = {compat_datasets.fingerprint(rows.select(numbers)) for numbers in ([0, 1], [1, 2])}
+    assert len(taken | {compat_datasets.fingerprint(rows)}) == 3
+    assert compat_datasets.fingerprint(rows.select([1, 2])) in taken
