@@ -162,11 +162,18 @@ def refuse_if_held(directory: Path, own: Holder, pause: Callable[[float], None] 
         The numbers of the locks' files that dead runs have left.
 
     Raises:
-        LoptError: a run has it; says which.
+        LoptError: a run has it (says which); or what is there cannot be read, such as another user's.
     """
-    numbers = _numbers(directory)
-    path = directory / f".lock-{max(numbers, default=0)}"
-    if numbers and not _is_over(path, own, pause):
+    try:
+        numbers = _numbers(directory)
+        path = directory / f".lock-{max(numbers, default=0)}"
+        is_over = not numbers or _is_over(path, own, pause)
+    except OSError as error:
+        what = error.filename or directory
+        raise LoptError(
+            f"--output_dir {directory} may be in use by another run: {what} cannot be read: {error.strerror}"
+        ) from error
+    if not is_over:
         holder = _read(path)
         who = "" if holder is None else f" ({holder})"
         raise LoptError(

@@ -1,6 +1,7 @@
 """What an output directory may hold: checkpoints, a finished model, and what an earlier run has left there."""
 
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -66,7 +67,15 @@ def remove_checkpoints(output_dir: Path, after: int) -> None:
     """Removes the checkpoints of more than `after` steps."""
     for path in complete_checkpoints(output_dir):
         if int(path.name.rsplit("-", 1)[1]) > after:
-            shutil.rmtree(path)
+            remove_checkpoint(path)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint: half of one, left by a process that was killed meanwhile, must not have its name."""
+    unfinished = path.with_name(f"{path.name}.removed{UNFINISHED}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    os.replace(path, unfinished)
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def holds_whole_model(path: Path) -> bool:

@@ -32,7 +32,7 @@ from torch.distributed import Store
 
 from lopt_pp.checkpoint.lock import LockLostError
 from lopt_pp.checkpoint.manifest import file_sha256, part_name, read_manifest, write_manifest
-from lopt_pp.checkpoint.output_dir import complete_checkpoints
+from lopt_pp.checkpoint.output_dir import complete_checkpoints, remove_checkpoint
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.dtypes import as_data
 from lopt_pp.model.partition import BlockSpec
@@ -230,7 +230,8 @@ class Committer:
         replace_directory(unfinished, complete)
         logger.info("checkpoint at step %d: %s", step, complete)
         for old in self._superfluous() if self._limit is not None else ():
-            shutil.rmtree(old, ignore_errors=True)
+            with suppress(OSError):
+                remove_checkpoint(old)
 
     def _own(self) -> list[tuple[float, Path]]:
         """The complete checkpoints of this run, the newest first, each with when it was committed."""

@@ -1,6 +1,7 @@
 """The lock of an output directory: one run at a time has it, and a dead one does not keep it."""
 
 import dataclasses
+import errno
 import functools
 import os
 import subprocess
@@ -191,3 +192,21 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     said = "--output_dir .*missing cannot be written: No such file"
     with pytest.raises(LoptError, match=said), hold(tmp_path / "missing", holder()):
         pass
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as the lock of another user; here something else that is not a file, since root may read all."""
+    (tmp_path / ".lock-3").mkdir()
+    said = "may be in use by another run: .*lock-3 cannot be read: Is a directory"
+    with pytest.raises(LoptError, match=said):
+        refuse_if_held(tmp_path, holder(), never)
+    with pytest.raises(LoptError, match=said), hold(tmp_path, holder(), never):
+        pass
+    assert locks(tmp_path) == {".lock-3"}
+
+    def listdir(directory: Path) -> list[str]:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(directory))
+
+    monkeypatch.setattr(lock.os, "listdir", listdir)
+    with pytest.raises(LoptError, match=f"{tmp_path.name} cannot be read: Permission denied"):
+        refuse_if_held(tmp_path, holder(), never)

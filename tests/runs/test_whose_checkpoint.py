@@ -130,6 +130,24 @@ def test_the_limit_counts_this_runs_in_the_order_of_their_commits(inputs: Path, 
     assert [path.name for path in complete_checkpoints(stopped)] == [f"checkpoint-{step}" for step in (50, 6, 3)]
 
 
+def test_one_that_is_removed_half_way_is_in_nobodys_way(
+    inputs: Path, stopped: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is killed while it removes one, and what says whose it is was the first to go."""
+
+    def killed(path: Path, **given: object) -> None:
+        for file in (*path.glob("stage-*"), *path.glob("manifest.json")):
+            file.unlink()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        assert train(inputs, stopped, f"{LATEST} --save_total_limit 1")
+    assert [path.name for path in complete_checkpoints(stopped)] == ["checkpoint-6"]
+    assert train(inputs, stopped, LATEST.replace("6", "7", 1))
+    assert not [path.name for path in stopped.iterdir() if "unfinished" in path.name]
+    assert [path.name for path in complete_checkpoints(stopped)] == ["checkpoint-7", "checkpoint-6"]
+
+
 def test_the_newest_is_the_one_that_was_committed_last(
     inputs: Path, stopped: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
