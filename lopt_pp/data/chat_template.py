@@ -13,6 +13,9 @@ from lopt_pp.data.cutting import Span
 from lopt_pp.data.messages import Messages
 from lopt_pp.errors import LoptError, first_line
 
+_TELLING = 5
+"""Characters, behind a question, that are not there by chance."""
+
 _ASKED, _ANSWERED = "probe of a question", "probe of an answer"
 _QUESTION = {"role": "user", "content": _ASKED}
 _ARGUMENTS = {"probed_key": "probed value"}
@@ -47,7 +50,7 @@ class ChatTemplate:
         self._wants_parts = self._wants_object = self._wants_text = False
         self.has_marks = has_generation_markers(self._source)
         self._wants_parts = not self._shows_text(as_parts=False) and self._shows_text(as_parts=True)
-        self.generation_prompt = self._find_generation_prompt()
+        self.generation_prompt, self._prompt_ends = self._find_generation_prompt()
         takes_text, takes_object = self._shows_arguments(_AS_TEXT), self._shows_arguments(_ARGUMENTS)
         self._wants_object = takes_object and not takes_text
         self._wants_text = takes_text and not takes_object
@@ -59,6 +62,10 @@ class ChatTemplate:
     def reads(self, key: str) -> bool:
         """Whether it takes something of this name out of something, such as a message."""
         return re.search(rf"""(\.|['"])\s*{re.escape(key)}\b""", self._source) is not None
+
+    def has_made(self, prompt: str) -> bool:
+        """Whether a prompt is one that the template has made, by how it ends."""
+        return bool(self._prompt_ends) and prompt.rstrip().endswith(self._prompt_ends)
 
     def fit(self, messages: Messages) -> Messages:
         """The messages as the template wants them.
@@ -118,9 +125,10 @@ class ChatTemplate:
 
     def _fit_call(self, call: Any) -> Any:
         function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or "arguments" not in function:
+        if not isinstance(function, dict) or "name" not in function:
             return call
-        arguments = function["arguments"]
+        # A table makes null of the arguments of a function that takes none.
+        arguments = function.get("arguments", function.get("parameters", {}))
         if self._wants_object and isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments or "{}")
@@ -133,12 +141,15 @@ class ChatTemplate:
         fitted = function | {"arguments": arguments}
         return call | {"function": fitted} if "function" in call else fitted
 
-    def _find_generation_prompt(self) -> str:
+    def _find_generation_prompt(self) -> tuple[str, tuple[str, ...]]:
+        """What is put before an answer, and what a prompt ends with that the template has made."""
         try:
             asked, prompted = (self.render(self.fit([_QUESTION]), {}, prompts) for prompts in (False, True))
         except LoptError:
-            return ""
-        return prompted[common_length(asked, prompted) :]
+            return "", ()
+        ends = (text.rpartition(_ASKED)[2].strip() for text in (asked, prompted) if _ASKED in text)
+        # A question may well end in something shorter.
+        return prompted[common_length(asked, prompted) :], tuple(end for end in ends if len(end) >= _TELLING)
 
     def _shows_text(self, as_parts: bool) -> bool:
         messages: Messages = [_QUESTION, {"role": "assistant", "content": _ANSWERED}]

@@ -104,6 +104,10 @@ class ChatEncoder:
         row = self._encode_best(self._order(ways, marks_first=assistant_only and not first), chat, runs, assistant_only)
         return dataclasses.replace(row, notes=row.notes | notes if row.input_ids else row.notes)
 
+    def has_made(self, prompt: str) -> bool:
+        """Whether a prompt is one that the chat template has made already."""
+        return any(way.template.has_made(prompt) for way in self._ways)
+
     def unread(self, chat: Conversation) -> list[str]:
         """What no template reads of a conversation: its tools and options, and keys of messages as `messages.KEY`."""
         keys = dict.fromkeys(key for message in chat.messages for key in message if key not in STANDARD_KEYS)

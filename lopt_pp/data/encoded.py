@@ -19,6 +19,8 @@ class Note(IntFlag):
     """Earlier answers whose reasoning the chat template leaves out do not count."""
     CONTEXT_LOST = 8
     """A question, a system message or what a tool returned is not in the text as it is in the row."""
+    RENDERED = 16
+    """The prompt is one that the chat template has made already, and is not put through it again."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class RowEncoder:
     - A prompt and its answer become a user turn and an assistant turn of the chat template, with the loss on the
       answer. For a tokenizer without a template they are the prompt with the special tokens that the tokenizer puts
       before a text, the answer and the end-of-sequence token; a newline parts a question or an instruction from its
-      answer, and nothing parts `prompt` from `completion`.
+      answer, and nothing parts `prompt` from `completion`. So are those whose prompt the template has made already.
     - A text is as the tokenizer encodes it, then the end-of-sequence token, with the loss on every token.
     - Tokens are used as they are.
 
@@ -103,6 +103,9 @@ class RowEncoder:
                     "it has `tools`, and the tokenizer has no chat template; give one by --chat_template_path"
                 )
             return self._encode_plain(pair.plain, pair.completion, prompt_counts=not self._completion_only)
+        if self._chats.has_made(pair.prompt):
+            result = self._encode_plain(pair.prompt, pair.completion, prompt_counts=not self._completion_only)
+            return dataclasses.replace(result, notes=Note.RENDERED, unused=tuple(pair.options))
         turns = [{"role": "user", "content": pair.prompt}, {"role": "assistant", "content": pair.completion}]
         chat = Conversation(turns, prompt_length=1, options=pair.options)
         result = self._chats.encode(chat, self._completion_only, self._completion_only)
@@ -117,6 +120,6 @@ class RowEncoder:
         opening = self._cutter.opening
         if input_ids[: len(opening)] != opening:
             input_ids, start = [*opening, *input_ids], start + len(opening)
-        if input_ids[-1:] != [eos]:
+        if self._cutter.last_token(input_ids) != eos:
             input_ids = [*input_ids, eos]
         return EncodedRow(input_ids, make_labels(input_ids, [(0 if prompt_counts else start, len(input_ids))]))

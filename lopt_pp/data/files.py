@@ -23,7 +23,9 @@ def find_files(given: Sequence[str]) -> Iterator[Path]:
             if not path.is_dir() or is_saved(path):
                 yield _check_file(path)
                 continue
-            files = sorted(file for file in path.rglob("*") if file.is_file() and builder_of(file))
+            found = sorted(file for file in path.rglob("*") if file.is_file() and builder_of(file))
+            # As patterns and `datasets` do, it passes over copies that editors, notebooks and systems have hidden.
+            files = [file for file in found if not any(part[0] == "." for part in file.relative_to(path).parts)]
             if not files:
                 raise LoptError(f"--train_file {path} is a directory without files that end in {', '.join(_BUILDERS)}")
             yield from map(_check_file, files)

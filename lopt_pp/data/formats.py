@@ -85,7 +85,8 @@ Reader = Callable[[Row], Format | None]
 def read_row(row: Row, text_field: str = "text") -> Format:
     """The shape of a raw row. The columns that are not None decide, by the first of these that fits:
 
-    - `input_ids`, and `labels` or the masks of TRL (`completion_mask`, `assistant_masks`): used as they are.
+    - `input_ids`, and `labels` or the masks of TRL (`completion_mask`, `assistant_masks`): used as they are, without
+      the padding at their ends that an `attention_mask` leaves out.
     - `messages`, a list of `{"role": ..., "content": ...}`; or `conversations`, which may have the `from` and `value`
       of ShareGPT instead (see `read_messages`).
     - `prompt` and `completion`, two strings or two lists of messages.
@@ -132,7 +133,8 @@ class _Columns:
 
     def integers(self, column: str) -> list[int]:
         values = self.get(column)
-        if not isinstance(values, list) or any(type(value) is not int for value in values):
+        kinds = (int, bool) if "mask" in column else (int,)
+        if not isinstance(values, list) or any(type(value) not in kinds for value in values):
             raise LoptError(f"`{column}` must be a list of integers, but is {_shown(values)}")
         return values
 
@@ -173,24 +175,26 @@ def _shape(columns: _Columns, text_field: str) -> Format:
 
 def _tokens(columns: _Columns) -> Tokens:
     input_ids = columns.integers("input_ids")
-    columns.get("attention_mask")  # That of a whole row is all ones, and rows are padded anew.
-    if "labels" in columns:
-        labels = columns.integers("labels")
-        if len(input_ids) != len(labels):
-            raise LoptError(
-                f"`input_ids` has {len(input_ids)} entries and `labels` {len(labels)}; give one label a token"
-            )
-        return Tokens(input_ids, labels)
-    labels = input_ids
-    for column in ("completion_mask", "assistant_masks"):
+
+    def for_each_token(column: str) -> list[int]:
+        values = columns.integers(column)
+        if len(values) != len(input_ids):
+            raise LoptError(f"`input_ids` has {len(input_ids)} entries and `{column}` {len(values)}; give one a token")
+        return values
+
+    labels = for_each_token("labels") if "labels" in columns else input_ids
+    for column in ("completion_mask", "assistant_masks") if "labels" not in columns else ():
         if column in columns:
-            mask = columns.integers(column)
-            if len(input_ids) != len(mask):
-                raise LoptError(
-                    f"`input_ids` has {len(input_ids)} entries and `{column}` {len(mask)}; give one a token"
-                )
+            mask = for_each_token(column)
             labels = [label if counts else IGNORE_INDEX for label, counts in zip(labels, mask, strict=True)]
-    return Tokens(input_ids, labels)
+    if "attention_mask" not in columns:
+        return Tokens(input_ids, labels)
+    # What it leaves out at the ends is padding, which must not be learned: rows are padded anew.
+    attended = [place for place, value in enumerate(for_each_token("attention_mask")) if value]
+    start, stop = (attended[0], attended[-1] + 1) if attended else (0, 0)
+    if stop - start > len(attended):
+        raise LoptError("its `attention_mask` leaves out tokens between others, and not only padding at the ends")
+    return Tokens(input_ids[start:stop], labels[start:stop])
 
 
 def _pair(columns: _Columns, prompt: str, completion: str, plain: str) -> Pair | Conversation:

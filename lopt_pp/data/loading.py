@@ -42,6 +42,7 @@ _FEATURES = Features(
 )
 
 _CHANGES = {
+    Note.RENDERED: "with a prompt that the chat template has rendered already, which is used as it is",
     Note.TAIL_CUT: "without the messages after their last answer",
     Note.CONTEXT_LOST: "with messages that the chat template leaves out or changes",
     Note.NO_REASONING: "without a loss on earlier answers whose reasoning the chat template leaves out",

@@ -25,7 +25,7 @@ _RESULT_ROLES = ("tool_response", "function_response", "function")
 """Of messages that hold what a tool returned (ms-swift, and OpenAI's before there were tools)."""
 
 _FLAGS = ("loss", "train", "training")
-"""Say of a message, by true or false, whether it is learned (ms-swift, Axolotl); OpenAI's `weight` is 0 or 1."""
+"""Say of a message, by true or false (or 1 or 0), whether it is learned (ms-swift, Axolotl); OpenAI has `weight`."""
 
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """What a message may call its reasoning; `transformers` gives templates the one that they read."""
@@ -55,7 +55,7 @@ def read_messages(given: Sequence[Any], column: str) -> Turns:
       of the assistant; what a tool returned becomes a message of the role `tool`.
     - Parts of text become one string. Entries that are None are taken out, also inside tool calls: tables fill what one
       row has and another lacks with None.
-    - `weight` 0 and `loss`, `train` or `training` false say that an answer is not to be learned.
+    - `weight`, `loss`, `train` or `training` of false or 0 say that an answer is not to be learned.
 
     Raises:
         LoptError: a message is malformed, or has parts that are not text.
@@ -134,10 +134,10 @@ def _text_of(part: Any, name: str) -> str:
 
 def _take_flags(message: dict[str, Any], name: str) -> bool:
     """Takes out what says whether a message is learned, and returns whether it is."""
-    said = {key: message.pop(key) for key in _FLAGS if isinstance(message.get(key), bool)}
+    said = {key: bool(message.pop(key)) for key in _FLAGS if _is_flag(message.get(key))}
     if "weight" in message:
         said["weight"] = message.pop("weight")
-        if not isinstance(said["weight"], int | float) or said["weight"] not in (0, 1):
+        if not _is_flag(said["weight"]):
             raise LoptError(f"the `weight` of {name} is {shown(said['weight'])}; give 0 (not learned) or 1")
     if message["role"] not in ("assistant", *_CALL_ROLES):
         if any(said.values()):
@@ -148,6 +148,10 @@ def _take_flags(message: dict[str, Any], name: str) -> bool:
             )
         return True
     return all(said.values())
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, int | float) and value in (0, 1)
 
 
 def _read_call(message: dict[str, Any], name: str) -> dict[str, Any]:

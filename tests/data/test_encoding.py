@@ -8,7 +8,7 @@ from chat import ANSWER, BOS, CHAT_PROMPT, CHATML, END, MARKED, QUESTION, REWRIT
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerFast
 
-from lopt_pp.data.encoding import EncodedRow, RowEncoder
+from lopt_pp.data.encoding import EncodedRow, Note, RowEncoder
 from lopt_pp.errors import LoptError
 
 
@@ -56,6 +56,29 @@ def test_without_template(row: dict[str, Any], prompt: str) -> None:
     check(make_tokenizer(), row, ((BOS, prompt), False), (("ab", END), True))
 
 
+RENDERED = f"{START}user\nq{END}\n"
+
+
+@pytest.mark.parametrize("prompt", [f"{RENDERED}{START}assistant\n", f"{RENDERED}{START}assistant", RENDERED])
+@pytest.mark.parametrize("end", ["", END, f"{END}\n"])
+def test_a_prompt_that_the_template_has_made_is_not_put_through_it_again(prompt: str, end: str) -> None:
+    tokenizer = make_tokenizer(CHATML)
+    encoded = encode(tokenizer, {"prompt": prompt, "completion": f"ab{end}"})
+    bare = make_tokenizer()
+    assert encoded.input_ids == encode(bare, {"prompt": prompt, "completion": f"ab{end}"}).input_ids
+    assert encoded.input_ids.count(tokenizer.eos_token_id) == 2 and encoded.notes == Note.RENDERED
+    check(
+        tokenizer,
+        {"prompt": "assistant?", "completion": "b"},
+        (spell_prompt("assistant?"), False),
+        (("b", END, "\n"), True),
+    )
+
+
+def spell_prompt(question: str) -> tuple[str, ...]:
+    return (START, f"user\n{question}", END, "\n", START, "assistant\n")
+
+
 def test_instruction_and_input_share_the_user_turn() -> None:
     row = {"instruction": "q", "input": "i", "output": "ab"}
     prompt = (START, "user\nq\n\ni", END, "\n", START, "assistant\n")
@@ -65,6 +88,7 @@ def test_instruction_and_input_share_the_user_turn() -> None:
 def test_text_counts_whole_and_ends_once() -> None:
     check(make_tokenizer(CHATML), {"text": "xab"}, ((BOS, "x", "ab", END), True))
     check(make_tokenizer(), {"text": f"x{END}"}, ((BOS, "x", END), True))
+    check(make_tokenizer(), {"text": f"x{END}\n"}, ((BOS, "x", END, "\n"), True))
     assert encode(make_tokenizer(), {"text": ""}).input_ids == []
 
 

@@ -53,6 +53,15 @@ def test_columns_decide(row: dict[str, Any], shape: object) -> None:
     assert read_row(row) == shape
 
 
+@pytest.mark.parametrize(
+    ("mask", "start", "stop"), [([0, 1, 1], 1, 3), ([True, True, False], 0, 2), ([1, 1, 1], 0, 3), ([0, 0, 0], 0, 0)]
+)
+@pytest.mark.parametrize("labels", [None, [-100, 2, 3]])
+def test_padding_of_tokens_is_taken_out(mask: list[int], start: int, stop: int, labels: list[int] | None) -> None:
+    shape = read_row({"input_ids": [1, 2, 3], "attention_mask": mask, "labels": labels})
+    assert shape == Tokens([1, 2, 3][start:stop], (labels or [1, 2, 3])[start:stop])
+
+
 def test_text_may_be_in_another_column() -> None:
     assert read_row({"content": "ab", "text": "no"}, text_field="content") == Text("ab")
     with pytest.raises(
@@ -90,6 +99,8 @@ def test_options_of_the_template() -> None:
     ("row", "error"),
     [
         ({"input_ids": [1, 2], "completion_mask": [1]}, "`input_ids` has 2 entries and `completion_mask` 1"),
+        ({"input_ids": [1, 2], "attention_mask": [1]}, "`input_ids` has 2 entries and `attention_mask` 1"),
+        ({"input_ids": [1, 2, 3], "attention_mask": [1, 0, 1]}, "`attention_mask` leaves out tokens between others"),
         ({"messages": [QUESTION], "tools": "{"}, "`tools` must be a list or JSON of one, but is '{'"),
         ({"messages": [QUESTION], "chat_template_kwargs": "x"}, "`chat_template_kwargs` must be a mapping"),
         ({"conversations": [{"from": "human"}]}, r"message 1 of `conversations` must have .*'from': 'human'"),

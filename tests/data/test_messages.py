@@ -120,7 +120,16 @@ def test_a_system_message_is_part_of_the_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    "flag", [{"weight": 0}, {"weight": 0.0}, {"loss": False}, {"train": False}, {"training": False}]
+    "flag",
+    [
+        {"weight": 0},
+        {"weight": 0.0},
+        {"loss": False},
+        {"loss": 0},
+        {"train": False},
+        {"train": 0.0},
+        {"training": False},
+    ],
 )
 def test_answers_that_are_not_to_be_learned(flag: dict[str, Any]) -> None:
     row = {"messages": [SYSTEM, user("x"), assistant("no", **flag), QUESTION, ANSWER | {"weight": 1}]}
@@ -258,6 +267,7 @@ def test_a_key_that_the_template_reads_is_used() -> None:
     [
         ("qwen2_5", '{"city": "Rome"}', '"arguments": {"city": "Rome"}}\n</tool_call>'),
         ("qwen2_5", {"city": "Rome"}, '"arguments": {"city": "Rome"}}\n</tool_call>'),
+        ("qwen2_5", None, '"arguments": {}}\n</tool_call>'),
         # It takes both, and JSON text as it is.
         ("qwen3", '{"city":"Rome"}', '"arguments": {"city":"Rome"}}\n</tool_call>'),
         ("glm4moe", '{"city": "Rome"}', "<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>"),

@@ -47,6 +47,8 @@ def test_several_files_patterns_and_directories(tmp_path: Path, streaming: bool)
     write(tmp_path / "folder" / "deep" / "c.jsonl", ONE)
     write(tmp_path / "folder" / "d.jsonl", TWO)
     (tmp_path / "folder" / "README.md").write_text("no rows")
+    write(tmp_path / "folder" / ".ipynb_checkpoints" / "d-checkpoint.jsonl", THREE)
+    write(tmp_path / "folder" / "._d.jsonl", THREE)
     assert rows(read(first, second, streaming=streaming)) == [ONE, TWO, THREE]
     assert rows(read(tmp_path / "*.jsonl", streaming=streaming)) == [TWO, THREE, ONE]
     assert rows(read(tmp_path / "folder", streaming=streaming)) == [TWO, ONE]
