@@ -214,10 +214,10 @@ def pending(process: psutil.Process) -> set[signal.Signals]:
 
 
 def test_a_bad_config_ends_the_job_with_the_reason_in_the_log(cluster: Cluster, inputs: Path) -> None:
-    """One that no check at submission can know: the model has four layers."""
-    job = submit(cluster, inputs, "bad", num_stages=5, pipeline_processes=2)
+    """One that no check at submission can know: it reads no rows."""
+    job = submit(cluster, inputs, "bad", max_length=2)
     job.until_state("FAILED")
-    assert "lopt-pp: error: --num_stages 5 is more than the model's 4 layers; give at most 4" in job.logs()
+    assert "lopt-pp: error: none of the " in job.logs() and "longer than --max_length 2" in job.logs()
     assert f"the reason is in {job.output_dir}/logs/{job.number}-NODE.log" in job.log()
     assert job.restarts() == 0 and not list(job.output_dir.glob("*.safetensors*"))
 
