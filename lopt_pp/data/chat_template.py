@@ -50,7 +50,7 @@ class ChatTemplate:
         self._wants_parts = self._wants_object = self._wants_text = False
         self.has_marks = has_generation_markers(self._source)
         self._wants_parts = not self._shows_text(as_parts=False) and self._shows_text(as_parts=True)
-        self.generation_prompt, self._prompt_ends = self._find_generation_prompt()
+        self.generation_prompt, self._prompts = self._find_generation_prompt()
         takes_text, takes_object = self._shows_arguments(_AS_TEXT), self._shows_arguments(_ARGUMENTS)
         self._wants_object = takes_object and not takes_text
         self._wants_text = takes_text and not takes_object
@@ -64,8 +64,9 @@ class ChatTemplate:
         return re.search(rf"""(\.|['"])\s*{re.escape(key)}\b""", self._source) is not None
 
     def has_made(self, prompt: str) -> bool:
-        """Whether a prompt is one that the template has made, by how it ends."""
-        return bool(self._prompt_ends) and prompt.rstrip().endswith(self._prompt_ends)
+        """Whether a prompt is one that the template has made, by how its question begins and ends."""
+        prompt = prompt.rstrip()
+        return any(prompt.endswith(end) and begin in prompt for begin, end in self._prompts)
 
     def fit(self, messages: Messages) -> Messages:
         """The messages as the template wants them.
@@ -141,15 +142,19 @@ class ChatTemplate:
         fitted = function | {"arguments": arguments}
         return call | {"function": fitted} if "function" in call else fitted
 
-    def _find_generation_prompt(self) -> tuple[str, tuple[str, ...]]:
-        """What is put before an answer, and what a prompt ends with that the template has made."""
+    def _find_generation_prompt(self) -> tuple[str, list[tuple[str, str]]]:
+        """What is put before an answer, and what stands around the question of a prompt that the template has made."""
         try:
             asked, prompted = (self.render(self.fit([_QUESTION]), {}, prompts) for prompts in (False, True))
         except LoptError:
-            return "", ()
-        ends = (text.rpartition(_ASKED)[2].strip() for text in (asked, prompted) if _ASKED in text)
-        # A question may well end in something shorter.
-        return prompted[common_length(asked, prompted) :], tuple(end for end in ends if len(end) >= _TELLING)
+            return "", []
+        around = [
+            ("", prompted.rpartition(_ASKED)[2].strip()),
+            # Without the generation prompt, a question may well end so that speaks of the template's tokens.
+            (asked.partition(_ASKED)[0].strip().rpartition("\n")[2], asked.rpartition(_ASKED)[2].strip()),
+        ]
+        known = [(begin, end) for begin, end in around if len(end) >= _TELLING and _ASKED in asked]
+        return prompted[common_length(asked, prompted) :], known
 
     def _shows_text(self, as_parts: bool) -> bool:
         messages: Messages = [_QUESTION, {"role": "assistant", "content": _ANSWERED}]

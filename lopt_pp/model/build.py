@@ -18,7 +18,7 @@ from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel, block_class
 from lopt_pp.model.dtypes import own_dtypes
 from lopt_pp.model.partition import BlockSpec
-from lopt_pp.model.stored import check_stored
+from lopt_pp.model.stored import check_are_floats, check_stored
 from lopt_pp.model.structure import ModelStructure
 from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.util.compat_transformers import parameter_names
@@ -62,10 +62,11 @@ class BlockBuilder:
             weights: the whole model's files.
 
         Raises:
-            LoptError: tensors of the block are missing from the files or have another shape.
+            LoptError: tensors of the block are missing from the files, have another shape, or are whole numbers.
         """
         names = parameter_names(self.whole, weights.files)
         tensors = weights.read([stored for stored, name in names.items() if self.structure.owns(spec, name)])
+        check_are_floats(tensors, {name for name, _ in self.whole.named_parameters()}, names, weights.name_or_path)
         is_stored_once = self.config.tie_word_embeddings and self.structure.head not in names.values()
         if spec.is_last and is_stored_once and not self._config(spec).tie_word_embeddings:
             for tied in [stored for stored, name in names.items() if name == self.structure.embedding]:

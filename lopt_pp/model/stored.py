@@ -4,9 +4,10 @@ import copy
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError
@@ -109,6 +110,28 @@ def check_stored(model: PreTrainedModel, weights: PretrainedWeights) -> list[str
             f"to these weights"
         )
     return unused
+
+
+def check_are_floats(
+    tensors: Mapping[str, torch.Tensor], parameters: Collection[str], names: Mapping[str, str], source: str
+) -> None:
+    """Refuses weights of whole numbers, as quantized ones are, beside which nothing says that they are quantized.
+
+    Args:
+        tensors: by their names in the files.
+        parameters: the names of the model's own.
+        names: by the names in the files, those in the model.
+        source: directory or hub id of the model.
+
+    Raises:
+        LoptError: a parameter is among them.
+    """
+    whole = [name for name, tensor in tensors.items() if names[name] in parameters and not tensor.is_floating_point()]
+    if whole:
+        raise LoptError(
+            f"{source}: weights are whole numbers, as quantized ones are ({listed(sorted(whole))}), and there are no "
+            f"scales for them; give the model that it was made from"
+        )
 
 
 def listed(names: Iterable[str]) -> str:

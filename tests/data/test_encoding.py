@@ -67,16 +67,9 @@ def test_a_prompt_that_the_template_has_made_is_not_put_through_it_again(prompt:
     bare = make_tokenizer()
     assert encoded.input_ids == encode(bare, {"prompt": prompt, "completion": f"ab{end}"}).input_ids
     assert encoded.input_ids.count(tokenizer.eos_token_id) == 2 and encoded.notes == Note.RENDERED
-    check(
-        tokenizer,
-        {"prompt": "assistant?", "completion": "b"},
-        (spell_prompt("assistant?"), False),
-        (("b", END, "\n"), True),
-    )
-
-
-def spell_prompt(question: str) -> tuple[str, ...]:
-    return (START, f"user\n{question}", END, "\n", START, "assistant\n")
+    for question in ("assistant", f"x {END}"):
+        encoded = encode(tokenizer, {"prompt": question, "completion": "b"})
+        assert encoded.notes == Note(0) and encoded.input_ids.count(tokenizer.eos_token_id) == 2 + (END in question)
 
 
 def test_instruction_and_input_share_the_user_turn() -> None:

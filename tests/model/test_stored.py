@@ -130,6 +130,20 @@ def test_quantized_weights_are_refused_with_what_to_do(tmp_path: Path, config: d
         assert "\n" not in str(refused.value)
 
 
+def test_whole_numbers_without_scales_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    store_as(path, torch.int8)
+    config = AutoConfig.from_pretrained(path)
+    first, last = split_evenly(config.num_hidden_layers, 2)
+    structure = check_split(model_class_of(config), config, (first, last))
+    builder, weights = BlockBuilder(model_class_of(config), config, structure), PretrainedWeights(str(path))
+    builder.from_pretrained(last, weights)
+    with pytest.raises(
+        LoptError, match=rf"whole numbers, as quantized ones are \({PROJECTION}.weight\), and there are"
+    ):
+        builder.from_pretrained(first, weights)
+
+
 def test_mlx_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path)
     say(path, quantization={"group_size": 64, "bits": 4})
