@@ -268,9 +268,13 @@ def _read(path: Path) -> Holder | None:
     """Who holds a lock; None where its file is gone, or not whole."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return Holder(**content | {"process": Process(**content["process"])})
-    except (OSError, ValueError, KeyError, TypeError):
+        holder = Holder(**content | {"process": Process(**content["process"])})
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+    process = holder.process
+    numbers = holder.restart, holder.job_restart, process.pid, process.parent
+    is_whole = all(type(number) is int for number in numbers) and 0 < process.pid < 2**31
+    return holder if is_whole else None
 
 
 def _changed(path: Path) -> int | None:

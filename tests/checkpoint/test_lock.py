@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import functools
+import json
 import os
 import subprocess
 import sys
@@ -210,3 +211,19 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(lock.os, "listdir", listdir)
     with pytest.raises(LoptError, match=f"{tmp_path.name} cannot be read: Permission denied"):
         refuse_if_held(tmp_path, holder(), never)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\0", b"[1]", b'{"process": 5}', b"[" * 100_000, *(b"restart", b"job_restart", b"pid", b"parent")],
+    ids=lambda content: content[:12].decode("latin-1").strip("\0"),
+)
+def test_a_file_of_anything_is_nobodys_after_a_while(tmp_path: Path, content: bytes) -> None:
+    path = leave(tmp_path, holder())
+    if content.replace(b"_", b"").isalpha():  # What has a word where a number should be.
+        said = json.loads(path.read_text())
+        (said["process"] if content.decode() in said["process"] else said)[content.decode()] = "many"
+        content = json.dumps(said).encode()
+    path.write_bytes(content)
+    pauses = Pauses()
+    assert refuse_if_held(tmp_path, holder(), pauses) == {4} and pauses.number == lock.LEASE_SECONDS
