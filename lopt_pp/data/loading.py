@@ -67,7 +67,7 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -
         return tokenizer
     added: list[str] = []
     if Path(path).is_file():
-        template = Path(path).read_text(encoding="utf-8")
+        template = _read_template(Path(path))
     else:
         try:
             other = AutoTokenizer.from_pretrained(path)
@@ -86,6 +86,16 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -
         )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def _read_template(path: Path) -> str:
+    try:
+        template = path.read_text(encoding="utf-8-sig")  # A byte-order mark would open each conversation.
+    except (OSError, ValueError) as error:
+        raise LoptError(f"--chat_template_path {path} cannot be read as UTF-8: {first_line(error)}") from error
+    if not template.strip():
+        raise LoptError(f"--chat_template_path {path} is empty; give a Jinja template")
+    return template
 
 
 def load_rows(

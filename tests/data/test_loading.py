@@ -340,3 +340,22 @@ def test_chat_template_of_another_tokenizer(tmp_path: Path, tokenizer: PreTraine
     config = DataConfig(train_file=["a.json"], chat_template_path=str(tmp_path / "gone"))
     with pytest.raises(LoptError, match="gone is neither a file nor a tokenizer with a chat template"):
         with_chat_template(tokenizer, config)
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [(b"{{ '\xe9' }}", "cannot be read as UTF-8: .* 0xe9"), (b"\n", "is empty; give a Jinja template")],
+)
+def test_a_file_that_cannot_be_a_chat_template(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, content: bytes, error: str
+) -> None:
+    (tmp_path / "own.jinja").write_bytes(content)
+    config = DataConfig(train_file=["a.json"], chat_template_path=str(tmp_path / "own.jinja"))
+    with pytest.raises(LoptError, match=f"^--chat_template_path {tmp_path}/own.jinja {error}"):
+        with_chat_template(tokenizer, config)
+
+
+def test_a_byte_order_mark_is_not_part_of_a_chat_template(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    (tmp_path / "own.jinja").write_text("{{ messages[0].content }}", encoding="utf-8-sig")
+    config = DataConfig(train_file=["a.json"], chat_template_path=str(tmp_path / "own.jinja"))
+    assert with_chat_template(tokenizer, config).chat_template == "{{ messages[0].content }}"
