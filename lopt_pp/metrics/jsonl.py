@@ -61,13 +61,14 @@ class MetricsFile:
 
 
 def records_until(path: Path, step: int) -> list[str]:
-    """The lines of a `metrics.jsonl` up to a step; what was cut short when a run ended is left out."""
+    """The lines of a `metrics.jsonl` up to a step; without what was cut short or is not a record."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ():
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
         try:
             if json.loads(line)["step"] <= step:
-                lines.append(line)
-        except ValueError:
+                lines.append(line + "\n")
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return lines
 

@@ -43,3 +43,18 @@ def test_a_line_that_finds_no_room_leaves_no_half(tmp_path: Path) -> None:
     file.write([{"step": 3}])
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"step": 1}, {"step": 3}]
+
+
+def test_what_is_not_a_record_is_left_out_when_a_run_goes_on(tmp_path: Path) -> None:
+    """A machine that goes down may leave anything in the file; the thread that collects must not end of it."""
+    path = tmp_path / "metrics.jsonl"
+    whole = b'{"step": 1, "eval_loss": 2.5}\n', b'{"step": 2}\n', b'{"step": 3}\n'
+    others = b"5\n", b"\xff\n", b'{"loss": 1}\n', b'{"step": "x"}\n', b"\0\0\0\n", b"[" * 100_000 + b"\n"
+    path.write_bytes(b"".join([whole[0], *others, whole[2], whole[1][:-1]]))
+    file = MetricsFile(path, 2)
+    assert file.eval_losses == {1: 2.5}
+    file.write([{"step": 3}])
+    assert path.read_bytes() == b"".join(whole)
+    path.unlink()
+    path.mkdir()
+    MetricsFile(path, 2).write([{"step": 3}])
