@@ -41,6 +41,8 @@ class PretrainedWeights:
     def __init__(self, name_or_path: str, revision: str = "main") -> None:
         self.name_or_path = name_or_path
         self._revision = revision
+        if Path(name_or_path).is_file():
+            raise LoptError(f"--model_name_or_path {name_or_path} is a file; give the model's directory")
         if self._find(SAFE_WEIGHTS_NAME) is not None:
             with self._open(SAFE_WEIGHTS_NAME) as file:
                 self.files = dict.fromkeys(file.keys(), SAFE_WEIGHTS_NAME)

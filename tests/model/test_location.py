@@ -10,6 +10,7 @@ from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.model.location import check_location, explain
 from lopt_pp.model.pretrained import load_model_config
+from lopt_pp.model.weights import PretrainedWeights
 
 ADAPTER = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
 
@@ -84,5 +85,7 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(LoptError, match=r"model.safetensors is a file; give the model's directory"):
         check_location(str(model / "model.safetensors"))
     check_location(str(model / "config.json"))  # For `lopt-pp plan`.
+    with pytest.raises(LoptError, match=r"config.json is a file; give the model's directory$"):
+        PretrainedWeights(str(model / "config.json"))
     with pytest.raises(LoptError, match=r"x.gguf: no such file$"):
         check_location(str(tmp_path / "x.gguf"))
