@@ -43,7 +43,7 @@ class CommandParser(argparse.ArgumentParser):
         given, unknown = self.parse_known_args(words)
         if unknown:
             name = unknown[0].partition("=")[0]
-            close = difflib.get_close_matches(name, self._names, n=1)
+            close = difflib.get_close_matches(name, [own for own in self._names if own != "--help"], n=1)
             hint = f"did you mean {close[0]}?" if close else self._elsewhere or "see --help"
             self.error(f"unknown flag {unknown[0]}; {hint}")
         return given

@@ -109,6 +109,8 @@ def check_types(config: Any) -> None:
             raise LoptError(f"--{name} {value}: expected a finite number")
         if not any(_is_of(value, kind) for kind in kinds):
             expected = " or ".join(map(_describe, kinds))
+            if str in kinds and type(value) in (int, float):
+                expected += f", such as '{value}' in quotes"
             raise LoptError(f"--{name} {shown(value)}: of the wrong type; expected {expected}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise LoptError(f"--{name}: expected a number of at most 64 bits")

@@ -101,6 +101,7 @@ def description(
     config: ModelConfig,
     model_config: PreTrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
+    model_class: type[PreTrainedModel],
     dtype: torch.dtype,
     ties_embeddings: bool = False,
 ) -> dict[str, bytes]:
@@ -114,6 +115,7 @@ def description(
         config: names the pretrained model.
         model_config: of the pretrained model.
         tokenizer: of the pretrained model.
+        model_class: that was trained; the config of a classifier, say, may name another.
         dtype: of the weights.
         ties_embeddings: whether the output head is the input embedding.
 
@@ -126,7 +128,7 @@ def description(
     name = config.model_name_or_path
     own, generation, _ = aligned_configs(config, model_config, tokenizer)
     own.tie_word_embeddings = ties_embeddings
-    own.dtype = dtype
+    own.dtype, own.architectures = dtype, [model_class.__name__]
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         scratch.mkdir()

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from lopt_pp.errors import NotFiniteError
+from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.model.block import BlockModel
 from lopt_pp.objectives import Objective
 from lopt_pp.stage.optimizer import Optimizer
-from lopt_pp.stage.state import read_state, write_state
+from lopt_pp.stage.state import frozen_checksum, read_state, write_state
+
+_CHECKSUM = "frozen_sha256"
+"""In the saved state of a stage whose objective has frozen parameters: theirs."""
 
 Clock = Callable[[str], contextlib.AbstractContextManager[None]]
 """Times a phase of a step, by its name, for as long as the context lasts; `lopt_pp.metrics.records` has the names."""
@@ -54,6 +57,7 @@ class BaseStage:
         self.updating = threading.Lock()
         self._modules: dict[str, nn.Module] = {"block": block.model}
         """What is saved, by the prefix of its tensors."""
+        self._frozen: torch.Tensor | None = None
 
     @property
     def own_dtypes(self) -> Mapping[str, torch.dtype]:
@@ -71,16 +75,31 @@ class BaseStage:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""
-        return read_state(self._modules, self.optimizer)
+        state = read_state(self._modules, self.optimizer)
+        checksum = self._checksum()
+        return state if checksum is None else state | {_CHECKSUM: checksum}
 
     def resume(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
         """Goes on from what `state` gave after `steps_done` steps, in this layout of replicas or another.
 
         Raises:
-            LoptError: it is another stage's.
+            LoptError: it is another stage's, or what the objective holds frozen is not what it was.
         """
+        # Checkpoints of versions before have no checksum.
+        saved, own = state.get(_CHECKSUM), self._checksum()
+        if saved is not None and own is not None and not torch.equal(saved, own):
+            raise LoptError(
+                f"stage {self.index}: the frozen weights of its objective are not those that the checkpoint's run had; "
+                f"give the --model_name_or_path that it began with"
+            )
         write_state(state, self._modules, self.optimizer, steps_done)
         self.steps_done = steps_done
+
+    def _checksum(self) -> torch.Tensor | None:
+        """Of what the objective holds frozen; None where it holds nothing frozen, or is let go."""
+        if self.objective is not None and self._frozen is None:
+            self._frozen = frozen_checksum(self._modules)  # Once: it does not change.
+        return None if self.objective is None else self._frozen
 
     def resume_weights(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
         """Goes on from the weights among other stages' `state`, with an optimizer and a local head that start anew.

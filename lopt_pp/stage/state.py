@@ -1,8 +1,10 @@
 """All that a stage's next step depends on, as plain tensors: weights, local head and optimizer state.
 
-Of the objective, frozen parameters are left out: they come from the pretrained model again, as they did at first.
+Of the objective, frozen parameters are left out: they come from the pretrained model again, as they did at first. That
+they are the same is seen by a checksum.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -35,6 +37,22 @@ def read_state(modules: Mapping[str, nn.Module], optimizer: Optimizer | None) ->
             for kind, value in optimizer.state_of(parameter).items():
                 state[f"{kind}.{name}"] = _saved(value)
     return state
+
+
+def frozen_checksum(modules: Mapping[str, nn.Module]) -> torch.Tensor | None:
+    """The SHA-256 of the frozen parameters that `read_state` leaves out, uint8 `[32]`; None where there are none.
+
+    Args:
+        modules: likewise. Where replicas hold a shard each, all must call this.
+    """
+    sha, is_empty = hashlib.sha256(), True
+    for prefix, module in modules.items():
+        for name, parameter in module.named_parameters():
+            if prefix != _BLOCK and not parameter.requires_grad:
+                sha.update(f"{prefix}.{name}".encode())
+                sha.update(_copy(parameter).reshape(-1).view(torch.uint8).numpy().data)
+                is_empty = False
+    return None if is_empty else torch.frombuffer(bytearray(sha.digest()), dtype=torch.uint8)
 
 
 def write_state(

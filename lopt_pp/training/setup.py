@@ -189,6 +189,7 @@ class Setup:
             self.config.model,
             self.model_config,
             self.tokenizer,
+            self.model_class,
             self._saved_dtype(),
             self.builder.ties_embeddings,
         )

@@ -16,6 +16,10 @@ from lopt_pp import cli
             "submit run.yaml --learning_rate 1e-4",
             "unknown flag --learning_rate; flags of the run belong into RUN_YAML, and those of sbatch come after --",
         ),
+        (
+            "submit run.yaml --lr 3",
+            "unknown flag --lr; flags of the run belong into RUN_YAML, and those of sbatch come after --",
+        ),
         ("generate m --prompt p --max-new-tokenz 3", "unknown flag --max-new-tokenz; did you mean --max_new_tokens?"),
         ("report a b", "unknown flag b; see --help"),
         ("report", "the following arguments are required: RUN_DIR"),

@@ -150,7 +150,7 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path, form: str, file_fir
         ("max_steps: true", "^--max_steps True: of the wrong type; expected a whole number$"),
         ("learning_rate: [1]", r"^--learning_rate \[1\]: of the wrong type; expected a number$"),
         ("shuffle_dataset: 1", "^--shuffle_dataset 1: of the wrong type; expected true or false$"),
-        ("dataset_split: 5", "^--dataset_split 5: of the wrong type; expected a string$"),
+        ("dataset_split: 5", "^--dataset_split 5: of the wrong type; expected a string, such as '5' in quotes$"),
         ("train_file: 5", "^--train_file 5: of the wrong type; expected a list, each a string or nothing$"),
         ("backend: mpi", "^--backend 'mpi': of the wrong type; expected auto, nccl, gloo$"),
         ("lr_scheduler_type: triangle", "^--lr_scheduler_type 'triangle': .*not a valid"),

@@ -199,7 +199,7 @@ LINE = b'{"text": "one"}\n'
         ("a.json", b"[ ]", "--train_file a.json has no rows; give data with a row or more"),
         (
             "a.jsonl",
-            gzip.compress(LINE),
+            gzip.compress(LINE, mtime=0),
             "--train_file a.jsonl cannot be read: it is compressed by gzip; let its name end in .gz",
         ),
         (

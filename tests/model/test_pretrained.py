@@ -11,18 +11,26 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError
-from lopt_pp.model.pretrained import description, load_model_config, load_tokenizer, write_description
+from lopt_pp.model.pretrained import description, load_model_config, load_tokenizer, model_class_of, write_description
 
 
 def describe(model: Path, scratch: Path, tokenizer: Any = None) -> dict[str, bytes]:
     config = ModelConfig(str(model))
-    return description(scratch, config, load_model_config(config), tokenizer or load_tokenizer(config), torch.float32)
+    own = load_model_config(config)
+    own_tokenizer = tokenizer or load_tokenizer(config)
+    return description(scratch, config, own, own_tokenizer, model_class_of(own), torch.float32)
 
 
 @pytest.fixture
 def model(inputs: Path, tmp_path: Path) -> Path:
     """A model to change."""
     return shutil.copytree(inputs / "model", tmp_path / "model")
+
+
+def test_the_config_names_the_class_that_was_trained(model: Path, tmp_path: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForSequenceClassification"]}))
+    assert json.loads(describe(model, tmp_path / "scratch")["config.json"])["architectures"] == ["LlamaForCausalLM"]
 
 
 def test_it_does_not_need_the_pretrained_model_any_more(model: Path, tmp_path: Path) -> None:

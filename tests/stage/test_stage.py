@@ -272,6 +272,21 @@ def test_a_stage_goes_on_from_its_state(llama: Path, done: int) -> None:
         make_warming_stage(llama, config).resume(state, done)
 
 
+def test_what_an_objective_holds_frozen_must_be_the_same(llama: Path) -> None:
+    """It is not in the checkpoint, but read again from the model's files, which may have been edited."""
+    config = ObjectiveConfig(local_objective="next_token")
+    state = make_warming_stage(llama, config).state()
+    again = make_warming_stage(llama, config)
+    head = dict(objective_of(again).named_parameters())["network.model.lm_head.weight"]
+    assert not head.requires_grad
+    with torch.no_grad():
+        head.view(-1)[0] += 1e-3
+    with pytest.raises(LoptError, match="stage 0: the frozen weights of its objective are not those that"):
+        again.resume(state, 1)
+    del state["frozen_sha256"]  # As in checkpoints of versions before.
+    again.resume(state, 0)
+
+
 def test_bfloat16_hidden_states_are_rounded_only_where_they_cross(llama: Path) -> None:
     [batch] = microbatches(batch_size=4)
     first, last = (make_stage(llama, spec, "bfloat16") for spec in (FIRST, LAST))
