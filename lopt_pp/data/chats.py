@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -72,6 +73,8 @@ class ChatEncoder:
         self._allow_no_stop = allow_no_stop_token
         own = ChatTemplate(tokenizer)
         self._ways = self._ways_of(own, None if own.has_marks else trl_template(tokenizer))
+        stops = {token for way in self._ways for token in way.stops or ()}
+        self._endings = tuple(map(str, tokenizer.convert_ids_to_tokens(sorted(stops))))
 
     def encode(self, chat: Conversation, assistant_only: bool, completion_only: bool) -> EncodedRow:
         """Encodes a conversation. What of it counts:
@@ -93,6 +96,7 @@ class ChatEncoder:
                 notes, turns = Note.TAIL_CUT, turns[: answers[-1] + 1]
         else:
             runs = _without(first, len(turns), chat.skipped)
+        turns = [self._without_ending(message) for message in turns]
         counted = [turns[turn] for run in runs for turn in range(*run)]
         if any(message["role"] == "assistant" and is_empty(message) for message in counted):
             return EncodedRow([], [], unusable=EMPTY)
@@ -103,6 +107,16 @@ class ChatEncoder:
             ways = self._ways_of(ChatTemplate(self._tokenizer, source), None)
         row = self._encode_best(self._order(ways, marks_first=assistant_only and not first), chat, runs, assistant_only)
         return dataclasses.replace(row, notes=row.notes | notes if row.input_ids else row.notes)
+
+    def _without_ending(self, message: dict[str, Any]) -> dict[str, Any]:
+        """An answer without the stop token that the row itself has put behind it: the template puts one there."""
+        content = message["content"]
+        if message["role"] != "assistant" or not isinstance(content, str):
+            return message
+        for ending in self._endings:
+            if content.rstrip().endswith(ending):
+                return message | {"content": content.rstrip().removesuffix(ending)}
+        return message
 
     def has_made(self, prompt: str) -> bool:
         """Whether a prompt is one that the chat template has made already."""

@@ -9,15 +9,19 @@ from lopt_pp.errors import LoptError, shown
 
 Messages = list[dict[str, Any]]
 
-_SHAREGPT_ROLES = {
+_ROLES = {
     "human": "user",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bard": "assistant",
     "bing": "assistant",
     "model": "assistant",
-    "observation": "tool",
-}
+    "ai": "assistant",
+    "bot": "assistant",
+} | {name.title(): name for name in ("user", "assistant", "system", "tool")}
+"""What data sets call the roles of chat templates."""
+
+_SHAREGPT_ROLES = _ROLES | {"observation": "tool"}
 _CALL_ROLES = ("function_call", "tool_call")
 """Of messages that hold a tool call as JSON text (LLaMA-Factory, ms-swift)."""
 
@@ -100,6 +104,8 @@ def _read_message(original: Any, name: str) -> dict[str, Any]:
     if "value" in message:
         message["content"] = message.pop("value")
     role = message.get("role")
+    if isinstance(role, str):
+        message["role"] = role = _ROLES.get(role, role)
     if role in _RESULT_ROLES:
         message["role"] = "tool"
     if isinstance(message.get("function_call"), dict):

@@ -85,6 +85,21 @@ def test_text_counts_whole_and_ends_once() -> None:
     assert encode(make_tokenizer(), {"text": ""}).input_ids == []
 
 
+@pytest.mark.parametrize("ending", [END, f"{END}\n"])
+def test_an_answer_that_has_its_stop_token_ends_once(ending: str) -> None:
+    """The template puts one there, too."""
+    tokenizer = make_tokenizer(CHATML)
+    for row, answer in (
+        ({"prompt": "x", "completion": "ab"}, {"prompt": "x", "completion": f"ab{ending}"}),
+        (
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "ab"}]},
+            {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": f"ab{ending}"}]},
+        ),
+    ):
+        assert encode(tokenizer, answer) == encode(tokenizer, row)
+    assert encode(tokenizer, {"prompt": "x", "completion": ending}).unusable == "with an empty answer"
+
+
 def test_tokenized_row_is_used_as_it_is() -> None:
     encoded = encode(make_tokenizer(), {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "text": "ignored"})
     assert (encoded.input_ids, encoded.labels) == ([5, 6, 7], [-100, 6, 7])

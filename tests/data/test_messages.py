@@ -46,6 +46,8 @@ def said(*turns: tuple[str, Any]) -> list[dict[str, Any]]:
             [user("one"), assistant("two"), QUESTION, ANSWER],
         ),
         ({"system": "s", "query": "q", "response": "ab", "history": []}, [SYSTEM, QUESTION, ANSWER]),
+        ({"messages": [{"role": "human", "content": "q"}, {"role": "gpt", "content": "ab"}]}, [QUESTION, ANSWER]),
+        ({"messages": [{"role": "User", "content": "q"}, {"role": "ai", "content": "ab"}]}, [QUESTION, ANSWER]),
         ({"messages": [QUESTION, ANSWER], "system": "s"}, [SYSTEM, QUESTION, ANSWER]),
         ({"messages": [SYSTEM, QUESTION, ANSWER], "system": "s"}, [SYSTEM, QUESTION, ANSWER]),
         ({"conversations": said(("human", "q"), ("gpt", "ab")), "system": "s"}, [SYSTEM, QUESTION, ANSWER]),
