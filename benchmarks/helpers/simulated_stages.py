@@ -6,7 +6,6 @@ machine, and what a run takes beyond its sleeps is the schedule's and the transp
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,6 +87,9 @@ class _Sampler:
     def epoch(self, step: int) -> float:
         return 0.0
 
+    def unusable(self, step: int) -> None:
+        return None
+
 
 class _Stage:
     """Has the methods of `lopt_pp.stage.stage.Stage` that the training loop calls, and sleeps in them."""
@@ -96,6 +98,7 @@ class _Stage:
     dtype = torch.float32
     objective = None
     _measures = False
+    _ddp = ()
     run_microbatch = Stage.run_microbatch
 
     def __init__(self, index: int, load: Load) -> None:
@@ -109,9 +112,6 @@ class _Stage:
 
     def count(self, counts: None) -> int:
         return 1
-
-    def _accumulating(self, is_last: bool) -> AbstractContextManager:
-        return nullcontext()
 
     def forward(self, batch: _Batch, hidden_states: torch.Tensor | None, learns: bool) -> torch.Tensor:
         self.received.append(time.perf_counter())

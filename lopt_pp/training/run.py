@@ -87,6 +87,7 @@ def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Cal
     if world.rank == 0:
         check_installed(config.report)
     setup = prepare(config, world, run_day(world, which, output_dir, today))
+    world.barrier("prepared")  # What another process finds wrong comes before anything is written.
     if world.rank == 0:
         setup.log()
         check_end(setup)
