@@ -1,15 +1,11 @@
-"""What ranks share, what must match on resume, what may change: each flag does what it declares."""
+"""What must match on resume, what may change: each flag does what it declares."""
 
-import dataclasses
 import json
 import logging
 import re
 import shutil
-import types
-import typing
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,75 +13,20 @@ import torch
 import torch.distributed as dist
 from chat import make_tokenizer
 from transformers import LlamaConfig
+from two_configs import MODEL, make, rows, two_configs
 
 from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, shared_by_ranks
 from lopt_pp.checkpoint.manifest import write_manifest
 from lopt_pp.checkpoint.resume import Wanted, find_start
 from lopt_pp.config.fields import Resume
-from lopt_pp.config.train_config import COMPONENTS, EFFECTS, Config
+from lopt_pp.config.train_config import EFFECTS, Config
 from lopt_pp.data import DataConfig, load_rows
 from lopt_pp.data.streaming import StreamedRows
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError, shown
 from lopt_pp.model.partition import split_evenly
 
-COMPONENT_OF = {field.name: component for component in COMPONENTS for field in dataclasses.fields(component)}
-GROUP_OF = {
-    name: group.name
-    for name, kind in COMPONENT_OF.items()
-    for group in dataclasses.fields(Config)
-    if group.type is kind
-}
-
 STEPS = 20
-MODEL = LlamaConfig(num_hidden_layers=4)
-
-GIVEN: dict[str, dict[str, Any]] = {
-    "dataset_name": {"train_file": None, "dataset_name": "one"},
-    "eval_on_start": {"eval_file": "held.jsonl"},
-    "load_best_model_at_end": {"eval_file": "held.jsonl"},
-}
-"""What a flag needs beside it."""
-
-
-def make(**flags: Any) -> Config:
-    flags = {"model_name_or_path": "a-model", "output_dir": "out", "train_file": ["rows.jsonl"]} | flags
-    groups: dict[str, Any] = {group.name: {} for group in dataclasses.fields(Config)}
-    for name, value in flags.items():
-        groups[GROUP_OF[name]][name] = value
-    return Config(**{group.name: group.type(**groups[group.name]) for group in dataclasses.fields(Config)})  # type: ignore
-
-
-def another(name: str, value: object) -> object:
-    """A value of the flag's type that is not the one it has."""
-    declared = typing.get_type_hints(COMPONENT_OF[name])[name]
-    kinds = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
-    (kind,) = [kind for kind in kinds if kind is not type(None)]
-    if typing.get_origin(kind) is typing.Literal:
-        return next(choice for choice in typing.get_args(kind) if choice != value)
-    if typing.get_origin(kind) is list:
-        return ["other"]
-    if kind is bool:
-        return not value
-    if kind is int:
-        return 1 if value is None else value + 2  # type: ignore[operator]
-    if kind is float:
-        return 0.5 if value is None else value / 2 + 0.25  # type: ignore[operator]
-    return {"split": "2", "auxiliary_choice": "2", "trace": "1-2"}.get(name, "other")
-
-
-def two_configs(name: str) -> tuple[Config, Config]:
-    """Two that differ in one flag."""
-    given = GIVEN.get(name, {})
-    before = make(**given)
-    after = make(**given | {name: another(name, before.flags()[name])})
-    assert [flag for flag in EFFECTS if before.flags()[flag] != after.flags()[flag]] == [name]
-    return before, after
-
-
-def rows(digest: str = "rows") -> Any:
-    return SimpleNamespace(digest=digest)
-
 
 TO_DO = "; give the flags and rows as they were, or another --output_dir; --overwrite_output_dir without .* anew"
 
@@ -191,6 +132,7 @@ def test_what_is_compared_in_place_of_a_flag_is_there() -> None:
 
 
 NEXT = {"local_objective": "next_token"}
+
 GROUPED = {"train_sampling_strategy": "group_by_length"}
 
 
@@ -291,38 +233,6 @@ def test_other_steps_and_other_evaluation_rows_are_warned_of(told: Told) -> None
         "follows the new number, so the weights end otherwise than those of a run that had it from the start",
         "going on with another setting than before: the evaluation rows (sha256) is 'b', and was 'a'",
     ]
-
-
-def check_ranks(facts: Mapping[str, object], other: Mapping[str, object]) -> None:
-    store = dist.HashStore()
-    for rank, own in enumerate((facts, other)):
-        World(rank, 2, torch.device("cpu"), "gloo", store, store).check_consistent(own, in_words)
-
-
-@pytest.mark.parametrize("name", EFFECTS)
-def test_ranks_share_the_flags_that_say_so(name: str) -> None:
-    first, second = (shared_by_ranks(config, MODEL, rows(), rows("held")) for config in two_configs(name))
-    if not EFFECTS[name].shared_by_ranks:
-        return check_ranks(first, second)
-    said = f"rank 0 and rank 1 disagree on --{name}: {first[name]!r} against {second[name]!r}; all processes must be"
-    with pytest.raises(LoptError, match=f"^{re.escape(said)} given the same$"):
-        check_ranks(first, second)
-
-
-def test_ranks_share_what_they_read() -> None:
-    config = make()
-    own = shared_by_ranks(config, MODEL, rows(), rows("held"))
-    check_ranks(own, dict(own))
-    others = {
-        "the training rows (sha256)": shared_by_ranks(config, MODEL, rows("other"), rows("held")),
-        "the evaluation rows (sha256)": shared_by_ranks(config, MODEL, rows(), rows("other")),
-        "the model's config": shared_by_ranks(config, LlamaConfig(num_hidden_layers=5), rows(), rows("held")),
-        "the version of torch": own | {"torch_version": "1.0"},
-        "the version of transformers": own | {"transformers_version": "1.0"},
-    }
-    for words, other in others.items():
-        with pytest.raises(LoptError, match=f"^rank 0 and rank 1 disagree on {re.escape(words)}: "):
-            check_ranks(own, other)
 
 
 def test_names_are_identifiers_and_what_is_no_flag_has_words() -> None:

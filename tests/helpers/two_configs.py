@@ -1,0 +1,68 @@
+"""Configs that differ in one flag, and what a run has beside its flags."""
+
+import dataclasses
+import types
+import typing
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import LlamaConfig
+
+from lopt_pp.config.train_config import COMPONENTS, EFFECTS, Config
+
+COMPONENT_OF = {field.name: component for component in COMPONENTS for field in dataclasses.fields(component)}
+
+GROUP_OF = {
+    name: group.name
+    for name, kind in COMPONENT_OF.items()
+    for group in dataclasses.fields(Config)
+    if group.type is kind
+}
+
+MODEL = LlamaConfig(num_hidden_layers=4)
+
+GIVEN: dict[str, dict[str, Any]] = {
+    "dataset_name": {"train_file": None, "dataset_name": "one"},
+    "eval_on_start": {"eval_file": "held.jsonl"},
+    "load_best_model_at_end": {"eval_file": "held.jsonl"},
+}
+"""What a flag needs beside it."""
+
+
+def make(**flags: Any) -> Config:
+    flags = {"model_name_or_path": "a-model", "output_dir": "out", "train_file": ["rows.jsonl"]} | flags
+    groups: dict[str, Any] = {group.name: {} for group in dataclasses.fields(Config)}
+    for name, value in flags.items():
+        groups[GROUP_OF[name]][name] = value
+    return Config(**{group.name: group.type(**groups[group.name]) for group in dataclasses.fields(Config)})  # type: ignore
+
+
+def another(name: str, value: object) -> object:
+    """A value of the flag's type that is not the one it has."""
+    declared = typing.get_type_hints(COMPONENT_OF[name])[name]
+    kinds = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
+    (kind,) = [kind for kind in kinds if kind is not type(None)]
+    if typing.get_origin(kind) is typing.Literal:
+        return next(choice for choice in typing.get_args(kind) if choice != value)
+    if typing.get_origin(kind) is list:
+        return ["other"]
+    if kind is bool:
+        return not value
+    if kind is int:
+        return 1 if value is None else value + 2  # type: ignore[operator]
+    if kind is float:
+        return 0.5 if value is None else value / 2 + 0.25  # type: ignore[operator]
+    return {"split": "2", "auxiliary_choice": "2", "trace": "1-2"}.get(name, "other")
+
+
+def two_configs(name: str) -> tuple[Config, Config]:
+    """Two that differ in one flag."""
+    given = GIVEN.get(name, {})
+    before = make(**given)
+    after = make(**given | {name: another(name, before.flags()[name])})
+    assert [flag for flag in EFFECTS if before.flags()[flag] != after.flags()[flag]] == [name]
+    return before, after
+
+
+def rows(digest: str = "rows") -> Any:
+    return SimpleNamespace(digest=digest)
