@@ -1,27 +1,32 @@
 """Files and data sets in, tokenized rows out; and what is said about those that cannot be used."""
 
 import copy
-import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pandas as pd
-import pyarrow as pa
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from word_rows import (
+    EOS,
+    EXPECTED,
+    ONE,
+    ROWS,
+    SEVEN,
+    SHORT,
+    THREE,
+    TWO,
+    WORDS,
+    load,
+    make_tokenizer,
+    pairs,
+    write,
+)
 
 from lopt_pp.data import DataConfig, TokenizedRows, load_rows, with_chat_template
 from lopt_pp.errors import LoptError
-
-SHORT = """\
-{% for m in messages %}{{ m.role + ' ' + m.content + ' ' }}{% if m.role == 'assistant' %}{{ '<eos>' }}{% endif %}\
-{% endfor %}{% if add_generation_prompt %}{{ 'assistant ' }}{% endif %}"""
-WORDS = ["<eos>", "one", "two", "three", "None", "007", "user", "assistant"]
-EOS, ONE, TWO, THREE, NONE, SEVEN, USER, ASSISTANT = range(8)
 
 
 @pytest.fixture(autouse=True)
@@ -31,24 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    model = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<eos>"))
-    model.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token="<eos>")
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def load(path: Path, tokenizer: PreTrainedTokenizerFast, max_length: int = 64, **flags: Any) -> TokenizedRows:
-    rows = load_rows(DataConfig(train_file=[str(path)], max_length=max_length, **flags), tokenizer)
-    assert isinstance(rows, TokenizedRows)
-    return rows
-
-
-def pairs(rows: TokenizedRows) -> list[tuple[list[int], list[int]]]:
-    return [(rows[i].input_ids, rows[i].labels) for i in range(len(rows))]
+    return make_tokenizer()
 
 
 def test_config_values() -> None:
@@ -58,10 +46,6 @@ def test_config_values() -> None:
         DataConfig(train_file=["a.json"], dataset_name="b")
     with pytest.raises(LoptError, match="--max_length is 1; give at least 2"):
         DataConfig(train_file=["a.json"], max_length=1)
-
-
-ROWS = [{"prompt": "one", "completion": "two"}, {"prompt": "three", "completion": "None"}]
-EXPECTED = [([ONE, TWO, EOS], [-100, TWO, EOS]), ([THREE, NONE, EOS], [-100, NONE, EOS])]
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".csv"])
@@ -191,68 +175,6 @@ def test_digest_is_of_the_used_rows(tmp_path: Path, tokenizer: PreTrainedTokeniz
     assert digest("a", [row, row, other_label]) == digest("b", [unused, row, row, other_label])
     different = [[row, row], [row, other_label], [other_label, row], [longer], [row]]
     assert len({digest(f"different{number}", rows) for number, rows in enumerate(different)}) == len(different)
-
-
-def test_cache_knows_the_tokenizer(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    path = write(tmp_path / "train.jsonl", ROWS[:1])
-    assert pairs(load(path, tokenizer)) == pairs(load(path, tokenizer)) == EXPECTED[:1]
-    tokenizer.chat_template = SHORT
-    assert pairs(load(path, tokenizer)) == [([USER, ONE, ASSISTANT, TWO, EOS], [-100, -100, -100, TWO, EOS])]
-
-
-@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".arrow"])
-def test_cache_knows_the_content(suffix: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    path, time = tmp_path / f"train{suffix}", (315532800, 315532800)
-
-    def fill(word: str) -> None:
-        write_as(path, [{"text": word}, {"text": "three"}])
-        os.utime(path, time)
-
-    fill("one")
-    assert [ids for ids, _ in pairs(load(path, tokenizer))] == [[ONE, EOS], [THREE, EOS]]
-    fill("two")
-    assert [ids for ids, _ in pairs(load(path, tokenizer))] == [[TWO, EOS], [THREE, EOS]]
-    made = {file: file.stat().st_ino for file in (tmp_path / "cache").rglob("*.*")}
-    moved = tmp_path / f"moved{suffix}"
-    path.rename(moved)
-    assert [ids for ids, _ in pairs(load(moved, tokenizer))] == [[TWO, EOS], [THREE, EOS]]
-    assert made == {file: file.stat().st_ino for file in (tmp_path / "cache").rglob("*.*")}, "nothing is made anew"
-
-
-def write_as(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Writes the rows as the name says."""
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    match path.suffix:
-        case ".jsonl":
-            path.write_text(text)
-        case ".json":
-            path.write_text(json.dumps(rows))
-        case ".csv":
-            pd.DataFrame(rows).to_csv(path, index=False)
-        case ".parquet":
-            pd.DataFrame(rows).to_parquet(path)
-        case ".gz":
-            path.write_bytes(gzip.compress(text.encode(), mtime=0))
-        case ".arrow":
-            with pa.ipc.new_file(str(path), pa.schema({"text": pa.string()})) as file:
-                file.write_table(pa.Table.from_pylist(rows))
-
-
-def test_tokens_that_an_ended_process_has_left_unfinished(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
-    path = write(tmp_path / "train.jsonl", [{"text": "one"}, {"text": "two"}, {"text": "three"}])
-    expected = pairs(load(path, tokenizer, dataset_num_proc=2))
-    first, second = sorted((tmp_path / "cache").rglob("tokens-*_of_00002.arrow"))
-    second.unlink()
-    assert pairs(load(path, tokenizer, dataset_num_proc=1)) == expected
-
-
-def test_a_cache_that_cannot_be_written(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write(tmp_path / "train.jsonl", ROWS)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", path)
-    with pytest.raises(LoptError, match=f"in {path} cannot be written: Not a directory; set HF_DATASETS_CACHE to a"):
-        load(path, tokenizer)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
