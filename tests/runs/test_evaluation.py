@@ -5,9 +5,7 @@ import re
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from evaluated import (
@@ -16,7 +14,6 @@ from evaluated import (
     eval_losses,
     flags,
     plain_loss,
-    plain_rows,
     records,
     run_of,
     same,
@@ -27,19 +24,17 @@ from evaluated import (
 from ranks import ranks, until
 from results import weights
 from tiny import write_model
-from transformers import AutoTokenizer
 
 from lopt_pp.checkpoint.manifest import read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
-from lopt_pp.config.evaluation import EvaluationConfig
 from lopt_pp.config.parser import parse_config
-from lopt_pp.data import DataConfig, Rows, TokenizedRows
-from lopt_pp.data.splits import load_split
 from lopt_pp.errors import LoptError
 from lopt_pp.train import STOPPED_STATUS
 
 LONGER = "--max_steps 8 --resume_from_checkpoint latest"
+
 BEST = "--load_best_model_at_end true --save_steps 2 --save_total_limit 1 --learning_rate 1e-2"
+
 BEST_LAYOUTS = ("one process", "three stages on two", "sharded", "end to end")
 
 
@@ -204,86 +199,6 @@ def test_the_last_model_may_be_the_best(files: Path, tmp_path: Path, caplog: pyt
     assert any("the model after the last step is the best" in line for line in caplog.messages)
     assert plain_loss(tmp_path / "out", files / "held_out.jsonl") == pytest.approx(losses[6], rel=1e-5)
     assert "Optimizer steps: 6\n" in (tmp_path / "out" / "README.md").read_text()
-
-
-def split(files: Path, size: float, seed: int = 0, **more: Any) -> tuple[Rows, TokenizedRows]:
-    data = DataConfig(train_file=[str(files / "rows.jsonl")], **more)
-    tokenizer = AutoTokenizer.from_pretrained(files / "model")
-    kept, held = load_split(EvaluationConfig(eval_split_size=size), data, tokenizer, seed)
-    assert held is not None
-    return kept, held
-
-
-def tokens(rows: Rows) -> list[list[int]]:
-    """The token ids of all rows, whatever they are packed into."""
-    return [row.input_ids for pack in rows.fetch(np.arange(len(rows))) for row in pack.read()]
-
-
-@pytest.mark.parametrize(("size", "number"), [(1, 1), (10, 10), (0.5, 18), (0.04, 1)])
-def test_a_split_parts_the_rows(files: Path, size: float, number: int) -> None:
-    everything = tokens(plain_rows(files / "model", files / "rows.jsonl"))
-    kept, held = map(tokens, split(files, size))
-    assert len(held) == number and sorted(kept + held) == sorted(everything)
-    assert [row for row in everything if row in held] == held, "the order of the file is kept"
-    assert tuple(map(tokens, split(files, size))) == (kept, held)
-
-
-def test_the_seed_draws_the_split(files: Path) -> None:
-    assert tokens(split(files, 10, seed=1)[1]) != tokens(split(files, 10, seed=0)[1])
-
-
-def test_rows_are_held_out_before_they_are_packed(files: Path) -> None:
-    kept, held = split(files, 10, packing=True, max_length=120)
-    assert len(kept) < 20 and sorted(tokens(kept)) == sorted(tokens(split(files, 10)[0]))
-    assert tokens(held) == tokens(split(files, 10)[1])
-
-
-def test_a_file_is_read_whole_while_others_are_streamed(files: Path) -> None:
-    data = DataConfig(train_file=[str(files / "rows.jsonl")], streaming=True, packing=True, max_length=120)
-    tokenizer = AutoTokenizer.from_pretrained(files / "model")
-    _, held = load_split(EvaluationConfig(eval_file=str(files / "held_out.jsonl")), data, tokenizer, seed=0)
-    assert held is not None and tokens(held) == tokens(plain_rows(files / "model", files / "held_out.jsonl"))
-    with pytest.raises(LoptError, match="^--eval_split_size must know .* --streaming does not; give --eval_file$"):
-        load_split(EvaluationConfig(eval_split_size=3), data, tokenizer, seed=0)
-
-
-def test_a_split_of_a_dataset(files: Path, tmp_path: Path) -> None:
-    shutil.copy(files / "rows.jsonl", tmp_path / "train.jsonl")
-    shutil.copy(files / "held_out.jsonl", tmp_path / "test.jsonl")
-    tokenizer = AutoTokenizer.from_pretrained(files / "model")
-    data = DataConfig(dataset_name=str(tmp_path))
-    kept, held = load_split(EvaluationConfig(dataset_test_split="test"), data, tokenizer, seed=0)
-    assert held is not None and (len(kept), len(held)) == (37, 13)
-    with pytest.raises(LoptError, match=f"^--dataset_name {tmp_path} --dataset_test_split dev cannot be loaded"):
-        load_split(EvaluationConfig(dataset_test_split="dev"), data, tokenizer, seed=0)
-    with pytest.raises(LoptError, match="^--dataset_test_split test is a split of --dataset_name; give that$"):
-        data = DataConfig(train_file=[str(tmp_path / "train.jsonl")])
-        load_split(EvaluationConfig(dataset_test_split="test"), data, tokenizer, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("content", "error"),
-    [
-        (None, "^--eval_file .*eval.jsonl does not exist"),
-        ("", "^--eval_file .*eval.jsonl is empty"),
-        ('{"question": "what?"}\n', "^row 1 of .*eval.jsonl: no usable columns"),
-        ('{"input_ids": [1, 5], "labels": [1, -100]}\n' * 2, "^none of the 2 rows of .*eval.jsonl can be used"),
-    ],
-)
-def test_a_file_that_is_of_no_use(files: Path, tmp_path: Path, content: str | None, error: str) -> None:
-    path = tmp_path / "eval.jsonl"
-    if content is not None:
-        path.write_text(content)
-    data = DataConfig(train_file=[str(files / "rows.jsonl")])
-    tokenizer = AutoTokenizer.from_pretrained(files / "model")
-    with pytest.raises(LoptError, match=error):
-        load_split(EvaluationConfig(eval_file=str(path)), data, tokenizer, seed=0)
-
-
-@pytest.mark.parametrize("size", [0.01, 37, 100])
-def test_a_split_that_leaves_nothing(files: Path, size: float) -> None:
-    with pytest.raises(LoptError, match=f"^--eval_split_size {size:g} holds .* of the 37 usable rows of .*rows.jsonl"):
-        split(files, size)
 
 
 @pytest.mark.parametrize(
