@@ -4,7 +4,6 @@ A checkpoint's loss is in its manifest, so a run that was stopped and goes on kn
 rank 0 looks for the best, once training is over; it tells the step, and each stage reads its own part.
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,9 +78,8 @@ def load_best(
         The model that they have then.
     """
     # Rank 0 alone has the losses; the others follow its order.
-    if world.rank == 0:
-        world.store.set("best", json.dumps([(model.loss, model.step) for model in models]))
-    *candidates, last = (Measured(*model) for model in json.loads(world.store.get("best")))
+    ranked = world.from_rank_0("best", lambda: [(model.loss, model.step) for model in models])
+    *candidates, last = (Measured(*model) for model in ranked)
     for model in candidates:
         problem = ""
         weights: dict[str, torch.Tensor] = {}

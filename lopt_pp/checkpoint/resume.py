@@ -119,9 +119,7 @@ def find_start(
     is_named = which not in (None, LATEST) and not world.is_restart
     candidates = [Path(which)] if which not in (None, LATEST) else []
     if not is_named:
-        if world.rank == 0:  # Which there are, all must see alike.
-            world.store.set("candidates", json.dumps(_candidates(world, wanted)))
-        names, problem = json.loads(world.store.get("candidates"))
+        names, problem = world.from_rank_0("candidates", lambda: _candidates(world, wanted))
         if problem:
             raise LoptError(problem)
         candidates = [*(wanted.output_dir / name for name in names), *candidates]

@@ -24,9 +24,8 @@ def run_day(world: World, which: str | None, output_dir: Path, today: Callable[[
         output_dir: of the run, where the newest one is looked for.
         today: gives the day of a run that begins now.
     """
-    if world.rank == 0:
-        world.store.set("day", (_of_checkpoint(world, which, output_dir) or today()).isoformat())
-    return date.fromisoformat(world.store.get("day").decode())
+    day = world.from_rank_0("day", lambda: (_of_checkpoint(world, which, output_dir) or today()).isoformat())
+    return date.fromisoformat(day)
 
 
 def _of_checkpoint(world: World, which: str | None, output_dir: Path) -> date | None:

@@ -33,7 +33,13 @@ def check_inputs(config: Config, num_processes: int) -> None:
     except LoptError as error:
         raise LoptError(f"--model_name_or_path {error}") from error
     if path.is_dir():
-        depth = _depth(_read_config(path))
+        content = _read_config(path)
+        depth = _depth(content)
+        if content.get("is_encoder_decoder") is True:
+            raise LoptError(
+                f"--model_name_or_path {path} is an encoder-decoder model ({content.get('model_type')}); give a causal "
+                f"language model"
+            )
         if not any(path.glob("*.safetensors")):
             raise LoptError(f"--model_name_or_path {path}: no safetensors weights; save the model in that format")
         if depth is not None:

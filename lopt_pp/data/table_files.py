@@ -18,7 +18,7 @@ from lopt_pp.util.compat_datasets import fingerprint
 
 _BATCH = 1000
 
-TABLE_ERRORS = (OSError, ValueError, TypeError, LookupError, RuntimeError, NotImplementedError, pa.ArrowException)
+TABLE_ERRORS = (OSError, ValueError, TypeError, LookupError, RuntimeError, pa.ArrowException)
 """What reading a damaged table raises."""
 
 

@@ -3,6 +3,7 @@
 import codecs
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -62,7 +63,7 @@ class Places:
         np.stack([self.starts, self.stops]).tofile(path)
 
 
-class TextFile:
+class TextFile(ABC):
     """A file of rows in UTF-8, each a stretch of it. What comes of a stretch is for the subclasses to say.
 
     Attributes:
@@ -99,13 +100,13 @@ class TextFile:
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    @abstractmethod
     def find(self) -> Places:
         """Where the rows are; the file is read once for it.
 
         Raises:
             LoptError: the file is not of the format that its name says.
         """
-        raise NotImplementedError
 
     def read(self, starts: Sequence[int], stops: Sequence[int]) -> Iterator[dict[str, Any]]:
         """The rows at these places.
@@ -131,8 +132,13 @@ class TextFile:
             return said
         return f"{said} (line {line})" if line > number + 1 else said
 
+    @abstractmethod
     def _parse(self, content: bytes) -> dict[str, Any]:
-        raise NotImplementedError
+        """A row, of its stretch of the file.
+
+        Raises:
+            LoptError: it is malformed.
+        """
 
     def bytes_between(self, start: int, stop: int) -> bytes:
         """The bytes of a stretch of the file.

@@ -185,11 +185,16 @@ class World:
         """
         self.first_error(what, "")
 
-    def tell_all(self, key: str, value: bool) -> bool:
-        """What rank 0 has to say to a question, of another key each time. All must call this."""
+    def from_rank_0(self, key: str, make: Callable[[], Any]) -> Any:
+        """What rank 0 makes, in all processes: for what they could find to be different. All must call this.
+
+        Args:
+            key: another one each time.
+            make: is called on rank 0 only; gives plain data, which comes back as JSON has it.
+        """
         if self.rank == 0:
-            self.store.set(key, str(value))
-        return self.store.get(key).decode() == str(True)
+            self.store.set(key, json.dumps(make()))
+        return json.loads(self.store.get(key))
 
     def first_error(self, key: str, problem: str) -> str:
         """What the first process, by rank, has to say against something; empty where none has. All must call this.

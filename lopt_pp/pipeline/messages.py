@@ -1,8 +1,7 @@
 """What is said of a message before it crosses a boundary."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
-from typing import ClassVar
+from dataclasses import astuple, dataclass, fields
 
 import torch
 
@@ -55,8 +54,10 @@ class Header:
     def torch_dtype(self) -> torch.dtype:
         return _DTYPES[self.dtype]
 
-    SIZE: ClassVar = 7
-    """Numbers that a packed one has."""
+    @classmethod
+    def buffer(cls) -> torch.Tensor:
+        """Memory for a packed one that is received."""
+        return torch.empty(len(fields(cls)), dtype=torch.int64)
 
     def pack(self) -> torch.Tensor:
         return torch.tensor(astuple(self), dtype=torch.int64)

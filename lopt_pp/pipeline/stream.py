@@ -175,7 +175,7 @@ class StreamReceiver:
         return self._end is None or (step, held_out) < self._end.place
 
     def _post_header(self) -> None:
-        packed = torch.empty(Header.SIZE, dtype=torch.int64)
+        packed = Header.buffer()
         work = self._boundary.receive(packed, self._boundary.headers, _TAG_HEADER)
         self._header_works.append((work, packed))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from lopt_pp.checkpoint.finished import is_finished
 from lopt_pp.checkpoint.lock import OutputLock, hold, refuse_if_held, this_holder
 from lopt_pp.checkpoint.output_dir import open_output_dir, remove_checkpoints, remove_leftovers
-from lopt_pp.checkpoint.resume import LATEST, Wanted, find_start
+from lopt_pp.checkpoint.resume import LATEST, find_start
 from lopt_pp.checkpoint.run_day import run_day
 from lopt_pp.config.train_config import Config
 from lopt_pp.data.dates import today
@@ -95,12 +95,10 @@ def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Cal
     # Find the checkpoint to go on from, if any: what it is not, the run must not replace.
     if config.checkpoint.save_steps > 0 or resumes:
         check_shared(world, output_dir, "checkpoints need an --output_dir that all machines share, or --save_steps 0")
-    must_match, may_change, digest_without = setup.must_match(), setup.may_change(), setup.rows.digest_without
-    source, num_steps = setup.rows.source, setup.num_steps
-    wanted = Wanted(which, output_dir, overwrites, num_steps, must_match, may_change, digest_without, source)
+    wanted = setup.wanted()
     own, is_first_replica = setup.topology.stages_of(world.rank), setup.topology.replica_of(world.rank) == 0
     start = find_start(world, wanted, own, setup.specs, checks_parts=is_first_replica)
-    if world.tell_all("finished", world.rank == 0 and is_finished(start, wanted)):
+    if world.from_rank_0("finished", lambda: is_finished(start, wanted)):
         return True
     if world.rank == 0:
         remove_leftovers(output_dir)

@@ -1,6 +1,5 @@
 """What a run is made of: the model, its cuts and its rows, all of it read and proved before anything is written."""
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, shared_by_ranks
 from lopt_pp.checkpoint.output_dir import DESCRIPTION
+from lopt_pp.checkpoint.resume import Wanted
 from lopt_pp.config.topology import Topology
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import MicrobatchSampler, RowLimits, Rows, TokenizedRows, with_chat_template
@@ -61,6 +61,7 @@ class Setup:
         held_out: to evaluate on; None where a run is not evaluated.
         num_steps: of the run.
         day: of its start, which its rows have where the chat template prints a date.
+        pad_token_id: that rows are padded with.
     """
 
     config: Config
@@ -75,11 +76,11 @@ class Setup:
     held_out: TokenizedRows | None
     num_steps: int
     day: date
+    pad_token_id: int
 
     def sampler(self, replica: int) -> MicrobatchSampler:
         """The microbatches of a replica."""
-        pad = _pad_token_id(self.tokenizer, self.builder)
-        return _sampler(self.config, self.rows, pad, replica, self.topology.num_replicas)
+        return _sampler(self.config, self.rows, self.pad_token_id, replica, self.topology.num_replicas)
 
     def evaluation(self, replica: int) -> Evaluation | None:
         """The held-out rows of a replica, and when they are run."""
@@ -90,7 +91,7 @@ class Setup:
             eval_steps=self.config.evaluation.eval_steps,
             num_steps=self.num_steps,
             per_device_eval_batch_size=self.config.evaluation.per_device_eval_batch_size,
-            pad_token_id=_pad_token_id(self.tokenizer, self.builder),
+            pad_token_id=self.pad_token_id,
             on_start=self.config.evaluation.eval_on_start,
             chooses=self.config.evaluation.load_best_model_at_end,
             replica=replica,
@@ -132,6 +133,19 @@ class Setup:
         """What changes the result of the run, and may differ from the one whose checkpoint it goes on from, by name."""
         return may_change(self.config, self.num_steps, self.held_out)
 
+    def wanted(self) -> Wanted:
+        """The run, for whoever looks for a checkpoint that it can go on from."""
+        return Wanted(
+            which=self.config.checkpoint.resume_from_checkpoint,
+            output_dir=Path(self.config.run.output_dir),
+            overwrites=self.config.run.overwrite_output_dir,
+            num_steps=self.num_steps,
+            must_match=self.must_match(),
+            may_change=self.may_change(),
+            digest_without=self.rows.digest_without,
+            source=self.rows.source,
+        )
+
     def log(self) -> None:
         """Says what is trained, on which rows."""
         if self.config.pipeline.sharding == "full" and self.topology.num_replicas == 1:
@@ -147,14 +161,13 @@ class Setup:
                 "itself, and the result has both"
             )
         *_, changes = aligned_configs(self.config.model, self.model_config, self.tokenizer)
-        pad = _pad_token_id(self.tokenizer, self.builder)
-        if self.tokenizer.pad_token_id is not None and pad != self.tokenizer.pad_token_id:
+        if self.tokenizer.pad_token_id not in (None, self.pad_token_id):
             logger.warning(
                 "the tokenizer's padding token %s has the id %d, which the model has no embedding for: rows are padded "
                 "with the id %d instead; whoever pads for the result must do so, too",
                 self.tokenizer.pad_token,
                 self.tokenizer.pad_token_id,
-                pad,
+                self.pad_token_id,
             )
         if changes:
             logger.info("the result has its tokenizer's ids of special tokens: %s", "; ".join(changes))
@@ -234,7 +247,7 @@ def prepare(config: Config, world: World, day: date) -> Setup:
     limits = RowLimits(*row_limits(builder.whole, config.data.max_length))
     with world.one_process_first("rows"):
         rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed, limits, day)
-    pad = _pad_token_id(tokenizer, builder)
+    pad = _pad_token_id(tokenizer, limits.num_embeddings)
     sampler = _sampler(config, rows, pad, topology.replica_of(world.rank), topology.num_replicas)
     run = config.run
     num_steps = run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * sampler.steps_per_epoch)
@@ -243,10 +256,9 @@ def prepare(config: Config, world: World, day: date) -> Setup:
     # Whoever has other flags, rows or versions is found here, before it could train something else.
     world.check_consistent(shared_by_ranks(config, model_config, rows, held_out), in_words)
     if config.pipeline.split == "auto" and topology.num_stages > 1:
-        if world.rank == 0:  # It tells the others: timings differ.
-            found = find_cuts(config, topology, builder, sampler, world.device)
-            world.store.set("cuts", json.dumps(found))
-        specs = split_at(json.loads(world.store.get("cuts")), depth)
+        # By timings, which differ.
+        found = world.from_rank_0("cuts", lambda: find_cuts(config, topology, builder, sampler, world.device))
+        specs = split_at(found, depth)
         check_split(model_class, model_config, specs)
     return Setup(
         config=config,
@@ -261,6 +273,7 @@ def prepare(config: Config, world: World, day: date) -> Setup:
         held_out=held_out,
         num_steps=num_steps,
         day=day,
+        pad_token_id=pad,
     )
 
 
@@ -282,8 +295,7 @@ def _sampler(config: Config, rows: Rows, pad_token_id: int, replica: int, num_re
     )
 
 
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase, builder: BlockBuilder) -> int:
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> int:
     """Of the padding token, or another that the model has an embedding for: which one it is changes no loss."""
-    number, *_ = row_limits(builder.whole, 0)
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in ids if token is not None and token < number)
+    return next(token for token in ids if token is not None and token < num_embeddings)

@@ -92,6 +92,7 @@ def test_the_virtual_environment_is_the_one_that_submits(
         ({"eval_file": "/nothing.jsonl"}, "", "--eval_file /nothing.jsonl does not exist"),
         ({"model_name_or_path": "/no/model"}, "", "--model_name_or_path /no/model: no such directory"),
         ({"model_name_or_path": "MODEL/.."}, "", " has no config.json; give the directory of a model"),
+        ({"model_name_or_path": "MODEL/../t5"}, "", "/t5 is an encoder-decoder model (t5); give a causal"),
         (
             {"model_name_or_path": "MODEL", "num_stages": 5},
             "--gpus-per-node 5",
@@ -115,6 +116,8 @@ def test_mistakes_are_one_line_before_anything_is_submitted(
     (tmp_path / "a" / "model").mkdir(parents=True)
     (tmp_path / "a" / "model" / "config.json").write_text('{"num_hidden_layers": 4}')
     (tmp_path / "a" / "model" / "model.safetensors").touch()
+    (tmp_path / "a" / "t5").mkdir()
+    (tmp_path / "a" / "t5" / "config.json").write_text('{"model_type": "t5", "is_encoder_decoder": true}')
     if "model_name_or_path" in settings:
         name = str(settings["model_name_or_path"])
         settings = settings | {"model_name_or_path": name.replace("MODEL", str(tmp_path / "a" / "model"))}

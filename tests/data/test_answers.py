@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 import pytest
-from chat import ANSWER, BOS, CHATML, END, MARKED, QUESTION, REWRITING, START, make_tokenizer
+from chat import ANSWER, BOS, CHATML, END, MARKED, QUESTION, REWRITING, START, make_tokenizer, text_of
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
@@ -30,17 +30,6 @@ def encode(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], **flags: Any
     encoded = RowEncoder(tokenizer, **flags)(row)
     assert encoded is not None
     return encoded
-
-
-def text_of(tokenizer: PreTrainedTokenizerFast, row: EncodedRow) -> str:
-    """With [[ ]] around what counts."""
-    text, counts = "", False
-    for token, label in zip(row.input_ids, row.labels, strict=True):
-        if (label != -100) != counts:
-            counts = not counts
-            text += "[[" if counts else "]]"
-        text += str(tokenizer.convert_ids_to_tokens(token))
-    return text + ("]]" if counts else "")
 
 
 LOST = "whose {} the chat template leaves out"

@@ -4,10 +4,10 @@ import json
 from typing import Any
 
 import pytest
-from chat import ANSWER, CHATML, END, MARKED, QUESTION, START, make_tokenizer
+from chat import ANSWER, CHATML, END, MARKED, QUESTION, START, make_tokenizer, text_of
 from trl_templates import decoded, source, tokenizer_for
 
-from lopt_pp.data.encoding import EncodedRow, Note, RowEncoder
+from lopt_pp.data.encoding import Note, RowEncoder
 from lopt_pp.data.formats import Conversation, Format, Pair, read_row
 from lopt_pp.errors import LoptError
 
@@ -142,20 +142,10 @@ def test_answers_that_are_not_to_be_learned(flag: dict[str, Any]) -> None:
             tokenizer = make_tokenizer(template)
             encoded = RowEncoder(tokenizer, **flags)(row)
             assert encoded is not None
-            text = shown(tokenizer, encoded)
+            text = text_of(tokenizer, encoded)
             assert f"[[ab{END}" in text if not flags else f"\n[[{START}user" in text
             assert f"]]{START}assistant\nno{END}\n" in text or f"{START}assistant\nno{END}\n{START}user" in text
             assert "[[no" not in text
-
-
-def shown(tokenizer: Any, row: EncodedRow) -> str:
-    text, counts = "", False
-    for token, label in zip(row.input_ids, row.labels, strict=True):
-        if (label != -100) != counts:
-            counts = not counts
-            text += "[[" if counts else "]]"
-        text += str(tokenizer.convert_ids_to_tokens(token))
-    return text + ("]]" if counts else "")
 
 
 def test_nothing_counts_where_no_answer_is_to_be_learned() -> None:

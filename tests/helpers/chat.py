@@ -6,6 +6,8 @@ from string import ascii_letters, digits, punctuation
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from lopt_pp.data.encoding import EncodedRow
+
 BOS, START, END = "<s>", "<|im_start|>", "<|im_end|>"
 
 CHATML = """\
@@ -48,3 +50,14 @@ def make_tokenizer(template: str | None = None, metaspace: bool = False) -> PreT
 def spell(parts: Sequence[str]) -> list[str]:
     """Special tokens and "ab" stay whole, anything else falls into characters."""
     return [token for part in parts for token in ([part] if part in (BOS, START, END, "ab") else part)]
+
+
+def text_of(tokenizer: PreTrainedTokenizerFast, row: EncodedRow) -> str:
+    """The tokens of a row, with [[ ]] around those that count."""
+    text, counts = "", False
+    for token, label in zip(row.input_ids, row.labels, strict=True):
+        if (label != -100) != counts:
+            counts = not counts
+            text += "[[" if counts else "]]"
+        text += str(tokenizer.convert_ids_to_tokens(token))
+    return text + ("]]" if counts else "")
