@@ -18,11 +18,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
 from lopt_pp.config.pipeline import PipelineConfig
-from lopt_pp.config.topology import Topology
+from lopt_pp.distributed.groups import join_groups
 from lopt_pp.distributed.restarts import agree_on_restart
 from lopt_pp.distributed.store import has_agent_store, join
 from lopt_pp.errors import LoptError
@@ -260,11 +259,7 @@ def connect(config: PipelineConfig) -> Iterator[World]:
         restart = agree_on_restart(store, rank, size, timedelta(minutes=30))
         store = dist.PrefixStore(f"start {restart}", store)
     store.set_timeout(timedelta(minutes=30))
-    # Gloo carries headers and what is told between processes; NCCL what lives on GPUs.
-    groups = "cpu:gloo,cuda:nccl" if backend == "nccl" else "gloo"
-    dist.init_process_group(
-        groups, store=dist.PrefixStore("groups", store), rank=rank, world_size=size, timeout=timedelta(minutes=5)
-    )
+    join_groups(backend, dist.PrefixStore("groups", store), rank, size)
     run = dist.PrefixStore("run", store)
     last_words = run.clone()  # type: ignore[attr-defined]  # The stubs lack it.
     world = World(rank, size, device, backend, run, last_words, None if is_launchers else 0, restart, launch)
@@ -294,9 +289,3 @@ def check_shared(world: World, directory: Path, why: str) -> None:
         mark.unlink()
     if problem:
         raise LoptError(problem)
-
-
-def mesh_of_processes(world: World, topology: Topology) -> DeviceMesh:
-    """The processes as a mesh with the dimensions `pipeline` and `replica`. All must call this."""
-    shape = (topology.num_processes, topology.num_replicas)
-    return init_device_mesh(world.device.type, shape, mesh_dim_names=("pipeline", "replica"))

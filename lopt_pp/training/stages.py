@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lopt_pp.distributed.world import World, mesh_of_processes
+from lopt_pp.distributed.groups import pipeline_group, replica_mesh
+from lopt_pp.distributed.world import World
 from lopt_pp.metrics.drift import Probe
 from lopt_pp.model.verify_positions import trained_positions
 from lopt_pp.objectives import local_objective
@@ -25,11 +26,10 @@ def build_stages(setup: Setup, world: World) -> Sequence[BaseStage]:
     """
     config, topology = setup.config, setup.topology
     # Groups are made by all processes together, before blocks take their different times to load.
+    group = pipeline_group(topology) if setup.is_end_to_end else None
     replicas = None
-    if setup.is_end_to_end or topology.num_replicas > 1:
-        mesh = mesh_of_processes(world, topology)
     if topology.num_replicas > 1:
-        replicas = Replicas(mesh["replica"], sharded=config.pipeline.sharding == "full")
+        replicas = Replicas(replica_mesh(world.device, topology), sharded=config.pipeline.sharding == "full")
     common: dict[str, Any] = {
         "config": config.stage,
         "seed": config.run.seed,
@@ -41,8 +41,7 @@ def build_stages(setup: Setup, world: World) -> Sequence[BaseStage]:
         block = setup.load(setup.specs[index])
         if not config.objective.train_embeddings:
             block.freeze_embeddings()
-        if setup.is_end_to_end:
-            group = mesh["pipeline"].get_group()
+        if group is not None:
             end_to_end = EndToEndStage(
                 block, config.optim, setup.num_steps, group, objective=config.objective, **common
             )
