@@ -13,6 +13,7 @@ from lopt_pp.model.block import BlockModel
 from lopt_pp.objectives import Objective
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.stage.state import frozen_checksum, read_state, write_state
+from lopt_pp.util.side_stream import SideStream
 
 _CHECKSUM = "frozen_sha256"
 """In the saved state of a stage whose objective has frozen parameters: theirs."""
@@ -44,6 +45,7 @@ class BaseStage:
         steps_done: optimizer steps so far, those before a resume included.
         is_sharded: whether each replica holds a shard of the stage, so that all of them are needed to read its state.
         updating: held while weights change, so that another thread can save them between two steps.
+        side: the stream of a GPU that the weights are read on, in whatever thread.
     """
 
     def __init__(self, block: BlockModel, device: torch.device | str) -> None:
@@ -55,6 +57,7 @@ class BaseStage:
         self.steps_done = 0
         self.is_sharded = False
         self.updating = threading.Lock()
+        self.side = SideStream(self.device)
         self._modules: dict[str, nn.Module] = {"block": block.model}
         """What is saved, by the prefix of its tensors."""
         self._frozen: torch.Tensor | None = None
@@ -75,7 +78,9 @@ class BaseStage:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""
-        state = read_state(self._modules, self.optimizer)
+        with self.side.reading() as reading:
+            state = read_state(self._modules, self.optimizer)
+        reading.wait()
         checksum = self._checksum()
         return state if checksum is None else state | {_CHECKSUM: checksum}
 
@@ -92,7 +97,8 @@ class BaseStage:
                 f"stage {self.index}: the frozen weights of its objective are not those that the checkpoint's run had; "
                 f"give the --model_name_or_path that it began with"
             )
-        write_state(state, self._modules, self.optimizer, steps_done)
+        with self.side.changing():
+            write_state(state, self._modules, self.optimizer, steps_done)
         self.steps_done = steps_done
 
     def _checksum(self) -> torch.Tensor | None:
@@ -107,7 +113,8 @@ class BaseStage:
         Raises:
             LoptError: a tensor of this stage is missing or of another shape.
         """
-        write_state(state, {"block": self.block.model}, None, steps_done)
+        with self.side.changing():
+            write_state(state, {"block": self.block.model}, None, steps_done)
         if self.optimizer is not None:
             self.optimizer.resume({}, steps_done)
         self.steps_done = steps_done

@@ -55,6 +55,7 @@ class EndToEndStage(BaseStage):
         )
         self._max_grad_norm = optim.max_grad_norm
         self.optimizer = Optimizer(block.parameters(), optim, optim.learning_rate, num_steps)
+        self.side.changed()
 
     def train_step(
         self, step: int, batches: Sequence[Microbatch], num_targets: int, clock: Clock = untimed
@@ -84,7 +85,7 @@ class EndToEndStage(BaseStage):
                 if not math.isfinite(record["loss"]):
                     raise NotFiniteError(f"the loss of step {step + 1} is {record['loss']}; lower the learning rate")
             check_finite(self.index, step, {}, norm)
-            with self.updating:
+            with self.updating, self.side.changing():
                 self.optimizer.step()
                 self.steps_done += 1
         return record

@@ -72,6 +72,7 @@ class Stage(BaseStage):
         # Without a loss the block only runs forward: nothing below is for it.
         if objective is None:
             block.eval().requires_grad_(False)
+            self.side.changed()
             return
         self._modules["objective"] = objective
         prepare_objective(objective, config, self.device)
@@ -85,6 +86,7 @@ class Stage(BaseStage):
         if not block.spec.is_last:
             rate, head_rate = optim.rates_of_earlier_stage(objective.rate_share)
         self.optimizer = Optimizer(block.parameters(), optim, rate, num_steps, objective.parameters(), head_rate)
+        self.side.changed()
 
     @property
     def block_learns(self) -> bool:
@@ -281,7 +283,7 @@ class Stage(BaseStage):
         check_finite(self.index, step, named, norm)
         rate = self.optimizer.learning_rate if self.block_learns else 0.0
         record = {self.objective.name: sum(values), "grad_norm": norm, "learning_rate": rate}
-        with self.updating:
+        with self.updating, self.side.changing():
             self.optimizer.step()
             self.steps_done += 1
         return record
