@@ -43,3 +43,25 @@ def test_those_who_died_on_the_way_do_not_confuse_it() -> None:
     dead.add("starts", 1)
     assert start(server, 3) == [1] * 3
     assert server.queue_len("arrivals") == 0
+
+
+def test_what_nccl_left_of_an_earlier_start_is_gone_before_anybody_makes_a_group() -> None:
+    """Its monitor looks at the store itself, below all prefixes, and ends a process that finds such a word."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=TIMEOUT)
+    failed = dist.PrefixStore("start 0", dist.PrefixStore("groups", connect(server)))
+    assert start(server, 2) == [0, 0]
+    # As ProcessGroupNCCL does: the rank, as an int of C, in the store that all prefixes stand on.
+    failed._underlying_non_prefix_store.set("exception_dump", "\x01\0\0\0")
+    found = []
+
+    def join(rank: int) -> None:
+        store = connect(server)
+        agree_on_restart(store, rank, 2, TIMEOUT)
+        found.append(store.check(["exception_dump"]))
+
+    threads = [threading.Thread(target=join, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [False, False]
