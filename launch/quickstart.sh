@@ -6,7 +6,8 @@
 #
 # Everything goes to .quickstart/ in the repository: a virtual environment, the model, the data, the trained model. What
 # is there is used again; delete the folder to start over. Needs a package registry, no account and no model hub.
-# Two GPUs are used where there are two; without, it takes about four minutes on two CPU cores after the installs.
+# Two GPUs are used where there are two; with none, or one, it takes about four minutes on two CPU cores after the
+# installs.
 #
 # Environment:
 #   STEPS                optimizer steps (default 60)
@@ -53,6 +54,11 @@ python "$scripts/held_out.py" --model "$model" --data "$work/held_out.jsonl" --o
 # The first stage learns the task as well, from one of each step's two microbatches: the model is small, and its memory
 # has room for the rest of it. --local_objective reconstruction is the paper's.
 step "Training $steps steps across two processes"
+# Each process needs a GPU of its own: with one for the two of them, they train on CPUs.
+backend=auto
+if [[ "$(python -c 'from lopt_pp.distributed.devices import count_usable_gpus; print(count_usable_gpus())')" == 1 ]]; then
+    backend=gloo
+fi
 cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
 begun=$SECONDS
 # More threads than cores would wait for each other.
@@ -62,6 +68,7 @@ OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}" torchrun --
     --model_name_or_path "$model" \
     --train_file "$work/train.jsonl" \
     --output_dir "$work/output" \
+    --backend "$backend" \
     --overwrite_output_dir \
     --max_steps "$steps" \
     --save_steps 0 \

@@ -79,8 +79,8 @@ class PipelineConfig:
     backend: Literal["auto", "nccl", "gloo"] = field(
         default="auto",
         metadata=flag(
-            "Transport of the hidden states: NCCL between GPUs, gloo between CPUs. 'auto' takes NCCL when "
-            "every process of this machine has a GPU of its own.",
+            "Transport of the hidden states: NCCL between GPUs, gloo between CPUs. 'auto' takes NCCL where "
+            "there is a GPU that PyTorch can use, and each process then needs one of its own; else gloo.",
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=True,
             compared=True,

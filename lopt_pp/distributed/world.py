@@ -1,10 +1,11 @@
-"""The processes of a run: how they find each other, their devices, and how one learns that another has failed.
+"""The processes of a run: how they find each other, and how one learns that another has failed.
 
 A key-value store (torchrun's) joins all processes: through it they agree before the first step, report afterwards, and
 tell each other why the run cannot go on. It is not on the training path.
 """
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -21,10 +22,13 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from lopt_pp.config.pipeline import PipelineConfig
+from lopt_pp.distributed.devices import agree_on_devices, choose_device
 from lopt_pp.distributed.groups import join_groups
 from lopt_pp.distributed.restarts import agree_on_restart
 from lopt_pp.distributed.store import has_agent_store, join
 from lopt_pp.errors import LoptError
+
+logger = logging.getLogger(__name__)
 
 _PATIENCE = 3.0
 """Seconds that a process which is about to end gives the store to answer, and the others to hear why."""
@@ -215,41 +219,24 @@ def rank_and_size() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def choose_device(backend: str, local_rank: int, local_size: int) -> tuple[torch.device, str]:
-    """The device of a process and the backend of its payloads.
-
-    Args:
-        backend: `auto`, `nccl` or `gloo`.
-        local_rank: of the process on its machine.
-        local_size: number of processes on the machine.
-
-    Raises:
-        LoptError: NCCL is asked for where there is no GPU.
-    """
-    gpus = torch.cuda.device_count()
-    if backend == "nccl" and gpus == 0:
-        raise LoptError("--backend nccl: this machine has no GPU that PyTorch can use; --backend gloo trains on CPUs")
-    if backend == "nccl" or (backend == "auto" and gpus >= local_size):
-        device = torch.device("cuda", local_rank % gpus)
-        torch.cuda.set_device(device)
-        return device, "nccl"
-    return torch.device("cpu"), "gloo"
-
-
 @contextmanager
 def connect(config: PipelineConfig) -> Iterator[World]:
     """Joins the processes that torchrun started, for as long as the context lasts.
 
     Where all of them are on one machine they talk over the loopback interface only, unless the user has named another.
+
+    Raises:
+        LoptError: what they compute on does not fit together; in all of them.
     """
     rank, size = rank_and_size()
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    device, backend = choose_device(config.backend, int(os.environ.get("LOCAL_RANK", "0")), local_size)
+    own = choose_device(config.backend, int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device(own.device)
     if size == 1:
-        own = dist.HashStore()
-        yield World(rank, size, device, backend, own, own)
+        alone = dist.HashStore()
+        logger.info("%s", agree_on_devices(alone, rank, size, own))
+        yield World(rank, size, device, own.backend, alone, alone)
         return
-    is_one_machine = local_size == size
+    is_one_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) == size
     if is_one_machine and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
@@ -259,14 +246,19 @@ def connect(config: PipelineConfig) -> Iterator[World]:
         restart = agree_on_restart(store, rank, size, timedelta(minutes=30))
         store = dist.PrefixStore(f"start {restart}", store)
     store.set_timeout(timedelta(minutes=30))
-    join_groups(backend, dist.PrefixStore("groups", store), rank, size)
     run = dist.PrefixStore("run", store)
     last_words = run.clone()  # type: ignore[attr-defined]  # The stubs lack it.
-    world = World(rank, size, device, backend, run, last_words, None if is_launchers else 0, restart, launch)
+    world = World(rank, size, device, own.backend, run, last_words, None if is_launchers else 0, restart, launch)
     try:
+        # First, since groups whose processes have other backends would wait for each other.
+        summary = agree_on_devices(run, rank, size, own)
+        if rank == 0:
+            logger.info("%s", summary)
+        join_groups(own.backend, dist.PrefixStore("groups", store), rank, size)
         yield world
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
         world.leave()
 
 

@@ -10,7 +10,7 @@ from lopt_pp.distributed.groups import GROUP_TIMEOUT
 
 def test_all_groups_have_the_stated_limit_also_those_of_all_processes(tmp_path: Path) -> None:
     """A mesh of torch's would hand out the default group here, and give the others limits of torch's own."""
-    with ranks(tmp_path, [tmp_path], [tmp_path], module="groups_worker") as started:
+    with ranks(tmp_path, [tmp_path, "cpu"], [tmp_path, "cpu"], module="groups_worker") as started:
         assert [rank.status(60) for rank in started] == [0, 0], [rank.text for rank in started]
     limit = GROUP_TIMEOUT.total_seconds()
     for rank in (0, 1):
@@ -22,3 +22,10 @@ def test_all_groups_have_the_stated_limit_also_those_of_all_processes(tmp_path: 
             "pipeline: replicas": [limit, [rank]],
             "pipeline: pipeline": [limit, [0, 1]],
         }
+
+
+def test_a_machine_without_a_gpu_is_an_error_in_all_processes_before_they_make_groups(tmp_path: Path) -> None:
+    with ranks(tmp_path, [tmp_path, "cpu"], [tmp_path, "cuda"], module="groups_worker") as started:
+        assert [rank.status(60) for rank in started] == [1, 1], [rank.text for rank in started]
+        for rank in started:
+            assert "LoptError: rank 0" in rank.text and "on a GPU (NVIDIA H200) over NCCL" in rank.text, rank.text

@@ -48,10 +48,9 @@ def test_those_who_died_on_the_way_do_not_confuse_it() -> None:
 def test_what_nccl_left_of_an_earlier_start_is_gone_before_anybody_makes_a_group() -> None:
     """Its monitor looks at the store itself, below all prefixes, and ends a process that finds such a word."""
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=TIMEOUT)
-    failed = dist.PrefixStore("start 0", dist.PrefixStore("groups", connect(server)))
     assert start(server, 2) == [0, 0]
     # As ProcessGroupNCCL does: the rank, as an int of C, in the store that all prefixes stand on.
-    failed._underlying_non_prefix_store.set("exception_dump", "\x01\0\0\0")
+    connect(server).set("exception_dump", "\x01\0\0\0")
     found = []
 
     def join(rank: int) -> None:
