@@ -150,16 +150,14 @@ def fault_of(every: Sequence[Placement]) -> str:
     for rank, other in enumerate(every):
         if (other.backend, bool(other.name)) != (first.backend, bool(first.name)):
             return (
-                f"{who(0)} computes on {first.in_words}, and {who(rank)} on {other.in_words}; all processes need the "
-                f"same: mend that machine or leave it out, or train on CPUs by --backend gloo"
+                f"{who(0)} computes on {first.in_words}, and {who(rank)} on {other.in_words}; all processes need "
+                f"the same: mend that machine or leave it out, or train on CPUs by --backend gloo"
             )
     for rank, other in enumerate(every):
         for name, version in first.versions.items():
-            if other.versions.get(name) != version:
-                return (
-                    f"{who(0)} has {name} {version}, and {who(rank)} has {other.versions.get(name)}; install the same "
-                    f"version on all machines"
-                )
+            if (there := other.versions.get(name)) != version:
+                own = f"{who(0)} has {name} {version}"
+                return f"{own}, and {who(rank)} has {there}; install the same version on all machines"
     return _shared_gpu(every)
 
 
