@@ -54,6 +54,7 @@ def _run(given: argparse.Namespace) -> None:
     from lopt_pp.data import RowLimits, TokenizedRows, load_rows
     from lopt_pp.evaluation.layer_pruning import prune_layers
     from lopt_pp.evaluation.losses import load_blocks
+    from lopt_pp.model.dtypes import cast_parameters
     from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_class_of
     from lopt_pp.model.verify_positions import row_limits
     from lopt_pp.objectives import ObjectiveConfig, task_objective
@@ -78,7 +79,9 @@ def _run(given: argparse.Namespace) -> None:
         rows = rows.select(np.linspace(0, len(rows) - 1, given.limit).astype(int), "beyond --limit")
     device, dtype = device_and_dtype(given)
     with renamed_in_errors("--model_name_or_path ", ""):
-        front, rest = (block.to(device, dtype) for block in load_blocks(config, [cut]))
+        front, rest = load_blocks(config, [cut])
+    for block in (front, rest):
+        cast_parameters(block, device, dtype)
     print(f"{'layers':>6}  {'loss':>7}  left out", flush=True)
     layers: tuple[int, ...] = tuple(range(cut, depth))
     task = task_objective(ObjectiveConfig())

@@ -14,6 +14,7 @@ from lopt_pp.errors import renamed_in_errors
 from lopt_pp.evaluation.losses import compare_on, load_whole, loss_on
 from lopt_pp.evaluation.scores import Measure, Score, perplexity
 from lopt_pp.model.block import BlockModel
+from lopt_pp.model.dtypes import cast_parameters
 from lopt_pp.model.pretrained import load_tokenizer
 from lopt_pp.model.verify_positions import row_limits
 from lopt_pp.objectives import ObjectiveConfig, task_objective
@@ -74,7 +75,9 @@ def open_model(
     """
     with renamed_in_errors("--model_name_or_path ", ""), renamed_in_errors(path, name):
         config = ModelConfig(path, trust_remote_code=trust_remote_code)
-        return load_whole(config).to(device, dtype), load_tokenizer(config)
+        whole = load_whole(config)
+        cast_parameters(whole, device, dtype)
+        return whole, load_tokenizer(config)
 
 
 def measure_on(

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,31 @@ def _as_saved(name: str, tensor: torch.Tensor, given: torch.dtype | None, own: t
         logger.warning("%s has numbers that float16 cannot hold: it is saved in float32", name)
         return tensor.float()
     return rounded
+
+
+def cast_parameters(module: nn.Module, device: torch.device | str, dtype: torch.dtype) -> None:
+    """Moves a module to a device, and its floating-point parameters to a dtype as `transformers` loads them in it.
+
+    Buffers keep the dtype that they were made in: rotary frequencies in bfloat16 are wrong by more than a radian at
+    position 1,000. So do parameters that `transformers` holds in float32 in models of 16 bits
+    (`_keep_in_fp32_modules_strict`), such as a router's bias.
+    """
+    kept = _kept_in_float32(module) if dtype.itemsize < 4 else set()
+    for parameter in module.parameters():
+        # One by one, as `Module.to` does it: the whole is never there in both dtypes.
+        is_cast = parameter.is_floating_point() and parameter not in kept
+        parameter.data = parameter.data.to(device, dtype if is_cast else parameter.dtype)
+    module.to(device)  # The buffers.
+
+
+def _kept_in_float32(module: nn.Module) -> set[nn.Parameter]:
+    return {
+        parameter
+        for model in module.modules()
+        if isinstance(model, PreTrainedModel)
+        for name, parameter in model.named_parameters()
+        if any(part in name for part in model._keep_in_fp32_modules_strict or ())
+    }
 
 
 def as_data(dtypes: Mapping[str, torch.dtype]) -> dict[str, object]:

@@ -46,20 +46,20 @@ def make_fake(module: nn.Module, dtype: torch.dtype) -> None:
 
     Args:
         module: the module.
-        dtype: for those that are floating-point numbers.
+        dtype: of the parameters that are floating-point numbers; buffers keep theirs, as in training.
     """
-
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
-
     made: dict[nn.Parameter, nn.Parameter] = {}  # What is tied stays so.
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if parameter not in made:
-                made[parameter] = nn.Parameter(fake(parameter), parameter.requires_grad)
+                made[parameter] = nn.Parameter(_empty(parameter, dtype), parameter.requires_grad)
             part.register_parameter(name, made[parameter])
         for name, buffer in part.named_buffers(recurse=False):
-            setattr(part, name, fake(buffer))
+            setattr(part, name, _empty(buffer, buffer.dtype))
+
+
+def _empty(like: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(like.shape, dtype=dtype if like.is_floating_point() else like.dtype)
 
 
 def _attention(

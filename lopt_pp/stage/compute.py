@@ -9,12 +9,14 @@ from transformers import PreTrainedModel
 
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.model.block import BlockModel
+from lopt_pp.model.dtypes import cast_parameters
 from lopt_pp.objectives import Objective
 
 
 def prepare_block(block: BlockModel, config: StageConfig, device: torch.device) -> BlockModel:
     """Moves a block to where it is to train, and makes it compute as it is told to."""
-    block.to(device, config.parameter_dtype).train()
+    cast_parameters(block, device, config.parameter_dtype)
+    block.train()
     if config.torch_compile:
         for layer in block.layers:
             layer.compile()
@@ -25,7 +27,8 @@ def prepare_block(block: BlockModel, config: StageConfig, device: torch.device) 
 
 def prepare_objective(objective: Objective, config: StageConfig, device: torch.device) -> None:
     """Does the same for an objective, and for what it may have of further layers."""
-    objective.to(device, config.parameter_dtype).train()
+    cast_parameters(objective, device, config.parameter_dtype)
+    objective.train()
     for part in objective.modules():
         if isinstance(part, BlockModel):
             prepare_block(part, config, device)
