@@ -18,6 +18,7 @@ commands:
   evaluate  compare models on rows and benchmarks, before and after: lopt-pp evaluate MODEL --before BASE --tasks gsm8k
   plan      say what a run will need, from the config alone: lopt-pp plan MODEL_OR_CONFIG FLAGS
   auxiliary find the layers that an auxiliary network is best made of: lopt-pp auxiliary MODEL --train_file FILE
+  check     try whether runs will be right and fast on this machine or Slurm allocation: lopt-pp check
   submit    put a run into the queue of a Slurm cluster: lopt-pp submit run.yaml --nodes 2 --gpus-per-node 4
   report    make a page on a run, with curves, timeline and advice: lopt-pp report OUTPUT_DIR
   compare   make a page that overlays several runs: lopt-pp compare OUTPUT_DIR OUTPUT_DIR ...
@@ -30,6 +31,7 @@ _MODULES = {
     "evaluate": "lopt_pp.commands.evaluate",
     "plan": "lopt_pp.commands.plan",
     "auxiliary": "lopt_pp.commands.auxiliary",
+    "check": "lopt_pp.commands.check",
     "submit": "lopt_pp.commands.submit",
     "report": "lopt_pp.commands.report",
     "compare": "lopt_pp.commands.compare",

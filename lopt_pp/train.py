@@ -10,9 +10,7 @@ from lopt_pp.config.parser import parse_config
 from lopt_pp.config.train_config import Config
 from lopt_pp.errors import LoptError
 from lopt_pp.util.console import print_error, print_warning
-
-STOPPED_STATUS = 75
-"""Of a process that a signal has stopped in good order: `EX_TEMPFAIL` of sysexits.h, "try again later"."""
+from lopt_pp.util.process import STOPPED_STATUS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

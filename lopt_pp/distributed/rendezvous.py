@@ -41,15 +41,19 @@ class Rendezvous(RendezvousHandler):
         num_nodes: number of machines.
         run_id: tells apart runs that meet at the same port.
         timeout: to wait for the other machines.
+        rank: of this machine, where that is known; the first holds the store then. None: numbered as they come.
     """
 
-    def __init__(self, host: str, port: int, num_nodes: int, run_id: str, timeout: timedelta) -> None:
+    def __init__(
+        self, host: str, port: int, num_nodes: int, run_id: str, timeout: timedelta, rank: int | None = None
+    ) -> None:
         self._host = host
         self._port = port
         self._num_nodes = num_nodes
         self._run_id = run_id
         self._timeout = timeout
-        self._rank = 0
+        self._given_rank = rank
+        self._rank = rank or 0
         self._round = 0
         self._server: TCPStore | None = None
         self._state: Store | None = None
@@ -79,11 +83,16 @@ class Rendezvous(RendezvousHandler):
         meeting = PrefixStore(f"meeting/{self._round}", state)
         return RendezvousInfo(meeting, self._rank, self._num_nodes, RendezvousStoreInfo(self._host, port))
 
+    def open(self) -> int:
+        """Opens the store ahead of the meeting, where it is this machine's; returns the port that it listens at."""
+        self._join()
+        return self._port if self._server is None else self._server.port
+
     def _join(self) -> Store:
         """Opens the store, or connects to it, and takes a number."""
         store = self._open()
         self._state = PrefixStore(f"rendezvous/{self._run_id}", store)
-        if self._server is None:
+        if self._server is None and self._given_rank is None:
             self._rank = self._state.add("machines", 1)
         if self._rank >= self._num_nodes:
             raise RendezvousConnectionError(f"all {self._num_nodes} machines of the run {self._run_id} are there")
@@ -91,6 +100,8 @@ class Rendezvous(RendezvousHandler):
 
     def _open(self) -> TCPStore:
         place = f"{self._host}:{self._port}"
+        if self._given_rank:
+            return self._connect(place)
         try:
             self._server = serve(self._host, self._port, timeout=self._timeout)
             return self._server
@@ -98,6 +109,9 @@ class Rendezvous(RendezvousHandler):
             # EADDRINUSE: by another launcher on this machine.
             if self._num_nodes == 1 or error.errno not in (errno.EADDRNOTAVAIL, errno.EADDRINUSE):
                 raise RendezvousConnectionError(f"cannot listen at {place}: {error}") from error
+        return self._connect(place)
+
+    def _connect(self, place: str) -> TCPStore:
         try:
             return TCPStore(self._host, self._port, is_master=False, timeout=self._timeout)
         except RuntimeError as error:

@@ -6,6 +6,9 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
+STOPPED_STATUS = 75
+"""Of a process that a signal has stopped in good order: `EX_TEMPFAIL` of sysexits.h, "try again later"."""
+
 
 @dataclass(frozen=True)
 class Process:

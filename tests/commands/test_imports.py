@@ -46,7 +46,8 @@ def test_an_import_would_be_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "export", "generate", "evaluate", "plan", "auxiliary", "submit", "report", "compare"]
+    "command",
+    ["", "train", "export", "generate", "evaluate", "plan", "auxiliary", "check", "submit", "report", "compare"],
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
     status, text, imported = run(*command.split(), "--help")

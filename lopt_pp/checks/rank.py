@@ -1,0 +1,85 @@
+"""What the processes of a check's runs do: train, with an accident or without, or look at their device and their links.
+
+Each function is named by a check and takes its arguments as text; the launcher has put the process's place into the
+environment.
+"""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lopt_pp.checks.session import RESULT
+
+
+def train(arguments: list[str]) -> int:
+    """A run of the trainer."""
+    import lopt_pp.train
+
+    _begin()
+    return lopt_pp.train.main(arguments)
+
+
+def train_until(arguments: list[str]) -> int:
+    """A run in which something happens to one process.
+
+    Args:
+        arguments: rank, the step (from 1) that it is about to end, what happens (`kill`, `stop` or `hang`), then flags.
+    """
+    from lopt_pp.stage.stage import Stage
+
+    rank, at, what = int(arguments[0]), int(arguments[1]), arguments[2]
+    # After a restart it is not to happen again.
+    if rank == int(os.environ["RANK"]) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        end_step = Stage.step
+
+        def with_accident(self: Stage, step: int) -> dict[str, float]:
+            if step + 1 == at:
+                found(time.time())
+                _ACCIDENTS[what]()
+            return end_step(self, step)
+
+        Stage.step = with_accident  # type: ignore[method-assign]
+    return train(arguments[3:])
+
+
+def _hang() -> None:
+    threading.Event().wait()
+
+
+_ACCIDENTS: dict[str, Callable[[], None]] = {
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGUSR1),
+    "hang": _hang,
+}
+
+
+def look(arguments: list[str]) -> int:
+    """Finds this process's devices, and whether one of them can be used."""
+    from lopt_pp.checks.machine import describe_devices
+
+    _begin()
+    found(describe_devices())
+    return 0
+
+
+def found(result: Any) -> None:
+    """Leaves what this process has found, as JSON, for the check."""
+    path = Path(os.environ["LOPT_PP_CHECK_FOLDER"]) / RESULT.format(os.environ["RANK"])
+    path.write_text(json.dumps(result))
+
+
+def _begin() -> None:
+    """Lets processes share a GPU, and CPU cores."""
+    torch.set_num_threads(1)
+    if os.environ["LOPT_PP_CHECK_SHARES_GPUS"] == "1":
+        # NCCL refuses two processes on one GPU of a host; as hosts of their own they talk over sockets.
+        os.environ["NCCL_HOSTID"] = os.environ["RANK"]
+        for name, value in {"NCCL_NET": "Socket", "NCCL_IB_DISABLE": "1"}.items():
+            os.environ.setdefault(name, value)

@@ -1,0 +1,90 @@
+"""One of the tasks that `srun` has started: which process of the run it is, and where the tasks meet."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lopt_pp.errors import LoptError
+
+
+@dataclass(frozen=True)
+class SlurmTask:
+    """A task of a job step, one for each process of a run.
+
+    Attributes:
+        rank: of the process.
+        size: number of tasks.
+        local_rank: of the process on its node.
+        local_size: number of tasks on its node.
+        host: address of the first node, where rank 0 is.
+        port: of that node, where the tasks meet; another one for each job step.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    host: str
+    port: int
+
+    def environment(self) -> dict[str, str]:
+        """What torchrun would put into the environment of this process."""
+        place = {"RANK": self.rank, "WORLD_SIZE": self.size}
+        place |= {"LOCAL_RANK": self.local_rank, "LOCAL_WORLD_SIZE": self.local_size}
+        return {name: str(value) for name, value in place.items()} | {
+            "MASTER_ADDR": self.host,
+            "MASTER_PORT": str(self.port),
+        }
+
+
+def slurm_task(environment: Mapping[str, str] = os.environ) -> SlurmTask | None:
+    """The task that this process is, where `srun` has started several, and no other launcher has come between.
+
+    Raises:
+        LoptError: Slurm's variables do not say what is needed.
+    """
+    # Only `srun` sets it; the others are also there in a job's script.
+    size = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
+    if size == 1 or "RANK" in environment:
+        return None
+    try:
+        node, nodes = int(environment["SLURM_NODEID"]), environment["SLURM_STEP_NODELIST"]
+        tasks = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
+        number = int(environment["SLURM_JOB_ID"]) + 997 * int(environment["SLURM_STEP_ID"])
+        rank, local_rank, local_size = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"]), tasks[node]
+    except (KeyError, ValueError, IndexError) as error:
+        raise LoptError(
+            f"srun has started {size} tasks, and its variables do not say which this is: {error}"
+        ) from error
+    host = environment.get("MASTER_ADDR") or address_of(first_node(nodes))
+    port = int(environment.get("MASTER_PORT") or 10000 + number % 10000)
+    return SlurmTask(rank, size, local_rank, local_size, host, port)
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """The tasks on each node: `2(x3),1` is two on each of three nodes, and one on the last."""
+    counts = []
+    for part in text.split(","):
+        found = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if found is None:
+            raise ValueError(f"{text!r} is not a list of tasks per node")
+        counts += [int(found[1])] * int(found[2] or 1)
+    return counts
+
+
+def first_node(nodes: str) -> str:
+    """The first of Slurm's list of nodes: `rack1-[03-05,9],other` begins with `rack1-03`."""
+    first = re.split(r",(?![^\[]*\])", nodes)[0]
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first)
+
+
+def address_of(node: str) -> str:
+    """A node's address as the others reach it, which its name need not be."""
+    if shutil.which("scontrol") is not None:
+        said = subprocess.run(["scontrol", "show", "node", node], capture_output=True, text=True).stdout
+        if found := re.search(r"\bNodeAddr=(\S+)", said):
+            return found[1]
+    return node

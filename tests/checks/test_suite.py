@@ -1,0 +1,214 @@
+"""`lopt-pp check` says ok where all is well, and FAIL of each thing that is not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lopt_pp import cli
+from lopt_pp.checks import exactness, lifecycle
+from lopt_pp.checks.result import CheckFailed, NotHere, Result, as_json, reason
+from lopt_pp.checks.session import Ran, Session
+from lopt_pp.checks.suite import checks_of, chosen, look_at_machine, run_check
+from lopt_pp.checks.training import compare
+from lopt_pp.config.topology import Topology
+
+TWO = Topology(2, 2)
+
+
+@pytest.mark.slow
+def test_all_is_well_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Some of the checks; the rest of the tests does by itself what the others do."""
+    file, kept = tmp_path / "check.json", tmp_path / "runs"
+    words = ["exactness: 2 stages", "is killed", "SIGUSR1"]
+    assert cli.main(["check", "--only", *words, "--json", str(file), "--keep", str(kept)]) == 0
+    said = json.loads(file.read_text())
+    assert said["ok"] and len(said["machine"]["processes"]) == 2 and said["machine"]["versions"]["torch"]
+    names = [
+        "exactness: 2 stages",
+        "a process is killed, with a restart",
+        "a process is killed",
+        "SIGUSR1 stops the run",
+    ]
+    assert [(check["name"], check["outcome"]) for check in said["checks"]] == [(name, "ok") for name in names]
+    assert said["checks"][0]["figures"] == {"weights": "bit for bit the same"}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("versions  python") and lines[1].startswith("rank 0    ")
+    assert [line.split(" (")[0] for line in lines[-4:]] == [f"ok    {name}" for name in names]
+    assert (kept / "kill" / "rank-0.log").exists()
+
+
+class Scripted(Session):
+    """A session whose runs end as the test says.
+
+    Args:
+        folder: of it.
+        leave: is given each run's folder, and leaves there what it left.
+        ending: of each run: the statuses of its processes, and what they printed.
+    """
+
+    def __init__(
+        self, folder: Path, ending: tuple[list[int | None], str] = ([0, 0], ""), leave: Callable[[Path], Any] = str
+    ) -> None:
+        super().__init__(TWO)
+        self.folder = folder
+        self._ending = ending
+        self._leave = leave
+
+    def run(self, name: str, *_: Any, **options: Any) -> Ran:
+        statuses, text = self._ending
+        self._leave(self.folder / name / "out")
+        return Ran(self.folder / name, statuses, [text], [None], {"SIGALRM"} if text == "hangs" else set(), set())
+
+
+def write(value: float) -> Callable[[Path], None]:
+    """Leaves a model, of one tensor, and a checkpoint."""
+
+    def leave(out: Path) -> None:
+        for folder in (out, out / "last_good"):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({"weight": torch.full((2,), value)}, folder / "model.safetensors")
+            (folder / "model.safetensors.index.json").touch()
+
+    return leave
+
+
+FAILED = "[stage 0] lopt-pp: error: stage 0 (rank 0) lost its keys\n"
+
+
+@pytest.mark.parametrize(
+    ("check", "ending", "leave", "why"),
+    [
+        (
+            exactness.Exactness("e", TWO),
+            ([1, 1], FAILED),
+            write(1.0),
+            "a run has failed: stage 0 (rank 0) lost its keys",
+        ),
+        (exactness.Exactness("e", TWO), ([0, 0], "hangs"), write(1.0), "a run did not end; where each process was"),
+        (exactness.Exactness("e", TWO), ([0, 0], ""), write(float("nan")), "differ by up to nan in weight"),
+        (exactness.Exactness("e", TWO), ([0, 0], ""), str, "left no model"),
+        (lifecycle.resume, ([0, 0], ""), write(1.0), "left no checkpoint-4"),
+        (lifecycle.restart, ([1, None], FAILED), str, "started again failed: stage 0 (rank 0) lost its keys"),
+        (lifecycle.kill, ([1, None], FAILED), str, "rank 1 was killed, and the others did not say so, but: stage 0"),
+        (lifecycle.kill, ([None, None], "hangs"), str, "a process was killed, and the others did not end"),
+        (lifecycle.kill, ([0, 0], ""), str, "the run ended as if nothing had happened"),
+        (lifecycle.hang, ([1, 1], FAILED), str, "rank 0 hung for 4 s, and its neighbour did not say so"),
+        (lifecycle.not_finite, ([1, 1], FAILED), str, "the last good weights were not saved: stage 0 (rank 0) lost"),
+        (lifecycle.not_finite, ([1, 1], FAILED), write(float("inf")), "weights that were saved are not either: weight"),
+        (lifecycle.stop, ([0, 0], ""), str, "after SIGUSR1 the processes ended with [0, 0] and not 75"),
+        (lifecycle.stop, ([75, 75], ""), str, "left no checkpoint"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    tmp_path: Path, check: Any, ending: tuple[list[int | None], str], leave: Callable[[Path], Any], why: str
+) -> None:
+    result = run_check("it", check, Scripted(tmp_path, ending, leave=leave))
+    assert result.outcome == "FAIL" and why in result.message and "\n" not in result.message
+    assert result.line() == f"FAIL  it: {result.message}"
+
+
+def test_weights_that_differ_by_more_than_rounding(tmp_path: Path) -> None:
+    for name, value in (("one", 1.0), ("near", 1.00001), ("far", 1.001)):
+        write(value)(tmp_path / name)
+    assert compare(tmp_path / "one", tmp_path / "one") == {"weights": "bit for bit the same"}
+    assert compare(tmp_path / "one", tmp_path / "near")["weights differ by at most"] == pytest.approx(1e-5, rel=0.1)
+    with pytest.raises(CheckFailed, match=r"differ by up to 0\.001 in weight .*Do not train in this layout"):
+        compare(tmp_path / "one", tmp_path / "far")
+
+
+def test_a_check_that_these_devices_do_not_allow_is_no_failure() -> None:
+    def check(session: Session) -> dict[str, Any]:
+        raise NotHere("there is no GPU")
+
+    result = run_check("it", check, Session(TWO))
+    assert result.line() == "skip  it: there is no GPU"
+    assert json.loads(as_json({}, [result]))["ok"]
+    assert not json.loads(as_json({}, [result, Result("other", "FAIL", 1.0, "broken")]))["ok"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "line"),
+    [
+        (["a\n", "[x] lopt-pp: error: out of keys.\nTraceback\nValueError: no\n"], "out of keys"),
+        (
+            ["a\nTraceback (most recent call last):\n  File x\ntorch.CudaError: much\nb\n"],
+            "torch.CudaError: much",
+        ),
+        (["a\nb\n\n", ""], "b"),
+        (["", ""], "it printed nothing"),
+    ],
+)
+def test_the_reason_is_the_line_that_says_most(texts: list[str], line: str) -> None:
+    assert reason(texts) == line
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+def test_every_kind_of_layout_that_fits_is_tried(size: int) -> None:
+    topologies = [check.topology for check in exactness.layouts(Topology(size, size))]
+    assert all(topology.world_size == size for topology in topologies)
+    assert any(topology.num_stages > topology.num_processes > 1 for topology in topologies)
+    assert any(topology.num_replicas == size for topology in topologies)
+    assert any(topology.num_replicas > 1 < topology.num_processes for topology in topologies) == (size in (4, 8))
+
+
+def test_names_are_told_apart_and_chosen_by_their_words() -> None:
+    session = Session(Topology(2, 2, 2))
+    assert list(chosen(session, ["finite", "SIGUSR1"])) == ["a loss is not finite", "SIGUSR1 stops the run"]
+    assert chosen(session, []).keys() == checks_of(session).keys()
+    with pytest.raises(CheckFailed, match="--only tea: no check has that in its name; there are: exactness"):
+        chosen(session, ["tea"])
+
+
+def gpu(uuid: str) -> dict[str, Any]:
+    return {"name": "GPU", "uuid": uuid, "memory_bytes": 2**30, "compute_capability": "9.0", "peers": []}
+
+
+@pytest.mark.parametrize(
+    ("seen", "asked", "backend", "shares"),
+    [
+        ([[gpu("a")], [gpu("a")]], "auto", "nccl", True),
+        ([[gpu("a")], [gpu("b")]], "auto", "nccl", False),
+        ([[gpu("a"), gpu("b")]] * 2, "nccl", "nccl", False),
+        ([[gpu("a")], []], "auto", "gloo", False),
+        ([[gpu("a")], [gpu("b")]], "gloo", "gloo", False),
+    ],
+)
+def test_the_backend_follows_from_the_devices(
+    tmp_path: Path, seen: list[list[dict[str, Any]]], asked: Any, backend: str, shares: bool
+) -> None:
+    class Looked(Scripted):
+        def run(self, name: str, *_: Any, **options: Any) -> Ran:
+            common = {"host": "n1", "cpu": "CPU", "cores": 2}
+            found = [common | {"gpus": gpus, "unusable": "" if gpus else "no driver"} for gpus in seen]
+            return Ran(self.folder, [0, 0], [""], found, set(), set())
+
+    session = Looked(tmp_path)
+    machine = look_at_machine(session, asked)
+    assert (session.backend, session.shares_gpus) == (backend, shares)
+    assert machine["backend"] == backend
+    if backend == "gloo" and asked == "auto":
+        with pytest.raises(CheckFailed, match="--backend nccl, and rank 1: no driver; give --backend gloo"):
+            look_at_machine(Looked(tmp_path), "nccl")
+
+
+@pytest.mark.parametrize(
+    ("flags", "error"),
+    [
+        ("--nproc 1", "a check takes 2 processes at least"),
+        ("--nproc 3 --data_parallel 2", "3 processes do not fit"),
+        ("--nproc 0", "--nproc: at least 1"),
+        ("--keep .", "is not empty; name a new folder"),
+    ],
+)
+def test_mistakes(flags: str, error: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent)
+    try:
+        status = cli.main(["check", *flags.split()])
+    except SystemExit as left:
+        status = int(str(left.code))
+    assert status == 2 and error in capsys.readouterr().err

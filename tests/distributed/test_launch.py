@@ -1,0 +1,65 @@
+"""The launcher starts processes, hears how they end, and leaves none."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from lopt_pp.distributed.launch import Launchers, Outcome, launch
+from lopt_pp.errors import LoptError
+
+
+def run(entry: str, *arguments: str, logs: Path, restarts: int = 0, limit: float = 60) -> Outcome:
+    given = Launchers(2, environment={"MORE": "more"})
+    outcome = launch(f"launched:{entry}", arguments, given, logs=logs, max_restarts=restarts, time_limit=limit)
+    assert not multiprocessing.active_children()
+    return outcome
+
+
+def test_each_process_knows_its_place(tmp_path: Path) -> None:
+    outcome = run("succeed", "one's", "a$$b ${local_rank}", logs=tmp_path)
+    assert outcome.statuses == {0: 0, 1: 0} and outcome.status == 0
+    for rank in (0, 1):
+        said = f"RANK={rank} WORLD_SIZE=2 LOCAL_RANK={rank} LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MORE=more\n"
+        assert (tmp_path / f"rank-{rank}.log").read_text() == f"one's a$$b ${{local_rank}} {said}"
+
+
+def test_what_was_stopped_in_good_order_has_not_failed(tmp_path: Path) -> None:
+    outcome = run("be_stopped", logs=tmp_path, restarts=1)
+    assert outcome.statuses == {0: 75, 1: 75} and outcome.status == 75 and not outcome.failed
+
+
+@pytest.mark.parametrize(("how", "failed", "status"), [("", 2, 2), ("kill", -signal.SIGKILL, 137)])
+def test_one_that_fails_ends_the_others(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], how: str, failed: int, status: int
+) -> None:
+    outcome = run("fail_in_second", *how.split(), logs=tmp_path)
+    assert outcome.failed == {1: failed} and outcome.status == status and outcome.statuses[0] is None
+    assert ("rank 1 was ended by SIGKILL" in outcome.silent_death()) == (how == "kill")
+    assert capfd.readouterr() == ("", ""), "what the agent says is not for the user"
+
+
+def test_all_are_started_again(tmp_path: Path) -> None:
+    outcome = run("fail_once", logs=tmp_path, restarts=1)
+    assert outcome.statuses == {0: 0, 1: 0} and outcome.status == 0
+    assert (tmp_path / "rank-0.log").read_text() == "start 0\nstart 1\n"
+
+
+def test_signals_reach_the_processes_which_end_in_good_order(tmp_path: Path) -> None:
+    kept = signal.getsignal(signal.SIGUSR1)
+    outcome = run("await_signal", str(tmp_path), str(os.getpid()), logs=tmp_path)
+    assert outcome.statuses == {0: 75, 1: 75} and outcome.status == 75
+    assert outcome.stopped_by == signal.SIGUSR1 and signal.getsignal(signal.SIGUSR1) == kept
+
+
+def test_a_hang_ends_with_the_time_limit_and_says_where_it_was(tmp_path: Path) -> None:
+    outcome = run("await_signal", str(tmp_path), logs=tmp_path, limit=2)
+    assert outcome.stopped_by == signal.SIGALRM and outcome.status == 128 + signal.SIGALRM
+    assert "in await_signal" in (tmp_path / "rank-1.log").read_text()
+
+
+def test_launchers_that_cannot_meet_say_so(tmp_path: Path) -> None:
+    with pytest.raises(LoptError, match="cannot listen at 192.0.2.1:0"):
+        launch("launched:succeed", [], Launchers(2, host="192.0.2.1"), logs=tmp_path)
