@@ -6,14 +6,14 @@ rank 0 looks for the best, once training is over; it tells the step, and each st
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from lopt_pp.checkpoint.compatibility import EVALUATION_ROWS
 from lopt_pp.checkpoint.manifest import read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
+from lopt_pp.checkpoint.parts import OpenParts
 from lopt_pp.checkpoint.resume import Resumable, parts_held
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
@@ -82,20 +82,23 @@ def load_best(
     *candidates, last = (Measured(*model) for model in ranked)
     for model in candidates:
         problem = ""
-        weights: dict[str, torch.Tensor] = {}
-        try:
-            manifest = read_manifest(output_dir / f"checkpoint-{model.step}")
-            for part in parts_held(manifest, [stage.index for stage in stages], specs):
-                if checks_parts:
+        with ExitStack() as stack:
+            try:
+                manifest = read_manifest(output_dir / f"checkpoint-{model.step}")
+                own = parts_held(manifest, [stage.index for stage in stages], specs)
+                for part in own if checks_parts else ():
                     manifest.check_part(part)
-                weights |= manifest.read_part(part, "block.")
-        except LoptError as error:
-            problem = str(error)
-        # A part that one process cannot read makes the model unusable for all.
-        problem = world.first_error(f"best/{model.step}", problem)
+                weights = stack.enter_context(OpenParts(manifest, own, "block."))
+                for name in weights:
+                    weights[name]  # Once for the sake of a disk that fails: later there is no other model to take.
+            except LoptError as error:
+                problem = str(error)
+            # A part that one process cannot read makes the model unusable for all.
+            problem = world.first_error(f"best/{model.step}", problem)
+            if not problem:
+                for stage in stages:
+                    stage.resume_weights(weights, model.step)
         if not problem:
-            for stage in stages:
-                stage.resume_weights(weights, model.step)
             if world.rank == 0:
                 logger.info("the model after step %d is the best, with an eval loss of %.4g", model.step, model.loss)
             return model

@@ -13,6 +13,7 @@ import torch
 
 from lopt_pp.checkpoint.manifest import Manifest, read_manifest
 from lopt_pp.checkpoint.output_dir import check_output_dir, complete_checkpoints, is_checkpoint
+from lopt_pp.checkpoint.parts import OpenParts
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.model.build import BlockBuilder
@@ -64,9 +65,12 @@ def _export(manifest: Manifest, output: Path, trust_remote_code: bool, given: to
             sizes, written = {}, Counter[torch.dtype]()
             for spec in manifest.specs:
                 manifest.check_part(spec.stage)
-                part = manifest.read_part(spec.stage)
-                state = {name.removeprefix("block."): t for name, t in part.items() if name.startswith("block.")}
-                state = as_saved(state, given, manifest.parts[spec.stage].dtypes_of(state))
+                state: dict[str, torch.Tensor] = {}
+                with OpenParts(manifest, [spec.stage], "block.") as part:
+                    names = {name.removeprefix("block."): name for name in part}
+                    own = manifest.parts[spec.stage].dtypes_of(names)
+                    for name, stored in names.items():
+                        state |= as_saved({name: part[stored]}, given, own)  # One after another, as rounded ones.
                 for tensor in state.values():
                     written[tensor.dtype] += tensor.numel()
                 sizes[shard_name(spec)] = save_shard(builder.on_meta(spec).model, spec, state, unfinished)

@@ -16,6 +16,7 @@ import torch
 from lopt_pp.checkpoint.compatibility import LEFT_OUT, TRAIN_FILES, difference, length_matters
 from lopt_pp.checkpoint.manifest import TRAIN_ROWS, DamagedError, Manifest, read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints, earlier_run
+from lopt_pp.checkpoint.parts import OpenParts
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
 from lopt_pp.model.partition import BlockSpec
@@ -235,13 +236,12 @@ def _tell(manifest: Manifest, specs: Sequence[BlockSpec], wanted: Wanted) -> Non
 
 
 def _go_on(manifest: Manifest, own: Sequence[int], stages: Sequence[Resumable], is_same_cut: bool) -> None:
-    parts = {part: manifest.read_part(part) for part in own}
     for stage in stages:
-        if is_same_cut:
-            stage.resume(parts[stage.index], manifest.step)
-        else:
-            weights = {name: tensor for part in parts.values() for name, tensor in part.items()}
-            stage.resume_weights(weights, manifest.step)
+        with OpenParts(manifest, [stage.index] if is_same_cut else own) as parts:
+            if is_same_cut:
+                stage.resume(parts, manifest.step)
+            else:
+                stage.resume_weights(parts, manifest.step)
 
 
 def _named_differences(manifest: Manifest, run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -52,8 +52,11 @@ class Saveable(Protocol):
     def own_dtypes(self) -> Mapping[str, torch.dtype]:
         """Of each parameter of its block, by the pretrained model's files."""
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Copies, on the CPU, of all that the stage's next step depends on. Sharded replicas must all call this."""
+    def state(self, keeps: bool = True) -> dict[str, torch.Tensor]:
+        """Copies, on the CPU, of all that the stage's next step depends on. Sharded replicas must all call this.
+
+        Those that do not write say so (`keeps`), and hold one tensor at a time.
+        """
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class PartWriter:
         if not self._is_writer and not any(stage.is_sharded for stage in stages):
             return {}
         self.finish()  # Of two copies there is no need.
-        own = {stage.index: StageCopy(stage.state(), as_data(stage.own_dtypes)) for stage in stages}
+        own = {stage.index: StageCopy(stage.state(self._is_writer), as_data(stage.own_dtypes)) for stage in stages}
         return own if self._is_writer else {}
 
     def write(self, copies: Mapping[int, StageCopy], step: int) -> None:

@@ -7,11 +7,12 @@ quantized weights) has one place.
 import copy
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError
@@ -21,7 +22,11 @@ from lopt_pp.model.partition import BlockSpec
 from lopt_pp.model.stored import check_are_floats, check_stored
 from lopt_pp.model.structure import ModelStructure
 from lopt_pp.model.weights import PretrainedWeights
-from lopt_pp.util.compat_transformers import parameter_names
+from lopt_pp.util.compat_transformers import Deferred, kept_as, one_after_another, parameter_names
+
+Keep = Callable[[nn.Parameter], nn.Parameter]
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -52,31 +57,49 @@ class BlockBuilder:
         drawn = {name: 0.02 * torch.randn(tensor.shape) for name, tensor in state.items()}
         return self.from_state_dict(spec, drawn, "random weights")
 
-    def from_pretrained(self, spec: BlockSpec, weights: PretrainedWeights) -> BlockModel:
+    def from_pretrained(
+        self, spec: BlockSpec, weights: PretrainedWeights, device: torch.device = _CPU, keep: Keep | None = None
+    ) -> BlockModel:
         """The block at `spec` with its pretrained weights, in float32; no other tensors are read.
 
-        Where the pretrained model ties the output head to the input embedding, the last block gets a copy of its own.
+        They are read one after another, each straight to its place: in main memory there is never more of them than one
+        besides those that stay there. Where the pretrained model ties the output head to the input embedding, the last
+        block gets a copy of its own.
 
         Args:
             spec: the block's place.
             weights: the whole model's files.
+            device: where the parameters are put. Buffers are on the CPU.
+            keep: makes of a parameter, as soon as it is read, what the block has in its place; None for itself.
 
         Raises:
             LoptError: tensors of the block are missing from the files, have another shape, or are whole numbers.
         """
         names = parameter_names(self.whole, weights.files)
-        tensors = weights.read([stored for stored, name in names.items() if self.structure.owns(spec, name)])
-        check_are_floats(tensors, {name for name, _ in self.whole.named_parameters()}, names, weights.name_or_path)
+        own = [stored for stored, name in names.items() if self.structure.owns(spec, name)]
+        formats = weights.formats(own)
+        check_are_floats(formats, {name for name, _ in self.whole.named_parameters()}, names, weights.name_or_path)
+        sources = {stored: stored for stored in own}
         is_stored_once = self.config.tie_word_embeddings and self.structure.head not in names.values()
         if spec.is_last and is_stored_once and not self._config(spec).tie_word_embeddings:
             for tied in [stored for stored, name in names.items() if name == self.structure.embedding]:
-                tensors[self.structure.head] = weights.read([tied])[tied]
-        stored = {name: tensor.dtype for name, tensor in tensors.items()}
-        block = self.from_state_dict(spec, tensors, weights.name_or_path)
+                sources[self.structure.head] = tied
+        dtypes = weights.dtypes(sources.values())
+        stored = {name: dtypes[source] for name, source in sources.items() if source in dtypes}
+
+        def read(source: str) -> torch.Tensor:
+            read = weights.read([source]) if device.type == "cpu" else weights.read([source], device)
+            return read[source]
+
+        deferred = {name: Deferred(functools.partial(read, source)) for name, source in sources.items()}
+        with weights.kept_open(), one_after_another(), kept_as(keep):
+            block = self.from_state_dict(spec, deferred, weights.name_or_path)
         block.own_dtypes = own_dtypes(stored, {**names, self.structure.head: self.structure.head})
         return block
 
-    def from_state_dict(self, spec: BlockSpec, state: Mapping[str, torch.Tensor], source: str) -> BlockModel:
+    def from_state_dict(
+        self, spec: BlockSpec, state: Mapping[str, torch.Tensor] | Mapping[str, Deferred], source: str
+    ) -> BlockModel:
         """The block at `spec` with the tensors of `state`, in float32 and in evaluation mode, as `transformers` loads.
 
         Args:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError
@@ -113,12 +112,12 @@ def check_stored(model: PreTrainedModel, weights: PretrainedWeights) -> list[str
 
 
 def check_are_floats(
-    tensors: Mapping[str, torch.Tensor], parameters: Collection[str], names: Mapping[str, str], source: str
+    formats: Mapping[str, str], parameters: Collection[str], names: Mapping[str, str], source: str
 ) -> None:
     """Refuses weights of whole numbers, as quantized ones are, beside which nothing says that they are quantized.
 
     Args:
-        tensors: by their names in the files.
+        formats: the dtypes of the tensors as the headers of their files have them, by their names there.
         parameters: the names of the model's own.
         names: by the names in the files, those in the model.
         source: directory or hub id of the model.
@@ -126,7 +125,11 @@ def check_are_floats(
     Raises:
         LoptError: a parameter is among them.
     """
-    whole = [name for name, tensor in tensors.items() if names[name] in parameters and not tensor.is_floating_point()]
+    whole = [
+        name
+        for name, format in formats.items()
+        if names[name] in parameters and not format.removeprefix("B").startswith("F")
+    ]
     if whole:
         raise LoptError(
             f"{source}: weights are whole numbers, as quantized ones are ({listed(sorted(whole))}), and there are no "

@@ -4,8 +4,10 @@ A process opens only the files that hold tensors of its own blocks and reads onl
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +26,8 @@ from lopt_pp.util.files import write_file
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """By their names in safetensors files."""
 
+_CPU = torch.device("cpu")
+
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -41,6 +45,8 @@ class PretrainedWeights:
     def __init__(self, name_or_path: str, revision: str = "main") -> None:
         self.name_or_path = name_or_path
         self._revision = revision
+        self._stack: ExitStack | None = None
+        self._open_files: dict[str, tuple[Any, frozenset[str]]] = {}
         if Path(name_or_path).is_file():
             raise LoptError(f"--model_name_or_path {name_or_path} is a file; give the model's directory")
         if self._find(SAFE_WEIGHTS_NAME) is not None:
@@ -60,12 +66,16 @@ class PretrainedWeights:
                 f"{SAFE_WEIGHTS_INDEX_NAME}), {reason}; convert them: from_pretrained(), then save_pretrained()"
             )
 
-    def read(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
-        """The named tensors, in their stored dtypes, on the CPU."""
+    def read(self, names: Sequence[str], device: torch.device = _CPU) -> dict[str, torch.Tensor]:
+        """The named tensors, in their stored dtypes.
+
+        Args:
+            names: of tensors.
+            device: where they are put, each as soon as it is read.
+        """
         tensors = {}
         for file_name in sorted({self.files[name] for name in names}):
-            with self._open(file_name) as file:
-                present = set(file.keys())
+            with self._opened(file_name) as (file, present):
                 for name in names:
                     if self.files[name] != file_name:
                         continue
@@ -73,9 +83,9 @@ class PretrainedWeights:
                         raise LoptError(
                             f"{self.name_or_path}: the index puts {name} in {file_name}, which does not have it"
                         )
-                    # Cloned into torch's own aligned memory, so that no result hangs on where a tensor lay in a file.
+                    # Copied into torch's own aligned memory, so that no result hangs on where a tensor lay in a file.
                     try:
-                        tensors[name] = file.get_tensor(name).clone()
+                        tensors[name] = file.get_tensor(name).to(device, copy=True)
                     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
                         # The last four: of a dtype that PyTorch does not have.
                         raise LoptError(
@@ -83,19 +93,31 @@ class PretrainedWeights:
                         ) from error
         return tensors
 
-    def dtypes(self, names: Iterable[str]) -> dict[str, torch.dtype | None]:
-        """The stored dtypes of the named tensors; None of those that are not floating-point of 16 bits or more.
+    def formats(self, names: Iterable[str]) -> dict[str, str]:
+        """The stored dtypes of the named tensors as safetensors writes them: BF16, I8.
 
-        Only the headers of the files are read that hold these tensors.
+        Only the headers of the files are read that hold these tensors; one that is not in its file is left out.
         """
-        found: dict[str, torch.dtype | None] = {}
+        found: dict[str, str] = {}
         names = list(names)
         for file_name in sorted({self.files[name] for name in names}):
-            with self._open(file_name) as file:
-                present = set(file.keys())
+            with self._opened(file_name) as (file, present):
                 own = [name for name in names if self.files[name] == file_name and name in present]
-                found |= {name: _DTYPES.get(file.get_slice(name).get_dtype()) for name in own}
+                found |= {name: file.get_slice(name).get_dtype() for name in own}
         return found
+
+    def dtypes(self, names: Iterable[str]) -> dict[str, torch.dtype | None]:
+        """The stored dtypes of the named tensors; None of those that are not floating-point of 16 bits or more."""
+        return {name: _DTYPES.get(format) for name, format in self.formats(names).items()}
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        """While it lasts, each file is opened once, however often tensors are read from it."""
+        with ExitStack() as self._stack:
+            try:
+                yield
+            finally:
+                self._stack, self._open_files = None, {}
 
     def _find(self, file_name: str) -> str | None:
         """The local path of a file (fetched from the hub if need be), or None where there is no such file."""
@@ -106,6 +128,19 @@ class PretrainedWeights:
             raise LoptError(
                 f"--model_name_or_path {self.name_or_path}: {file_name} cannot be fetched: {reason}"
             ) from error
+
+    @contextmanager
+    def _opened(self, file_name: str) -> Iterator[tuple[Any, frozenset[str]]]:
+        """A file and the names of the tensors in it."""
+        if file_name in self._open_files:
+            yield self._open_files[file_name]
+            return
+        with ExitStack() as own:
+            file = (self._stack or own).enter_context(self._open(file_name))
+            opened = file, frozenset(file.keys())
+            if self._stack is not None:
+                self._open_files[file_name] = opened
+            yield opened
 
     def _open(self, file_name: str) -> safe_open:
         path = self._find(file_name)

@@ -76,13 +76,17 @@ class BaseStage:
         """Of the microbatches of a step, `accumulation` in each replica, the share that the stage learns from."""
         return 1.0
 
-    def state(self) -> dict[str, torch.Tensor]:
-        """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""
+    def state(self, keeps: bool = True) -> dict[str, torch.Tensor]:
+        """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this.
+
+        Args:
+            keeps: whether they are wanted here; a replica that only gives its shards holds one tensor at a time.
+        """
         with self.side.reading() as reading:
-            state = read_state(self._modules, self.optimizer)
+            state = read_state(self._modules, self.optimizer, keeps)
         reading.wait()
         checksum = self._checksum()
-        return state if checksum is None else state | {_CHECKSUM: checksum}
+        return state if checksum is None or not keeps else state | {_CHECKSUM: checksum}
 
     def resume(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
         """Goes on from what `state` gave after `steps_done` steps, in this layout of replicas or another.

@@ -10,9 +10,11 @@ gradients of its own parameters, once there are any.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lopt_pp.model.block import BlockModel
@@ -60,11 +62,28 @@ class Replicas:
         device = next(module.parameters()).device
         return DistributedDataParallel(
             module,
+            # What came from the model's files is the same in all replicas: sent once more, it would be there twice.
+            init_sync=not isinstance(module, BlockModel),
             device_ids=[device] if device.type == "cuda" else None,
             process_group=self.mesh.get_group(),
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
+
+
+def share_of(tensor: torch.Tensor, target: DTensor) -> torch.Tensor:
+    """Of a whole tensor, the part that this process holds of `target`; a view.
+
+    Args:
+        tensor: of the target's shape, on any device.
+        target: a parameter of which each replica has a shard (FSDP2).
+    """
+    (placement,), size, rank = target.placements, target.device_mesh.size(), target.device_mesh.get_local_rank()
+    if not isinstance(placement, Shard):
+        return tensor
+    # As FSDP2 cuts it: the last processes have less, or nothing.
+    parts = tensor.chunk(size, placement.dim)
+    return parts[rank] if rank < len(parts) else tensor.narrow(placement.dim, 0, 0)
 
 
 def reshard(modules: Iterable[nn.Module]) -> None:

@@ -249,9 +249,9 @@ class Stage(BaseStage):
             self._measures = False
             reshard(parts)
 
-    def state(self) -> dict[str, torch.Tensor]:
-        state = super().state()
-        return state | {_FROZEN: torch.tensor(True)} if self._is_frozen else state
+    def state(self, keeps: bool = True) -> dict[str, torch.Tensor]:
+        state = super().state(keeps)
+        return state | {_FROZEN: torch.tensor(True)} if self._is_frozen and keeps else state
 
     def resume(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
         if _FROZEN in state:

@@ -5,14 +5,16 @@ they are the same is seen by a checksum.
 """
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from lopt_pp.errors import LoptError
+from lopt_pp.stage.data_parallel import share_of
 from lopt_pp.stage.optimizer import Optimizer
 
 _BLOCK = "block"
@@ -22,7 +24,17 @@ _NUMBERS: dict[type, torch.dtype] = {int: torch.int64, float: torch.float64, boo
 """How an optimizer's state that is not a tensor is saved; the dtype tells what it was."""
 
 
-def read_state(modules: Mapping[str, nn.Module], optimizer: Optimizer | None) -> dict[str, torch.Tensor]:
+class LazyState(Mapping[str, torch.Tensor]):
+    """What `read_state` gave, somewhere else than in memory: a tensor is read whenever it is asked for."""
+
+    @abstractmethod
+    def described(self, name: str) -> torch.Tensor:
+        """A tensor on the meta device with the shape and the dtype of the one of this name, which is not read."""
+
+
+def read_state(
+    modules: Mapping[str, nn.Module], optimizer: Optimizer | None, keeps: bool = True
+) -> dict[str, torch.Tensor]:
     """Copies, on the CPU, of the tensors of `modules` and of the optimizer's state of their parameters.
 
     The optimizer's state has whatever names the optimizer gives it: `exp_avg.block.model.norm.weight`.
@@ -30,13 +42,24 @@ def read_state(modules: Mapping[str, nn.Module], optimizer: Optimizer | None) ->
     Args:
         modules: by the prefix that their tensors get. Where replicas hold a shard each, all must call this.
         optimizer: of their parameters; None where nothing is trained.
+        keeps: whether the copies are wanted here. If not, this process only gives its shards, tensor by tensor.
     """
-    state = {name: _copy(tensor) for name, tensor in _tensors(modules)}
-    if optimizer is not None:
-        for name, parameter in _parameters(modules):
-            for kind, value in optimizer.state_of(parameter).items():
-                state[f"{kind}.{name}"] = _saved(value)
+    state = {}
+    for name, value in _all(modules, optimizer):
+        if keeps:
+            state[name] = _saved(value)
+        elif isinstance(value, DTensor):
+            value.full_tensor()
     return state
+
+
+def _all(modules: Mapping[str, nn.Module], optimizer: Optimizer | None) -> Iterator[tuple[str, Any]]:
+    """All that is saved, by name: tensors, and numbers of the optimizer's state."""
+    yield from _tensors(modules)
+    for name, parameter in _parameters(modules) if optimizer is not None else ():
+        assert optimizer is not None
+        for kind, value in optimizer.state_of(parameter).items():
+            yield f"{kind}.{name}", value
 
 
 def frozen_checksum(modules: Mapping[str, nn.Module]) -> torch.Tensor | None:
@@ -60,24 +83,27 @@ def write_state(
 ) -> None:
     """Puts what `read_state` gave, of any layout of the replicas, into modules and optimizer.
 
-    A parameter that the optimizer has no state of has had no gradient so far, such as a block's while its head warms
-    up.
+    One tensor after another is asked for and put where it belongs; none is kept besides. A parameter that the optimizer
+    has no state of has had no gradient so far, such as a block's while its head warms up.
 
     Raises:
         LoptError: a tensor is missing, or of another shape or dtype; nothing has been changed then.
     """
     targets = dict(_tensors(modules))
-    moments: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
+    moments: dict[nn.Parameter, dict[str, str]] = {}
     if optimizer is not None and steps_done > 0:
         moments = _moments(state, dict(_parameters(modules)))
     for name, target in targets.items():
-        _check(name, _tensor(state, name), target)
+        _check(name, _described(state, name), target)
     with torch.no_grad():
         for name, target in targets.items():
-            target.copy_(_like(state[name], target))
+            if isinstance(target, DTensor):
+                target.to_local().copy_(share_of(state[name], target))
+            else:
+                target.copy_(state[name])
     if optimizer is not None:
         own = {
-            parameter: {kind: _restored(value, parameter, optimizer) for kind, value in kinds.items()}
+            parameter: {kind: _restored(state[key], parameter, optimizer) for kind, key in kinds.items()}
             for parameter, kinds in moments.items()
         }
         optimizer.resume(own, steps_done)
@@ -85,22 +111,22 @@ def write_state(
 
 def _moments(
     state: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
-) -> dict[nn.Parameter, dict[str, torch.Tensor]]:
-    """The saved state of each parameter, by the optimizer's own names; nothing of one that had no gradient so far.
+) -> dict[nn.Parameter, dict[str, str]]:
+    """What each parameter's saved state is called, by the optimizer's own names; nothing of one without a gradient yet.
 
     Raises:
         LoptError: a part of a parameter's state is missing, or does not fit the parameter.
     """
-    found: dict[nn.Parameter, dict[str, torch.Tensor]] = {}
-    for key, tensor in state.items():
+    found: dict[nn.Parameter, dict[str, str]] = {}
+    for key in state:
         kind, _, name = key.partition(".")
         if (parameter := parameters.get(name)) is not None:
-            found.setdefault(parameter, {})[kind] = tensor
+            found.setdefault(parameter, {})[kind] = key
     # All parameters of an optimizer have the same kinds of state: one that lacks one of them was damaged.
     kinds = {kind: None for own in found.values() for kind in own}
     for name, parameter in parameters.items():
         for kind in kinds if parameter in found else ():
-            tensor = _tensor(found[parameter], kind, f"{kind}.{name}")
+            tensor = _described(state, f"{kind}.{name}")
             if tensor.ndim > 0 and tensor.ndim == parameter.ndim and tensor.is_floating_point():
                 _check(f"{kind}.{name}", tensor, parameter)
     return found
@@ -126,7 +152,7 @@ def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tens
 
 
 def _saved(value: Any) -> torch.Tensor:
-    """A part of an optimizer's state as a tensor."""
+    """A part of a stage's state as a tensor of its own on the CPU."""
     return _copy(value) if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=_NUMBERS[type(value)])
 
 
@@ -136,27 +162,35 @@ def _restored(tensor: torch.Tensor, parameter: nn.Parameter, optimizer: Optimize
         if tensor.dtype in _NUMBERS.values():
             return tensor.item()
         # A fused kernel reads its step on the device; the others on the CPU, without waiting for the device.
-        return tensor.to(parameter.device if optimizer.is_fused else "cpu")
-    return _like(tensor, parameter) if tensor.shape == parameter.shape else tensor.to(parameter.device)
+        return tensor.to(parameter.device if optimizer.is_fused else "cpu", copy=True)
+    # Copied into torch's own aligned memory, so that no result hangs on where a tensor lay in a file.
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+        return tensor.to(parameter.device, copy=True)
+    share = share_of(tensor, parameter).to(parameter.to_local().device, copy=True)
+    return DTensor.from_local(
+        share,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().to("cpu", copy=True)
+    if not isinstance(tensor, DTensor):
+        return tensor.detach().to("cpu", copy=True)
+    whole, own = tensor.full_tensor().detach(), tensor.to_local()
+    # Gathered, it is a copy already; alone, a replica has the whole for its shard.
+    is_own = whole.untyped_storage().data_ptr() == own.untyped_storage().data_ptr()
+    return whole.to("cpu", copy=is_own)
 
 
-def _like(tensor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """The tensor where the target is: on its device, and the target's shard of it."""
-    tensor = tensor.to(target.device)
-    if not isinstance(target, DTensor):
-        return tensor
-    return distribute_tensor(tensor, target.device_mesh, target.placements, src_data_rank=None)
-
-
-def _tensor(state: Mapping[str, torch.Tensor], name: str, shown: str | None = None) -> torch.Tensor:
+def _described(state: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
+    """A tensor with the shape and the dtype of the one that was saved."""
     if name not in state:
-        raise LoptError(f"the checkpoint has no tensor {shown or name}")
-    return state[name]
+        raise LoptError(f"the checkpoint has no tensor {name}")
+    return state.described(name) if isinstance(state, LazyState) else state[name]
 
 
 def _check(name: str, tensor: torch.Tensor, target: torch.Tensor) -> None:

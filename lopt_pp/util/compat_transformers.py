@@ -4,13 +4,17 @@ Each item says what it reaches into, why there is no public way, and where it wa
 `test_compat_transformers.py` tries each of them, and `test_private.py` sees that no other file does such a thing.
 """
 
+import os
 import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, tzinfo
+from typing import Any, cast
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
@@ -92,6 +96,80 @@ def pass_for(own: type[PreTrainedModel], original: type[PreTrainedModel]) -> Non
     """
     own.__name__ = own.__qualname__ = original.__name__
     own.__module__ = original.__module__
+
+
+class Deferred:
+    """A tensor for the `state_dict` of `from_pretrained` that is read only when its place in the model is filled.
+
+    Reaches into how `from_pretrained` takes the tensors of files: it indexes each (`tensor[...]`), which reads it, and
+    moves what comes of that (`to(device, dtype)`). Of a `state_dict` it takes tensors that are there already, and
+    of files it reads the whole. Seen in 5.17 to 5.24.
+
+    Args:
+        read: gives the tensor, in its stored dtype, on the device where it is to be.
+    """
+
+    def __init__(self, read: Callable[[], torch.Tensor]) -> None:
+        self._read = read
+
+    def __getitem__(self, index: object) -> "Deferred":
+        return self
+
+    def to(self, device: object = None, dtype: torch.dtype | None = None) -> torch.Tensor:
+        tensor = self._read()
+        return tensor.to(dtype=dtype or tensor.dtype)
+
+
+@contextmanager
+def one_after_another() -> Iterator[None]:
+    """Has `from_pretrained` read a tensor when it puts it into the model, and none before.
+
+    Four threads would run ahead of what has been put there, by as much as fits into memory. The variable is documented,
+    but nothing takes it as an argument. Seen in 5.17 to 5.24.
+    """
+    with _environment:
+        before = os.environ.get(_NOT_AHEAD)
+        os.environ[_NOT_AHEAD] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[_NOT_AHEAD]
+            else:
+                os.environ[_NOT_AHEAD] = before
+
+
+@contextmanager
+def kept_as(keep: Callable[[nn.Parameter], nn.Parameter] | None) -> Iterator[None]:
+    """Lets `from_pretrained` put something else into the model than a parameter that it has read.
+
+    Private: the attribute `_is_hf_initialized`, by which it tells that a parameter needs no initialization. There is a
+    public way to tell it where parameters go (`device_map`), and none that says what becomes of them. Seen in 5.17 to
+    5.24.
+
+    Args:
+        keep: makes of a parameter what the model has in its place; None for itself.
+    """
+
+    def hook(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        if parameter.is_meta:
+            return None
+        kept = keep(parameter) if keep is not None else parameter
+        kept._is_hf_initialized = True  # type: ignore[attr-defined]
+        return kept
+
+    if keep is None:
+        yield
+        return
+    handle = register_module_parameter_registration_hook(cast(Any, hook))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+_NOT_AHEAD = "HF_DEACTIVATE_ASYNC_LOAD"
+_environment = threading.RLock()
 
 
 def parameter_names(model: PreTrainedModel, stored: Iterable[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,28 @@ def test_a_stage_reads_its_own_tensors_alone(tmp_path: Path, monkeypatch: pytest
     owned = [name for name, _ in load(tmp_path, 0).model.named_parameters()]
     assert sorted(asked) == sorted(owned)
     assert len(asked) < 0.6 * len(dict(whole.named_parameters()))
+
+
+@pytest.mark.parametrize(("family", "most"), [("llama", 1), ("qwen3_moe", 8)])
+def test_a_stage_holds_one_stored_tensor_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, most: int
+) -> None:
+    """Besides what has its place in the block already; of tensors that are fused into one, these."""
+    write_model(tmp_path, family, tie_word_embeddings=False).bfloat16().save_pretrained(tmp_path)
+    held: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+    counts = []
+    read = PretrainedWeights.read
+
+    def counting(checkpoint: PretrainedWeights, names: list[str]) -> Tensors:
+        tensors = read(checkpoint, names)
+        for tensor in tensors.values():
+            held.add(tensor.untyped_storage())
+        counts.append(len(held))
+        return tensors
+
+    monkeypatch.setattr(PretrainedWeights, "read", counting)
+    load(tmp_path, 0)
+    assert 0 < max(counts) <= most < len(counts)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
