@@ -46,6 +46,17 @@ class StageConfig:
         ),
     )
 
+    full_determinism: bool = field(
+        default=False,
+        metadata=flag(
+            "Take deterministic kernels only, so that a run on GPUs gives the same bits each time; slower there. On "
+            "CPUs it does without.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+
     def __post_init__(self) -> None:
         check_types(self)
 

@@ -172,7 +172,7 @@ TABLE: dict[str, list[Row]] = {
         ),
         Row("torch_empty_cache_steps", NO_EFFECT, "memory is PyTorch's to manage", ignored),
         Row("auto_find_batch_size", MISSING, "`lopt-pp plan` says what fits", unless()),
-        Row("full_determinism", MISSING, "set `CUBLAS_WORKSPACE_CONFIG` and the like in the environment", unless()),
+        Row("full_determinism", SAME, "without `CUDA_LAUNCH_BLOCKING`, which PyTorch does not need for it"),
         Row("data_seed", MISSING, "`--seed` is that of the rows, too", unless()),
     ],
     "Processes": [

@@ -19,6 +19,7 @@ from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.objectives import local_objective_class
 from lopt_pp.training.finish import RunFinalizer
 from lopt_pp.training.run import run
+from lopt_pp.util.determinism import full_determinism
 from lopt_pp.util.files import missing_directories, remove_empty
 from lopt_pp.util.threads import in_background
 
@@ -98,7 +99,8 @@ class Trainer:
                     watchdog.abandon = abandon
                     stop.finalizer = finalizer
 
-                return run(self.config, world, on_prepared, held)
+                with full_determinism(self.config.stage.full_determinism):
+                    return run(self.config, world, on_prepared, held)
             except LoptError as error:
                 watchdog.fail(str(error), keep=isinstance(error, NotFiniteError) and error.keeps_weights)
                 raise RunError(str(error)) from error

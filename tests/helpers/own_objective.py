@@ -43,6 +43,14 @@ class Small(Objective):
         return output.hidden_states[batch.token_mask].float().pow(2).mean(-1).sum()
 
 
+class Undetermined(Small):
+    """Uses an operator that PyTorch has no deterministic form of."""
+
+    def forward(self, output: BlockOutput, batch: Microbatch) -> torch.Tensor:
+        torch.zeros(2).put_(torch.zeros(2, dtype=torch.int64), torch.ones(2))
+        return super().forward(output, batch)
+
+
 class Nameless(Small):
     name = "size"
 

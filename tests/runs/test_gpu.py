@@ -66,6 +66,14 @@ def test_bfloat16_learns(files: Path, tmp_path: Path, dtype: str) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_full_determinism_gives_the_same_bits_each_time_and_in_one_process(files: Path, tmp_path: Path) -> None:
+    flags = "--full_determinism true --dtype bfloat16"
+    first, again = (train(files, tmp_path / name, 2, flags) for name in ("first", "again"))
+    alone = train(files, tmp_path / "alone", 1, flags)
+    for name, tensor in first.items():
+        assert torch.equal(tensor, again[name]) and torch.equal(tensor, alone[name]), name
+
+
 def test_the_clock_and_the_memory_are_the_gpus(files: Path, tmp_path: Path) -> None:
     train(files, tmp_path, 2)
     for record in metrics(tmp_path):

@@ -75,6 +75,20 @@ def test_alone(inputs: Path, alone: Trainer) -> None:
     assert not any(torch.equal(tensor, before[name]) for name, tensor in after.items() if "proj" in name)
 
 
+@pytest.mark.parametrize("objective", ["reconstruction", "own_objective:Undetermined"])
+def test_full_determinism(inputs: Path, tmp_path: Path, alone: Trainer, objective: str) -> None:
+    """Changes nothing on a CPU, and ends a run that has an operator which cannot keep to it."""
+    given = flags(inputs, tmp_path / "out", full_determinism=True, local_objective=objective)
+    trainer = Trainer(load_config(**given))
+    if objective != "reconstruction":
+        with pytest.raises(RunError, match="^--full_determinism: the model has an operator without .* put_ does not"):
+            trainer.train()
+        return
+    assert trainer.train() and not torch.are_deterministic_algorithms_enabled()
+    before = alone.model().state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model().state_dict().items())
+
+
 def test_a_failure(inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Leaves no directories behind that were not there."""
     trainer = Trainer(load_config(**flags(inputs, tmp_path / "deep" / "out", train_file="nothing.jsonl")))
