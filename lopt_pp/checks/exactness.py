@@ -17,28 +17,31 @@ class Exactness:
         topology: the layout.
         flags: of both runs.
         layout_flags: of the run in the layout.
+        accumulation: microbatches of a step in each replica.
     """
 
     name: str
     topology: Topology
     flags: tuple[str, ...] = ()
     layout_flags: tuple[str, ...] = ()
+    accumulation: int = 1
 
     def __call__(self, session: Session) -> Figures:
-        alone = train_alone(session, self.topology, *self.flags)
-        ran = train(session, self.name.replace(" ", "-"), self.topology, *self.flags, *self.layout_flags).succeeded()
+        alone = train_alone(session, self.topology, *self.flags, accumulation=self.accumulation)
+        steps = ("--gradient_accumulation_steps", str(self.accumulation))
+        name = self.name.replace(" ", "-")
+        ran = train(session, name, self.topology, *self.flags, *self.layout_flags, *steps).succeeded()
         return session.leader_says(lambda: compare(alone, ran.folder / "out"))
 
 
 def layouts(asked: Topology) -> list[Exactness]:
     """The layout that is asked for, and each other kind that fits into as many processes."""
     size = asked.world_size
-    accumulates = ("--gradient_accumulation_steps", "3")
     chain, deeper = Topology(size, size), Topology(max(asked.num_stages, size) + 2, size)
     checks = [
         Exactness(f"exactness: {in_words(asked)}", asked),
         # A stage that sends and receives, steps of several microbatches, and a queue longer than a step.
-        Exactness(f"exactness: {in_words(deeper)}", deeper, accumulates, ("--queue_depth", "5")),
+        Exactness(f"exactness: {in_words(deeper)}", deeper, (), ("--queue_depth", "5"), accumulation=3),
         Exactness(f"exactness: frozen, {in_words(asked)}", asked, ("--method", "frozen")),
         Exactness(f"exactness: end to end, {in_words(chain)}", chain, ("--method", "e2e")),
     ]

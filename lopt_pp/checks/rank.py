@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,32 @@ def look(arguments: list[str]) -> int:
 
     _begin()
     found(describe_devices())
+    return 0
+
+
+def measure_links(arguments: list[str]) -> int:
+    """Measures each boundary of this process, one after another.
+
+    Args:
+        arguments: number of stages, of replicas, and the backend.
+    """
+    from lopt_pp.checks.links import measure
+    from lopt_pp.config.pipeline import PipelineConfig
+    from lopt_pp.distributed.world import connect
+    from lopt_pp.pipeline.boundary import boundaries
+
+    _begin()
+    stages, replicas = map(int, arguments[:2])
+    backend: Any = arguments[2]
+    config = PipelineConfig(num_stages=stages, data_parallel=replicas, backend=backend)
+    measured = {}
+    with connect(config) as world:
+        ends = boundaries(world, config.topology(world.size), timeout=60.0)
+        for stage in range(stages - 1):
+            if stage in ends:
+                measured[f"{stage}-{stage + 1}"] = asdict(measure(ends[stage], world.rank))
+            world.barrier(f"measured {stage}")
+    found(measured)
     return 0
 
 

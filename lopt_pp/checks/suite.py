@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from lopt_pp.checks import lifecycle
+from lopt_pp.checks import lifecycle, speed
 from lopt_pp.checks.exactness import layouts
 from lopt_pp.checks.inputs import write_model, write_rows
 from lopt_pp.checks.machine import topology, versions
@@ -25,6 +25,8 @@ def checks_of(session: Session) -> dict[str, Check]:
         "a process hangs": lifecycle.hang,
         "a loss is not finite": lifecycle.not_finite,
         "SIGUSR1 stops the run": lifecycle.stop,
+        "links": speed.links,
+        "speed": speed.throughput,
     }
     return checks
 

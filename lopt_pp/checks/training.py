@@ -17,22 +17,21 @@ TOLERANCE = 2e-5
 """Between weights of a run in float32 and of the same with its sums in another order; a wrong step makes 1e-3."""
 
 
-def flags_of(session: Session, out: Path, topology: Topology | None, *more: str) -> list[str]:
+def flags_of(session: Session, out: Path, topology: Topology, *more: str) -> list[str]:
     """The flags of a run on the inputs of the session.
 
     Args:
         session: where it runs.
         out: the output directory.
-        topology: how it is laid out; None for one process that does the same steps.
+        topology: how it is laid out.
         more: flags; of two that are the same the later one counts.
     """
     inputs = session.folder / "inputs"
-    flags = f"--model_name_or_path {inputs / 'model'} --train_file {inputs / 'rows.jsonl'} --output_dir {out}"
-    flags += f" --backend {session.backend} --max_steps {STEPS} --per_device_train_batch_size 2"
-    flags += " --learning_rate 1e-3 --adam_epsilon 1e-6 --save_steps 0"
-    if topology is not None:
-        flags += f" --num_stages {topology.num_stages} --data_parallel {topology.num_replicas}"
-    return [*flags.split(), *more]
+    flags = f"--backend {session.backend} --max_steps {STEPS} --per_device_train_batch_size 2 --save_steps 0"
+    flags += " --learning_rate 1e-3 --adam_epsilon 1e-6"
+    flags += f" --num_stages {topology.num_stages} --data_parallel {topology.num_replicas}"
+    paths = {"model_name_or_path": inputs / "model", "train_file": inputs / "rows.jsonl", "output_dir": out}
+    return [*(word for name, path in paths.items() for word in (f"--{name}", str(path))), *flags.split(), *more]
 
 
 def train(session: Session, name: str, topology: Topology, *more: str, **options: Any) -> Ran:
@@ -40,15 +39,22 @@ def train(session: Session, name: str, topology: Topology, *more: str, **options
     return session.run(name, flags_of(session, session.folder / name / "out", topology, *more), **options)
 
 
-def train_alone(session: Session, topology: Topology, *more: str) -> Path:
-    """The output directory of a run that does in one process what `topology` does in all; made once."""
-    words = [f"{topology.num_stages}", f"{topology.num_replicas}", *more]
-    name = "alone-" + "-".join(word.strip("-") for word in words)
+def train_alone(session: Session, topology: Topology, *more: str, accumulation: int = 1, name: str = "") -> Path:
+    """The output directory of a run that does in one process what `topology` does in all; made once.
+
+    Args:
+        session: where it runs.
+        topology: the layout that it is compared with.
+        more: flags.
+        accumulation: microbatches of a step in each replica.
+        name: of the run; by default what tells it apart from others.
+    """
+    words = [str(topology.num_stages), str(topology.num_replicas * accumulation), *more]
+    name = name or "alone-" + "-".join(word.strip("-") for word in words)
     out = session.folder / name / "out"
     if not session.leader_says(lambda: (out / "model.safetensors.index.json").exists()):
-        accumulation = topology.num_replicas * (int(more[-1]) if "--gradient_accumulation_steps" in more else 1)
-        whole = Topology(topology.num_stages, 1)
-        flags = flags_of(session, out, whole, *more, "--gradient_accumulation_steps", str(accumulation))
+        whole, step = Topology(topology.num_stages, 1), str(topology.num_replicas * accumulation)
+        flags = flags_of(session, out, whole, *more, "--gradient_accumulation_steps", step)
         session.run(name, flags, processes=1).succeeded()
     return out
 

@@ -1,7 +1,9 @@
 """`lopt-pp check` says ok where all is well, and FAIL of each thing that is not."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from lopt_pp import cli
-from lopt_pp.checks import exactness, lifecycle
+from lopt_pp.checks import exactness, lifecycle, speed
 from lopt_pp.checks.result import CheckFailed, NotHere, Result, as_json, reason
 from lopt_pp.checks.session import Ran, Session
 from lopt_pp.checks.suite import checks_of, chosen, look_at_machine, run_check
@@ -24,22 +26,19 @@ TWO = Topology(2, 2)
 def test_all_is_well_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Some of the checks; the rest of the tests does by itself what the others do."""
     file, kept = tmp_path / "check.json", tmp_path / "runs"
-    words = ["exactness: 2 stages", "is killed", "SIGUSR1"]
+    words = ["exactness: 2 stages", "not finite", "SIGUSR1", "links"]
     assert cli.main(["check", "--only", *words, "--json", str(file), "--keep", str(kept)]) == 0
     said = json.loads(file.read_text())
     assert said["ok"] and len(said["machine"]["processes"]) == 2 and said["machine"]["versions"]["torch"]
-    names = [
-        "exactness: 2 stages",
-        "a process is killed, with a restart",
-        "a process is killed",
-        "SIGUSR1 stops the run",
-    ]
+    names = ["exactness: 2 stages", "a loss is not finite", "SIGUSR1 stops the run", "links"]
     assert [(check["name"], check["outcome"]) for check in said["checks"]] == [(name, "ok") for name in names]
     assert said["checks"][0]["figures"] == {"weights": "bit for bit the same"}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("versions  python") and lines[1].startswith("rank 0    ")
     assert [line.split(" (")[0] for line in lines[-4:]] == [f"ok    {name}" for name in names]
-    assert (kept / "kill" / "rank-0.log").exists()
+    assert (kept / "stop" / "rank-0.log").exists()
+    link = said["checks"][-1]["figures"]
+    assert link["0-1 GB/s"] > 0 and link["0-1 latency in ms"] > 0 and 0 <= link["0-1 overlap"] <= 1
 
 
 class Scripted(Session):
@@ -110,6 +109,40 @@ def test_what_is_wrong_is_said(
     result = run_check("it", check, Scripted(tmp_path, ending, leave=leave))
     assert result.outcome == "FAIL" and why in result.message and "\n" not in result.message
     assert result.line() == f"FAIL  it: {result.message}"
+
+
+def on_gpus(session: Session, results: list[Any]) -> Session:
+    """The same session on GPUs of its own, whose processes find something."""
+    session.backend = "nccl"
+    run = session.run
+    session.run = lambda *arguments, **options: replace(run(*arguments, **options), results=results)  # type: ignore[method-assign]
+    return session
+
+
+def test_a_link_that_holds_up_the_computation(tmp_path: Path) -> None:
+    ends = [{"0-1": {"bandwidth": 2e9, "latency": 1e-5, "overlap": overlap}} for overlap in (0.9, 0.1)]
+    result = run_check("links", speed.links, on_gpus(Scripted(tmp_path), ends))
+    assert result.outcome == "FAIL" and "0-1 overlap is 0.10: transfers and computation take turns" in result.message
+    result = run_check("links", speed.links, on_gpus(Scripted(tmp_path), ends[:1]))
+    assert result.figures == {"0-1 GB/s": 2.0, "0-1 latency in ms": 0.01, "0-1 overlap": 0.9}
+
+
+def test_processes_that_are_slower_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(out: Path) -> None:
+        out.mkdir(parents=True)
+        (out / "model.safetensors.index.json").touch()
+        seconds = 2.0 if "together" in out.parent.name else 1.0
+        lines = [{"stage": 1, "num_tokens": 100, "step_seconds": step * seconds} for step in (9, 1)]
+        (out / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+
+    session = Scripted(tmp_path, leave=leave)
+    monkeypatch.setattr(speed, "write_model", lambda *_, **__: None)
+    monkeypatch.setattr(speed, "write_rows", lambda *_: None)
+    result = run_check("speed", speed.throughput, session)
+    assert result.figures == {"tokens/s of 2 processes": 50, "of one": 100, "times": 0.5}
+    shutil.rmtree(tmp_path)
+    result = run_check("speed", speed.throughput, on_gpus(session, []))
+    assert result.outcome == "FAIL" and "2 processes train 50 tokens/s, and one trains 100" in result.message
 
 
 def test_weights_that_differ_by_more_than_rounding(tmp_path: Path) -> None:

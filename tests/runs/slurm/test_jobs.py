@@ -7,6 +7,8 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -248,3 +250,16 @@ def test_a_cancelled_job_saves_and_does_not_come_back(cluster: Cluster, inputs: 
     cluster.run("scancel", job.number)
     job.until_state("CANCELLED")
     assert len(list(output_dir.glob("saved?"))) == 2 and job.restarts() == 0, job.logs()
+
+
+def test_check_tries_an_allocation(cluster: Cluster, inputs: Path) -> None:
+    """One process for each task of `srun`: all check together, and the first speaks."""
+    words = ["--only", "exactness: 2 stages", "is killed", "--json", "check.json"]
+    command = ["srun", "--nodes", "2", "--ntasks", "2", sys.executable, "-m", "lopt_pp.cli", "check", *words]
+    env = environment() | {name: cluster.environment[name] for name in ("SLURM_CONF", "PATH")}
+    result = subprocess.run(command, env=env, cwd=inputs, capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 0, result.stdout + result.stderr
+    said = json.loads((inputs / "check.json").read_text())
+    assert [check["outcome"] for check in said["checks"]] == ["ok"] * 3
+    assert result.stdout.count("ok    ") == 3, "more than one task speaks"
+    assert not list(inputs.glob("lopt-pp-check-*")), "the runs are left over"
