@@ -174,14 +174,39 @@ class Committer:
         self.committed: int | None = None
         self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._pending: list[int] = []
+        """The steps whose checkpoints are expected and lack a part yet."""
+        self._missing = 0
+        """The stage whose part of the first of them is waited for."""
+        self._expected_at = 0.0
+        self._changed = threading.Condition()
         self._newest: float | None = None
         """When the newest checkpoint of the run was committed; None before it was looked for."""
 
     def expect(self, step: int) -> None:
         """Has a checkpoint made of the parts that all stages write, or have written, after `step` steps."""
+        with self._changed:
+            self._pending.append(step)
+            self._expected_at = time.monotonic()
         self._due.put(step)
         if self._thread is None:
             self._thread = in_background(self._commit_all)
+
+    def await_parts(self, patience: float | None) -> str:
+        """Waits until the parts of all checkpoints that are expected so far are written.
+
+        Args:
+            patience: seconds since the last of them was expected, after which to give up; None for as long as it takes.
+
+        Returns:
+            Whose part is missing then, in words; empty where none is.
+        """
+        with self._changed:
+            left = None if patience is None else self._expected_at + patience - time.monotonic()
+            self._changed.wait_for(lambda: not self._pending, left)
+            if not self._pending:
+                return ""
+            return f"stage {self._missing} is still writing its part of that of step {self._pending[0]}"
 
     def join(self) -> None:
         """Waits for all checkpoints that are expected so far."""
@@ -192,7 +217,7 @@ class Committer:
 
     def _commit_all(self) -> None:
         while (step := self._due.get()) is not None:
-            parts = [json.loads(self._store.get(f"part/{step}/{spec.stage}")) for spec in self._specs]
+            parts = self._take_parts(step)
             errors = [part["error"] for part in parts if "error" in part]
             unfinished = self._output_dir / f"checkpoint-{step}{UNFINISHED}"
             try:
@@ -201,6 +226,9 @@ class Committer:
                 self._commit(unfinished, step, parts)
                 self.committed = step
             except LockLostError:  # The training ends of it; what is there is another run's.
+                with self._changed:
+                    self._pending.clear()
+                    self._changed.notify_all()
                 return
             except Exception as error:  # Tokenizers raise bare ones where they cannot write.
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -210,6 +238,17 @@ class Committer:
                     first_line(error),
                     "" if step == self._last_step else "; the next is tried in time",
                 )
+
+    def _take_parts(self, step: int) -> Sequence[Mapping[str, Any]]:
+        """What the writers say of the parts of a checkpoint, once all of them do."""
+        parts = []
+        for spec in self._specs:
+            self._missing = spec.stage
+            parts.append(json.loads(self._store.get(f"part/{step}/{spec.stage}")))
+        with self._changed:
+            self._pending.remove(step)
+            self._changed.notify_all()
+        return parts
 
     def _commit(self, unfinished: Path, step: int, parts: Sequence[Mapping[str, Any]]) -> None:
         self._describe(unfinished)

@@ -17,7 +17,8 @@ class CheckpointConfig:
         default=500,
         metadata=flag(
             "Steps between checkpoints, in OUTPUT_DIR/checkpoint-STEP; the last step is saved as well; 0 is off. "
-            "Each stage writes its own part in the background after its own step; none waits for another.",
+            "Each stage writes its own part in the background after its own step; none waits for another. One that "
+            "comes due while the one before is still being written, to a slow disk, is skipped with a warning.",
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=True,
             compared=True,

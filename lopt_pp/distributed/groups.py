@@ -13,9 +13,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from lopt_pp.config.topology import Topology
 
 GROUP_TIMEOUT = timedelta(hours=2)
-"""How long a process waits for the others of a group. It only ends a run that hangs where no stream is waited for,
-since a process that dies is noticed at once; so it is longer than anything that a healthy run waits for, and than
-`--stream_timeout` by default, whose message names the stage that hangs."""
+"""How long a process waits for the others of a group, or for their word in the store. It only ends a run that hangs
+where no stream is waited for, since a process that dies is noticed at once; so it is longer than anything that a
+healthy run waits for, and than `--stream_timeout` by default, whose message names the stage that hangs."""
 
 
 def join_groups(payload_backend: str, store: dist.Store, rank: int, size: int) -> None:

@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from lopt_pp.config.pipeline import PipelineConfig
 from lopt_pp.distributed.devices import agree_on_devices, choose_device
-from lopt_pp.distributed.groups import join_groups
+from lopt_pp.distributed.groups import GROUP_TIMEOUT, join_groups
 from lopt_pp.distributed.restarts import agree_on_restart
 from lopt_pp.distributed.store import has_agent_store, join
 from lopt_pp.errors import LoptError
@@ -245,7 +245,7 @@ def connect(config: PipelineConfig) -> Iterator[World]:
     if is_launchers := has_agent_store():
         restart = agree_on_restart(store, rank, size, timedelta(minutes=30))
         store = dist.PrefixStore(f"start {restart}", store)
-    store.set_timeout(timedelta(minutes=30))
+    store.set_timeout(GROUP_TIMEOUT)
     run = dist.PrefixStore("run", store)
     last_words = run.clone()  # type: ignore[attr-defined]  # The stubs lack it.
     world = World(rank, size, device, own.backend, run, last_words, None if is_launchers else 0, restart, launch)

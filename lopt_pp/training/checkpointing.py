@@ -1,6 +1,12 @@
-"""When the stages of this process are saved in a run; `lopt_pp.checkpoint` does the writing."""
+"""When the stages of this process are saved in a run; `lopt_pp.checkpoint` does the writing.
+
+A disk may be slower than checkpoints come due. Then one is skipped, by all stages and replicas: rank 0, which knows
+whose parts are written, decides when it has made the step, and the others follow. So no process waits for a disk while
+others wait for it in a collective or on a stream, and all parts of a checkpoint are there or none.
+"""
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +19,12 @@ from lopt_pp.distributed.world import World
 from lopt_pp.metrics.collector import Collector
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.training.setup import Setup
+
+logger = logging.getLogger(__name__)
+
+_PATIENCE = 60.0
+"""Seconds after a checkpoint has come due in which the next waits for its parts. Only then the disk counts as slow; a
+run of short steps, which saves often, is to have its checkpoints."""
 
 
 class Checkpointer:
@@ -39,10 +51,16 @@ class Checkpointer:
         self._config, self._num_steps = setup.config.checkpoint, setup.num_steps
         self._stages, self._steps_before = stages, stages[0].steps_done
         self._lock = lock
+        self._store = world.connection()
+        # A stage that waits here must not make its neighbours believe that it hangs.
+        self._patience = min(_PATIENCE, setup.config.pipeline.stream_timeout / 4)
+        self._saved = self._steps_before
+        """The steps that the newest saved state has done."""
         self._last: Mapping[int, StageCopy] | None = None
         """Of the last step, until the model is saved."""
         output_dir = Path(setup.config.run.output_dir)
         is_writer = setup.topology.replica_of(world.rank) == 0
+        self._takes_part = is_writer or any(stage.is_sharded for stage in stages)
         self._writer = PartWriter(output_dir, world.connection(), setup.topology.num_stages, is_writer)
         self._committer: Committer | None = None
         if collector is not None and lock is not None:
@@ -58,18 +76,19 @@ class Checkpointer:
             self._lock.check()
         if steps_done == self._num_steps:
             # The model comes first, so that a disk with room for one of the two gets the model.
-            self._last = self._writer.copy(self._stages) if self._config.save_steps > 0 else None
-        elif self._config.saves_after(steps_done):
+            if self._config.save_steps > 0 and self._decide(steps_done, must=True):
+                self._last = self._writer.copy(self._stages)
+        elif self._config.saves_after(steps_done) and self._decide(steps_done):
             self._save(steps_done)
 
     def after_last_step(self) -> None:
-        """Saves the stages of a run that ends early, unless they just were; waits until all parts are written.
+        """Saves the stages of a run that ends early, unless they just were; waits until this process's part is written.
 
         For after the last step that is made.
         """
         steps_done = self._stages[0].steps_done
-        is_saved = steps_done == self._steps_before or self._config.saves_after(steps_done)
-        if self._config.save_steps > 0 and steps_done < self._num_steps and not is_saved:
+        is_due = self._config.save_steps > 0 and steps_done < self._num_steps and steps_done != self._saved
+        if is_due and self._decide(steps_done, must=True):
             self._save(steps_done)
         self._writer.finish()
 
@@ -93,7 +112,26 @@ class Checkpointer:
         """The step of the newest checkpoint that was made, on rank 0; None before the first."""
         return None if self._committer is None else self._committer.committed
 
+    def _decide(self, step: int, must: bool = False) -> bool:
+        """Whether this process saves what its stages have after `step` steps. Its writer is idle then.
+
+        Args:
+            step: that a checkpoint is due after.
+            must: whether it waits for slow disks rather than skip a checkpoint: when no stage waits for its messages.
+        """
+        if not self._takes_part:
+            return False
+        key = f"checkpoint/{step}/{'last' if must else 'due'}"
+        if self._committer is None:
+            return self._store.get(key) == b"save"
+        missing = self._committer.await_parts(None if must else self._patience)
+        if missing:
+            logger.warning("no checkpoint at step %d: %s (a slow disk?); the next is tried in time", step, missing)
+        self._store.set(key, "skip" if missing else "save")
+        return not missing
+
     def _save(self, steps_done: int) -> None:
+        self._saved = steps_done
         if self._committer is not None:
             self._committer.expect(steps_done)
         self._writer.save(self._stages, steps_done)

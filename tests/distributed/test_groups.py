@@ -15,6 +15,7 @@ def test_all_groups_have_the_stated_limit_also_those_of_all_processes(tmp_path: 
     limit = GROUP_TIMEOUT.total_seconds()
     for rank in (0, 1):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {
+            "store": limit,
             "replicas: default": [limit, [0, 1]],
             "replicas: replicas": [limit, [0, 1]],
             "replicas: pipeline": [limit, [rank]],

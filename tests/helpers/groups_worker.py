@@ -6,6 +6,7 @@ With a device `cuda` the process takes itself for one with a GPU, and only tries
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -32,10 +33,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def write_limits(folder: Path) -> int:
     """Writes, for each layout, the limit of each group in seconds and the ranks that are in it."""
-    found = {}
+    found: dict[str, Any] = {}
     with connect(PipelineConfig()) as joined:
         default = dist.group.WORLD
         assert default is not None
+        found["store"] = joined.store.timeout.total_seconds()  # type: ignore[attr-defined]  # The stubs lack it.
         for name, topology in LAYOUTS.items():
             replicas, pipeline = replica_mesh(joined.device, topology).get_group(), pipeline_group(topology)
             for kind, group in ("default", default), ("replicas", replicas), ("pipeline", pipeline):

@@ -1,0 +1,108 @@
+"""Checkpoints that come due while a disk is still busy with the one before."""
+
+import logging
+import threading
+from pathlib import Path
+
+import pytest
+from in_process import train
+from ranks import ranks
+from tiny import InputsWith
+from torch.distributed import HashStore
+
+from lopt_pp.checkpoint import writer
+from lopt_pp.checkpoint.output_dir import complete_checkpoints
+from lopt_pp.distributed.shutdown import StopCoordinator, ask_to_stop
+from lopt_pp.training import checkpointing
+from lopt_pp.training.checkpointing import Checkpointer
+
+LONG = 30
+"""Seconds, for what waits where the code is wrong."""
+
+
+class SlowDisk:
+    """A disk on which no part of a checkpoint is whole before `released` is set."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.released = threading.Event()
+        checksum = writer.file_sha256
+
+        def slow(path: Path) -> str:
+            self.released.wait(LONG)
+            return checksum(path)
+
+        monkeypatch.setattr(writer, "file_sha256", slow)
+
+
+def saved(out: Path) -> list[str]:
+    return sorted(path.name for path in complete_checkpoints(out))
+
+
+def test_a_disk_slower_than_checkpoints_come_due_costs_checkpoints_and_holds_up_nobody(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The parts of step 2 are whole after step 5 only, which is not reached by who waits for them at step 4."""
+    disk, after_step = SlowDisk(monkeypatch), Checkpointer.after_step
+
+    def release(self: Checkpointer, steps_done: int) -> None:
+        after_step(self, steps_done)
+        if steps_done == 5:
+            assert not disk.released.is_set()
+            disk.released.set()
+
+    monkeypatch.setattr(Checkpointer, "after_step", release)
+    monkeypatch.setattr(checkpointing, "_PATIENCE", 0.0)
+    with caplog.at_level(logging.WARNING):
+        assert train(inputs, tmp_path / "out", "--max_steps 6 --save_steps 2")
+    assert saved(tmp_path / "out") == ["checkpoint-2", "checkpoint-6"]
+    assert "no checkpoint at step 4: stage 0 is still writing its part of that of step 2" in caplog.text
+
+
+def test_a_fast_disk_is_waited_for(inputs: Path, tmp_path: Path) -> None:
+    """However short the steps are."""
+    assert train(inputs, tmp_path / "out", "--max_steps 6 --save_steps 1")
+    assert saved(tmp_path / "out") == [f"checkpoint-{step}" for step in range(1, 7)]
+
+
+def test_a_run_that_is_stopped_where_a_checkpoint_was_skipped_saves_it(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, store, decided = SlowDisk(monkeypatch), HashStore(), threading.Event()
+    after_step, await_request, decide = Checkpointer.after_step, StopCoordinator._await_request, Checkpointer._decide
+
+    def stop(self: Checkpointer, steps_done: int) -> None:
+        after_step(self, steps_done)
+        if steps_done == 4:
+            ask_to_stop(store, "SIGTERM")
+            assert decided.wait(LONG)
+
+    def tell(self: StopCoordinator) -> None:
+        await_request(self)
+        decided.set()
+
+    def release(self: Checkpointer, step: int, must: bool = False) -> bool:
+        if must:
+            disk.released.set()
+        return decide(self, step, must)
+
+    monkeypatch.setattr(Checkpointer, "after_step", stop)
+    monkeypatch.setattr(Checkpointer, "_decide", release)
+    monkeypatch.setattr(StopCoordinator, "_await_request", tell)
+    monkeypatch.setattr(checkpointing, "_PATIENCE", 0.0)
+    assert not train(inputs, tmp_path / "out", "--max_steps 50 --save_steps 2", store=store)
+    assert saved(tmp_path / "out") == ["checkpoint-2", "checkpoint-4"]
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_replicas_are_not_held_up_by_the_disk_of_one(inputs_with: InputsWith, tmp_path: Path, sharding: str) -> None:
+    """Nor do those who share out a stage wait in the gathering for who skips the checkpoint."""
+    inputs = inputs_with()
+    given = (
+        f"--model_name_or_path {inputs / 'model'} --train_file {inputs / 'rows.jsonl'} --output_dir {tmp_path / 'out'}"
+    )
+    given += f" --num_stages 1 --data_parallel 2 --sharding {sharding} --max_steps 6 --save_steps 2"
+    arguments = [tmp_path / "released", *given.split()]
+    with ranks(tmp_path, arguments, arguments, module="slow_disk") as started:
+        assert [rank.status(120) for rank in started] == [0, 0], [rank.text for rank in started]
+    assert saved(tmp_path / "out") == ["checkpoint-2", "checkpoint-6"]
+    assert "no checkpoint at step 4: stage 0 is still writing its part of that of step 2" in started[0].text
