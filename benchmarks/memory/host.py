@@ -101,7 +101,8 @@ def measure(world: World, case: Case, model: Path, directory: Path) -> HostMemor
     builder.whole  # noqa: B018  Made once, before anything is measured.
 
     def load() -> Stage:
-        block = builder.from_pretrained(specs[1], weights)
+        keep = replicas.keep if replicas is not None and case.sharded else None
+        block = builder.from_pretrained(specs[1], weights, _CPU, keep)
         objective = local_objective(block, ObjectiveConfig(), seed=0)
         return Stage(block, objective, OPTIM, MANY_STEPS, device=_CPU, replicas=replicas)
 

@@ -87,9 +87,8 @@ class BlockBuilder:
         dtypes = weights.dtypes(sources.values())
         stored = {name: dtypes[source] for name, source in sources.items() if source in dtypes}
 
-        def read(source: str) -> torch.Tensor:
-            read = weights.read([source]) if device.type == "cpu" else weights.read([source], device)
-            return read[source]
+        def read(source: str, dtype: torch.dtype | None) -> torch.Tensor:
+            return weights.read([source], device, dtype)[source]
 
         deferred = {name: Deferred(functools.partial(read, source)) for name, source in sources.items()}
         with weights.kept_open(), one_after_another(), kept_as(keep):

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lopt_pp.model.shares import ShareOf
+
 logger = logging.getLogger(__name__)
 
 AUTO = "auto"
@@ -71,14 +73,18 @@ def cast_parameters(module: nn.Module, device: torch.device | str, dtype: torch.
 
     Buffers keep the dtype that they were made in: rotary frequencies in bfloat16 are wrong by more than a radian at
     position 1,000. So do parameters that `transformers` holds in float32 in models of 16 bits
-    (`_keep_in_fp32_modules_strict`), such as a router's bias.
+    (`_keep_in_fp32_modules_strict`), such as a router's bias. Shares are on their device already.
     """
     kept = _kept_in_float32(module) if dtype.itemsize < 4 else set()
     for parameter in module.parameters():
         # One by one, as `Module.to` does it: the whole is never there in both dtypes.
-        is_cast = parameter.is_floating_point() and parameter not in kept
-        parameter.data = parameter.data.to(device, dtype if is_cast else parameter.dtype)
-    module.to(device)  # The buffers.
+        own = dtype if parameter.is_floating_point() and parameter not in kept else parameter.dtype
+        if isinstance(parameter, ShareOf):
+            parameter.data, parameter.share = parameter.data.to(own), parameter.share.to(own)
+        else:
+            parameter.data = parameter.data.to(device, own)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 def _kept_in_float32(module: nn.Module) -> set[nn.Parameter]:

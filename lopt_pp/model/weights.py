@@ -66,12 +66,15 @@ class PretrainedWeights:
                 f"{SAFE_WEIGHTS_INDEX_NAME}), {reason}; convert them: from_pretrained(), then save_pretrained()"
             )
 
-    def read(self, names: Sequence[str], device: torch.device = _CPU) -> dict[str, torch.Tensor]:
-        """The named tensors, in their stored dtypes.
+    def read(
+        self, names: Sequence[str], device: torch.device = _CPU, dtype: torch.dtype | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The named tensors.
 
         Args:
             names: of tensors.
             device: where they are put, each as soon as it is read.
+            dtype: that they are cast to there; None for the stored ones.
         """
         tensors = {}
         for file_name in sorted({self.files[name] for name in names}):
@@ -85,7 +88,8 @@ class PretrainedWeights:
                         )
                     # Copied into torch's own aligned memory, so that no result hangs on where a tensor lay in a file.
                     try:
-                        tensors[name] = file.get_tensor(name).to(device, copy=True)
+                        read = file.get_tensor(name).to(device)
+                        tensors[name] = read.to(dtype=dtype or read.dtype, copy=device.type == "cpu")
                     except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, AttributeError) as error:
                         # The last four: of a dtype that PyTorch does not have.
                         raise LoptError(

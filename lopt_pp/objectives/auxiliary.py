@@ -31,6 +31,7 @@ class AuxiliaryNextToken(Objective):
     name = "auxiliary_loss"
     rate_share = LOCAL_RATES["next_token"].rate_share
     safe_rate_share = LOCAL_RATES["next_token"].safe_rate_share
+    reads_weights = False
     needs_head_warmup = LOCAL_RATES["next_token"].needs_head_warmup
     summary = "the next-token loss of a small auxiliary network on its output"
 
@@ -64,7 +65,7 @@ def _share_frozen(block: BlockModel, head: nn.Module) -> None:
     if not isinstance(embedding, nn.Parameter) or embedding.requires_grad:
         return
     own = head.get_parameter("weight")
-    if own.is_meta:  # A plan has no weights to compare.
+    if own.is_meta:  # A plan has no weights to compare; of a sharded stage a process has no more than its share.
         return
     if embedding.shape == own.shape and torch.equal(embedding, own):
         head.weight = embedding

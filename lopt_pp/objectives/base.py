@@ -23,11 +23,12 @@ class Site:
     """The block that an objective is for, and what it may be made from.
 
     Attributes:
-        block: that learns from it, with its pretrained weights, on the CPU in float32.
+        block: that learns from it, with its pretrained weights in float32, on the CPU; where the objective does not
+            look at their values (`Objective.reads_weights`), on the device that trains them or, sharded, on none.
         config: the flags.
         generator: to draw initial weights from; a function of the run's seed and the stage alone.
-        load: makes a model of further layers of the pretrained one, with their weights, on the CPU in float32. The
-            `BlockSpec` says which layers, and whether what follows the last one (norm, output head) comes with them.
+        load: makes a model of further layers of the pretrained one, with their weights, likewise. The `BlockSpec` says
+            which layers, and whether what follows the last one (norm, output head) comes with them.
     """
 
     block: BlockModel
@@ -65,6 +66,11 @@ class Objective(nn.Module, ABC):
 
     summary: ClassVar[str] = "an objective of its own"
     """What the block learns from, for the model card: "each earlier block learned from ..."."""
+
+    reads_weights: ClassVar[bool] = True
+    """Whether the constructor looks at the values of weights of `site.block`, or of what `site.load` gives. If it does
+    not, these are read straight to the device that trains them, and with `--sharding full` each replica holds its share
+    only: no process then needs room for a whole stage in main memory or on its GPU."""
 
     weight: float = 1.0
     """What the mean loss is multiplied by before backward."""

@@ -20,6 +20,7 @@ class Reconstruction(Objective):
     name = "reconstruction_loss"
     rate_share = LOCAL_RATES["reconstruction"].rate_share
     safe_rate_share = LOCAL_RATES["reconstruction"].safe_rate_share
+    reads_weights = False
     summary = "the reconstruction of its own input"
 
     def __init__(self, site: Site) -> None:

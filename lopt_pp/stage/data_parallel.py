@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lopt_pp.model.block import BlockModel
+from lopt_pp.model.shares import ShareOf
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,47 @@ class Replicas:
         return self.replicate(module) if learns else module
 
     def shard(self, module: nn.Module) -> None:
-        """Leaves each process its share of the parameters of a block or an objective: layer by layer, then the rest."""
+        """Leaves each process its share of the parameters of a block or an objective: layer by layer, then the rest.
+
+        Of those that were loaded by `keep` it has its share already; the others are whole on the device for a moment.
+        """
+        kept = [
+            (owner, name, parameter)
+            for owner in module.modules()
+            for name, parameter in owner.named_parameters(recurse=False)
+            if isinstance(parameter, ShareOf)
+        ]
         for part in list(module.modules()):
             for layer in part.layers if isinstance(part, BlockModel) else ():
                 fully_shard(layer, mesh=self.mesh)
         if any(True for _ in module.parameters()):
             fully_shard(module, mesh=self.mesh)
+        # A module that is sharded may be given its parameters, as by load_state_dict(assign=True): FSDP2 takes them up
+        # when it first runs. One that two modules share (tied embeddings) stays one.
+        made: dict[ShareOf, nn.Parameter] = {}
+        for owner, name, parameter in kept:
+            if parameter not in made:
+                made[parameter] = nn.Parameter(self._joined(parameter), requires_grad=parameter.requires_grad)
+            setattr(owner, name, made[parameter])
+
+    def keep(self, parameter: nn.Parameter) -> nn.Parameter:
+        """What a block is to have of a parameter that has just been loaded where replicas hold a shard each.
+
+        Args:
+            parameter: whole, on the device that trains it.
+        """
+        share = _part(parameter.detach(), Shard(0), self.mesh).clone()
+        return ShareOf.make(parameter, share)
+
+    def _joined(self, parameter: ShareOf) -> DTensor:
+        return DTensor.from_local(
+            parameter.share,
+            self.mesh,
+            [Shard(0)],
+            run_check=False,
+            shape=parameter.shape,
+            stride=parameter.stride(),
+        )
 
     def replicate(self, module: nn.Module) -> DistributedDataParallel:
         """Wraps a module so that the gradients of its parameters become the mean over the replicas."""
@@ -78,11 +114,13 @@ def share_of(tensor: torch.Tensor, target: DTensor) -> torch.Tensor:
         tensor: of the target's shape, on any device.
         target: a parameter of which each replica has a shard (FSDP2).
     """
-    (placement,), size, rank = target.placements, target.device_mesh.size(), target.device_mesh.get_local_rank()
-    if not isinstance(placement, Shard):
-        return tensor
+    (placement,) = target.placements
+    return _part(tensor, placement, target.device_mesh) if isinstance(placement, Shard) else tensor
+
+
+def _part(tensor: torch.Tensor, placement: Shard, mesh: DeviceMesh) -> torch.Tensor:
     # As FSDP2 cuts it: the last processes have less, or nothing.
-    parts = tensor.chunk(size, placement.dim)
+    rank, parts = mesh.get_local_rank(), tensor.chunk(mesh.size(), placement.dim)
     return parts[rank] if rank < len(parts) else tensor.narrow(placement.dim, 0, 0)
 
 

@@ -21,7 +21,7 @@ from lopt_pp.data.splits import load_split
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel
-from lopt_pp.model.build import BlockBuilder
+from lopt_pp.model.build import BlockBuilder, Keep
 from lopt_pp.model.dtypes import AUTO, dtype_of
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
 from lopt_pp.model.pretrained import (
@@ -42,6 +42,8 @@ from lopt_pp.planning.auto_split import find_cuts
 from lopt_pp.training.held_out import Evaluation
 
 logger = logging.getLogger(__name__)
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -98,18 +100,24 @@ class Setup:
             num_replicas=self.topology.num_replicas,
         )
 
-    def load(self, spec: BlockSpec) -> BlockModel:
-        """The block at a place of the model, with its pretrained weights."""
-        return self.builder.from_pretrained(spec, self.weights)
+    def load(self, spec: BlockSpec, device: torch.device = _CPU, keep: Keep | None = None) -> BlockModel:
+        """The block at a place of the model, with its pretrained weights.
 
-    def load_copy(self, spec: BlockSpec) -> BlockModel:
-        """A copy of parts of other blocks, for an objective.
+        Args:
+            spec: the place.
+            device: of the parameters.
+            keep: what the block has in place of a parameter; see `BlockBuilder.from_pretrained`.
+        """
+        return self.builder.from_pretrained(spec, self.weights, device, keep)
+
+    def load_copy(self, spec: BlockSpec, device: torch.device = _CPU, keep: Keep | None = None) -> BlockModel:
+        """A copy of parts of other blocks, for an objective; the arguments are those of `load`.
 
         Raises:
             LoptError: they do not run by themselves.
         """
         check_sample(self.model_class, self.model_config, self.builder.structure, spec)
-        return self.load(spec)
+        return self.load(spec, device, keep)
 
     @property
     def is_end_to_end(self) -> bool:

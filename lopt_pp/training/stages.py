@@ -1,14 +1,18 @@
 """Builds what a process trains from a run's setup: its stages, the drift probe, and the plan of a step."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from lopt_pp.distributed.groups import pipeline_group, replica_mesh
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.drift import Probe
+from lopt_pp.model.build import Keep
 from lopt_pp.model.verify_positions import trained_positions
-from lopt_pp.objectives import local_objective
+from lopt_pp.objectives import local_objective, local_objective_class
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.stage.data_parallel import Replicas
 from lopt_pp.stage.end_to_end_stage import EndToEndStage
@@ -38,7 +42,9 @@ def build_stages(setup: Setup, world: World) -> Sequence[BaseStage]:
     }
     stages: list[BaseStage] = []
     for index in topology.stages_of(world.rank):
-        block = setup.load(setup.specs[index])
+        device, keep = _place(setup, index, world.device, replicas)
+        block = setup.load(setup.specs[index], device, keep)
+        load_copy = functools.partial(setup.load_copy, device=device, keep=keep)
         if not config.objective.train_embeddings:
             block.freeze_embeddings()
         if group is not None:
@@ -49,7 +55,7 @@ def build_stages(setup: Setup, world: World) -> Sequence[BaseStage]:
             continue
         stage = Stage(
             block,
-            local_objective(block, config.objective, config.run.seed, setup.load_copy),
+            local_objective(block, config.objective, config.run.seed, load_copy),
             config.optim,
             setup.num_steps,
             local_head_warmup_steps=config.objective.local_head_warmup_steps,
@@ -58,6 +64,19 @@ def build_stages(setup: Setup, world: World) -> Sequence[BaseStage]:
         )
         stages.append(stage)
     return stages
+
+
+def _place(
+    setup: Setup, index: int, device: torch.device, replicas: Replicas | None
+) -> tuple[torch.device, Keep | None]:
+    """Where a stage's weights are put as they are read, and what is kept of them there."""
+    is_last = index == setup.topology.num_stages - 1
+    objective = None if is_last else local_objective_class(setup.config.objective)
+    if objective is not None and objective.reads_weights:
+        return torch.device("cpu"), None
+    # A stage without a loss is not sharded: it only runs forward.
+    is_shared_out = replicas is not None and replicas.sharded and (is_last or objective is not None)
+    return device, replicas.keep if replicas is not None and is_shared_out else None
 
 
 def remember_pretrained(setup: Setup, world: World, stages: Sequence[BaseStage]) -> Probe | None:

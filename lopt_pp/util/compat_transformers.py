@@ -106,18 +106,17 @@ class Deferred:
     of files it reads the whole. Seen in 5.17 to 5.24.
 
     Args:
-        read: gives the tensor, in its stored dtype, on the device where it is to be.
+        read: gives the tensor on the device where it is to be, in a dtype, or as it is stored.
     """
 
-    def __init__(self, read: Callable[[], torch.Tensor]) -> None:
+    def __init__(self, read: Callable[[torch.dtype | None], torch.Tensor]) -> None:
         self._read = read
 
     def __getitem__(self, index: object) -> "Deferred":
         return self
 
     def to(self, device: object = None, dtype: torch.dtype | None = None) -> torch.Tensor:
-        tensor = self._read()
-        return tensor.to(dtype=dtype or tensor.dtype)
+        return self._read(dtype)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import json
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,11 +12,15 @@ from blocks import load, weight_of
 from launching import HELPERS, run
 from results import load_model
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 from weight_files import INDEX, Tensors, change, write_halves, write_model
 
 from lopt_pp.errors import LoptError
+from lopt_pp.model.dtypes import cast_parameters
 from lopt_pp.model.partition import split_evenly
+from lopt_pp.model.shares import ShareOf
 from lopt_pp.model.weights import PretrainedWeights, shard_name, write_index, write_shard
 
 
@@ -53,9 +58,9 @@ def test_a_stage_reads_its_own_tensors_alone(tmp_path: Path, monkeypatch: pytest
     asked: list[str] = []
     read = PretrainedWeights.read
 
-    def noting(checkpoint: PretrainedWeights, names: list[str]) -> Tensors:
+    def noting(checkpoint: PretrainedWeights, names: list[str], *where: Any) -> Tensors:
         asked.extend(names)
-        return read(checkpoint, names)
+        return read(checkpoint, names, *where)
 
     monkeypatch.setattr(PretrainedWeights, "read", noting)
     owned = [name for name, _ in load(tmp_path, 0).model.named_parameters()]
@@ -63,26 +68,55 @@ def test_a_stage_reads_its_own_tensors_alone(tmp_path: Path, monkeypatch: pytest
     assert len(asked) < 0.6 * len(dict(whole.named_parameters()))
 
 
-@pytest.mark.parametrize(("family", "most"), [("llama", 1), ("qwen3_moe", 8)])
+@pytest.mark.parametrize(("family", "most"), [("llama", 0), ("qwen3_moe", 8)])
 def test_a_stage_holds_one_stored_tensor_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str, most: int
 ) -> None:
     """Besides what has its place in the block already; of tensors that are fused into one, these."""
     write_model(tmp_path, family, tie_word_embeddings=False).bfloat16().save_pretrained(tmp_path)
     held: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+    placed: set[int] = set()
     counts = []
     read = PretrainedWeights.read
 
-    def counting(checkpoint: PretrainedWeights, names: list[str]) -> Tensors:
-        tensors = read(checkpoint, names)
+    def counting(checkpoint: PretrainedWeights, names: list[str], *where: Any) -> Tensors:
+        counts.append(sum(storage.data_ptr() not in placed for storage in held))
+        tensors = read(checkpoint, names, *where)
         for tensor in tensors.values():
             held.add(tensor.untyped_storage())
-        counts.append(len(held))
         return tensors
 
+    def place(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        placed.add(parameter.untyped_storage().data_ptr())
+
     monkeypatch.setattr(PretrainedWeights, "read", counting)
-    load(tmp_path, 0)
-    assert 0 < max(counts) <= most < len(counts)
+    hook = register_module_parameter_registration_hook(place)
+    try:
+        load(tmp_path, 0)
+    finally:
+        hook.remove()
+    assert max(counts) <= most < len(counts)
+
+
+def test_what_is_kept_takes_the_place_of_each_parameter(tmp_path: Path) -> None:
+    """As where replicas hold a share each: the whole of it is gone before the next one is read."""
+    write_model(tmp_path, "gpt2", tie_word_embeddings=True)
+    expected = dict(load(tmp_path, 0, num_stages=1).model.named_parameters())
+    alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def keep(parameter: nn.Parameter) -> nn.Parameter:
+        assert not alive
+        alive.add(parameter.untyped_storage())
+        return ShareOf.make(parameter, parameter.detach()[1:3].clone())
+
+    block = load(tmp_path, 0, num_stages=1, keep=keep)
+    found = dict(block.model.named_parameters())
+    assert found.keys() == expected.keys()
+    for name, parameter in found.items():
+        assert isinstance(parameter, ShareOf) and parameter.is_meta and parameter.shape == expected[name].shape
+        assert torch.equal(parameter.share, expected[name][1:3])
+    cast_parameters(block, "cpu", torch.bfloat16)
+    assert all(parameter.share.dtype == parameter.dtype == torch.bfloat16 for parameter in found.values())  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
