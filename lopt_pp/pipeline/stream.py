@@ -14,12 +14,12 @@ from collections.abc import Iterable
 from typing import Protocol
 
 import torch
-import torch.distributed as dist
 
 from lopt_pp.distributed.shutdown import NEVER_STOPS, StopSignal
 from lopt_pp.errors import StreamError
 from lopt_pp.pipeline.boundary import Boundary
 from lopt_pp.pipeline.messages import Header, HeaderQueue, dtype_code
+from lopt_pp.pipeline.transfer import Transfer
 
 _TAG_PAYLOAD, _TAG_HEADER = 0, 1
 _NOTHING = -2
@@ -88,8 +88,8 @@ class StreamSender:
         self._headers = HeaderQueue(headers)
         self._depth = queue_depth
         self._stop_signal = stop_signal
-        self._payloads: deque[tuple[dist.Work, torch.Tensor, Header]] = deque()
-        self._header_works: deque[tuple[dist.Work, torch.Tensor]] = deque()
+        self._payloads: deque[tuple[Transfer, torch.Tensor, Header]] = deque()
+        self._header_works: deque[tuple[Transfer, torch.Tensor]] = deque()
         self._announce()
 
     def _announce(self) -> None:
@@ -154,8 +154,8 @@ class StreamReceiver:
         self._boundary = boundary
         self._expected = HeaderQueue(headers)
         self._depth = queue_depth
-        self._header_works: deque[tuple[dist.Work, torch.Tensor]] = deque()
-        self._payloads: deque[tuple[dist.Work, torch.Tensor, Header]] = deque()
+        self._header_works: deque[tuple[Transfer, torch.Tensor]] = deque()
+        self._payloads: deque[tuple[Transfer, torch.Tensor, Header]] = deque()
         self._buffers = _Buffers(queue_depth + 1, boundary.device)
         # Twice as far ahead as they are read, so that a header never waits for the link's round trip.
         for _ in range(2 * queue_depth):

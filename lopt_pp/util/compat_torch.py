@@ -6,9 +6,11 @@ tries each of them, and `test_private.py` sees that no other file does such a th
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch._library.custom_ops import OPDEFS
@@ -18,6 +20,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lopt_pp.util.patching import replaced
 
 aten = torch.ops.aten
+
+
+def nccl_options(timeout: timedelta, max_ctas: int) -> Any:
+    """Options of a process group of NCCL's, whose kernels go first and take few of the GPU's multiprocessors.
+
+    Private: the attribute `_timeout`. PyTorch sets it from the `timeout` that `new_group` is given, and warns where the
+    options have another one, as new ones do. Seen in 2.13; 2.11 and 2.12 have it.
+
+    Args:
+        timeout: of the group, the same as `new_group` is given.
+        max_ctas: thread blocks, each of which occupies a multiprocessor, of a transfer at most.
+    """
+    options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
+    options.config.max_ctas = max_ctas
+    options._timeout = timeout
+    return options
 
 
 class DispatchMode(TorchDispatchMode):

@@ -2,9 +2,13 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import suppress
+from typing import TypeVar
 
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def in_background(target: Callable[..., None], *arguments: object) -> threading.Thread:
@@ -21,3 +25,21 @@ def in_background(target: Callable[..., None], *arguments: object) -> threading.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return thread
+
+
+def result_in_time(call: Callable[[], T], seconds: float) -> T:
+    """What a call gives that may never return, made in a daemon thread.
+
+    Raises:
+        TimeoutError: it takes longer than `seconds`; the thread stays in it.
+    """
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:  # It is the caller's.
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(seconds)

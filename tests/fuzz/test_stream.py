@@ -5,11 +5,11 @@ from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lopt_pp.errors import StreamError
-from lopt_pp.pipeline import stream
 from lopt_pp.pipeline.boundary import Boundary
 from lopt_pp.pipeline.messages import Header
 from lopt_pp.pipeline.stream import StreamReceiver
@@ -80,7 +80,7 @@ def receive(sent: list[list[int]], depth: int) -> tuple[list[tuple[int, ...]], l
     boundary = Boundary(0, 1, 0, None, None, torch.device("cpu"), 1.0)  # type: ignore[arg-type]
     received = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream.dist, "irecv", irecv)
+        patch.setattr(dist, "irecv", irecv)
         receiver = StreamReceiver(boundary, EXPECTED, depth)
         try:
             for _ in itertools.takewhile(lambda header: receiver.runs(*header.place), EXPECTED):
