@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from lopt_pp.config.topology import Topology
+from lopt_pp.distributed.groups import GROUP_TIMEOUT
 from lopt_pp.distributed.transport_errors import cause_of, peer_is_gone
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import StreamError
@@ -18,8 +19,8 @@ from lopt_pp.util.compat_torch import nccl_options
 from lopt_pp.util.threads import result_in_time
 
 _ENDLESS = timedelta(days=3650)
-"""The limit of the payloads' group: `Transfer.wait` has the time of `--stream_timeout`, and NCCL's own watchdog, which
-counts from when a message was posted and ends the process, must not come before it."""
+"""The limit of the payloads' group, unlike that of all others: `Transfer.wait` has the time of `--stream_timeout`, and
+NCCL's own watchdog, which counts from when a message was posted and ends the process, must not come before it."""
 
 _NCCL_CTAS = 2
 """Thread blocks of a transfer at most. A receive that waits for its message spins, and keeps as many multiprocessors
@@ -105,8 +106,10 @@ class Boundary:
                 f"{there} does not answer for {self.timeout:g} s (--stream_timeout): {on} failed"
             ) from error
         except RuntimeError as error:
-            what = f"{there} has died or left: {on}" if peer_is_gone(error) else f"{here}, with {there}: {on}"
-            raise StreamError(f"{what} failed: {cause_of(error)}") from error
+            cause = cause_of(error)
+            if peer_is_gone(error):
+                raise StreamError(f"{there} has died or left: {on} failed: {cause}") from error
+            raise StreamError(f"{here}, with {there}: {on} failed: {cause}") from error
 
     def _name(self, rank: int) -> str:
         return f"stage {self.stage if rank == self.source else self.stage + 1} (rank {rank})"
@@ -124,7 +127,7 @@ def boundaries(world: World, topology: Topology, timeout: float) -> dict[int, Bo
     """
     if world.size == 1:
         return {}
-    headers = dist.new_group(backend="gloo")
+    headers = dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT)
     payload = headers
     if is_nccl := world.payload_backend == "nccl":
         # NCCL gives each pair of processes a CUDA stream of its own, at the first message. It must: a group that is

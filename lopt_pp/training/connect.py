@@ -1,5 +1,6 @@
 """Joins the stages of this process to their neighbours, and finds out from whom it hears that the run is to stop."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,12 @@ from lopt_pp.stage.stage import Stage
 from lopt_pp.training.segment import Segment
 from lopt_pp.training.setup import Setup
 from lopt_pp.training.step_plan import StepPlan
+
+logger = logging.getLogger(__name__)
+
+_NCCL_DEPTH = 2
+"""Messages that may be on their way over NCCL, at least. There a message leaves only when its receive runs on the other
+GPU: with one, the sender would wait in every microbatch until the receiver is done with the one before."""
 
 
 def deciders(setup: Setup, world: World) -> list[int]:
@@ -46,20 +53,30 @@ def connect(
     if setup.is_end_to_end:  # PyTorch's schedule sends and receives by itself.
         assert decided is not None
         return Segment(stages, stop_signal=decided)
-    pipeline, topology = setup.config.pipeline, setup.topology
-    ends = boundaries(world, topology, pipeline.stream_timeout)
-    stop_signal = decided or NEVER_STOPS
+    topology = setup.topology
+    ends = boundaries(world, topology, setup.config.pipeline.stream_timeout)
+    depth, stop_signal = _queue_depth(setup, world), decided or NEVER_STOPS
     receivers: dict[int, Receiver] = {}
     senders: dict[int, Sender] = {}
     for stage in stages:
         assert isinstance(stage, Stage)
         if stage.index - 1 in ends:
             headers = plan.headers(steps, stage, boundary=stage.index - 1)
-            receiver = StreamReceiver(ends[stage.index - 1], headers, pipeline.queue_depth)
+            receiver = StreamReceiver(ends[stage.index - 1], headers, depth)
             stop_signal = receivers[stage.index] = receiver
         if stage.index in ends:
             headers = plan.headers(steps, stage, boundary=stage.index)
-            senders[stage.index] = StreamSender(ends[stage.index], headers, pipeline.queue_depth, stop_signal)
+            senders[stage.index] = StreamSender(ends[stage.index], headers, depth, stop_signal)
         elif stage.index + 1 in topology.stages_of(world.rank):
             senders[stage.index] = receivers[stage.index + 1] = LocalStream()
     return Segment(stages, receivers, senders, stop_signal)
+
+
+def _queue_depth(setup: Setup, world: World) -> int:
+    """Messages that may be on their way at once; the same at both ends, which have the same flags and backend."""
+    given = setup.config.pipeline.queue_depth
+    if world.payload_backend != "nccl" or world.size == 1 or given >= _NCCL_DEPTH:
+        return given
+    if world.rank == 0:
+        logger.info("--queue_depth %d is raised to %d: NCCL sends nothing ahead with less", given, _NCCL_DEPTH)
+    return _NCCL_DEPTH

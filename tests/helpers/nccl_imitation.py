@@ -94,7 +94,12 @@ class Stream:
         def start() -> None:
             self._last.wait()
             self._last = done = threading.Event()
-            threading.Thread(target=lambda: (run(), done.set()), daemon=True).start()
+
+            def run_beside() -> None:
+                run()
+                done.set()
+
+            threading.Thread(target=run_beside, daemon=True).start()
 
         self._hardware.put(start)
 

@@ -87,9 +87,9 @@ def posted(rank: Rank) -> Iterator[list[Work]]:
         works.append(post(*arguments))
         return works[-1]
 
-    rank.nccl.post = recorded  # type: ignore[method-assign]
-    yield works
-    rank.nccl.post = post  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank.nccl, "post", recorded)
+        yield works
 
 
 def receive(boundary: Boundary) -> tuple[Any, torch.Tensor]:
