@@ -15,6 +15,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lopt_pp.data import RowEncoder
+from lopt_pp.distributed.devices import choose_device
 
 Row = dict[str, str]
 
@@ -79,7 +80,7 @@ def main() -> None:
     shown = rows[: arguments.num_answers]
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+    model.to(torch.device(choose_device("auto", local_rank=0).device))  # type: ignore[arg-type]
     result = Result(
         answer_loss(model, tokenizer, rows),
         [answer(model, tokenizer, row["question"], arguments.max_new_tokens) for row in shown],

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lopt_pp.errors import first_line
+from lopt_pp.util.console import print_warning
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +68,7 @@ def home_path(text: str) -> Path:
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say where and how a model is run."""
     parser.add_argument(
-        "--device", type=_device, help="where to run it (default: cuda where PyTorch finds a GPU, else cpu)"
+        "--device", type=_device, help="where to run it (default: cuda where PyTorch can use a GPU, else cpu)"
     )
     parser.add_argument(
         "--dtype",
@@ -91,7 +92,14 @@ def device_and_dtype(given: argparse.Namespace) -> "tuple[torch.device, torch.dt
     """What `--device` and `--dtype` come to on this machine."""
     import torch
 
-    device = given.device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from lopt_pp.distributed.devices import choose_device
+
+    device = given.device
+    if device is None:
+        chosen = choose_device("auto", local_rank=0)
+        if chosen.reason and torch.cuda.device_count() > 0:
+            print_warning(f"the model runs on the CPU, since PyTorch cannot use the GPU: {chosen.reason}")
+        device = torch.device(chosen.device)
     if given.dtype == "auto":
         return device, torch.float32 if device.type == "cpu" else torch.bfloat16
     return device, getattr(torch, given.dtype)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch.distributed import Store
+from torch.distributed import Store, is_nccl_available
 
 from lopt_pp.errors import LoptError, first_line
 
@@ -73,14 +73,15 @@ def choose_device(backend: str, local_rank: int) -> Placement:
         )
         return Placement("cpu", "gloo", problem=problem, versions=versions)
     properties = torch.cuda.get_device_properties(device)
-    versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
+    if is_nccl_available():
+        versions["NCCL"] = ".".join(map(str, torch.cuda.nccl.version()))
     return Placement(str(device), "nccl", name=properties.name, uuid=str(properties.uuid), versions=versions)
 
 
 def count_usable_gpus() -> int:
     """Number of GPUs that this process sees and PyTorch can use."""
     usable = 0
-    for number in range(torch.cuda.device_count()):
+    for number in reversed(range(torch.cuda.device_count())):  # The first stays the current one.
         try:
             _use_gpu(number)
         except LoptError:

@@ -1,11 +1,14 @@
 """Flags of the commands besides `train` and `plan`: how they may be spelt, and what is said of others."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from lopt_pp import cli
+from lopt_pp.commands.common import device_and_dtype
 
 
 @pytest.mark.parametrize(
@@ -65,3 +68,17 @@ def test_paths_begin_at_home(line: str, capsys: pytest.CaptureFixture[str], monk
     assert cli.main(line.split()) != 0
     error = capsys.readouterr().err
     assert "/home/me/gone" in error and error.count("\n") == 1
+
+
+def test_a_gpu_that_pytorch_cannot_use_means_the_cpu_and_a_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def set_device(device: torch.device) -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # As NVML counts.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    given = argparse.Namespace(device=None, dtype="auto")
+    assert device_and_dtype(given) == (torch.device("cpu"), torch.float32)
+    assert "since PyTorch cannot use the GPU: The NVIDIA driver on your system is too old" in capsys.readouterr().err

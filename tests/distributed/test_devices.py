@@ -34,6 +34,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(torch.cuda, "set_device", set_device)
         monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
         monkeypatch.setattr(torch.cuda.nccl, "version", lambda: (2, 27, 3))
+        monkeypatch.setattr(devices, "is_nccl_available", lambda: True)
         monkeypatch.setattr(devices, "_compute_on", lambda device: None)
 
     return see
@@ -177,3 +178,14 @@ def test_the_log_line_is_short_however_many_there_are() -> None:
     assert agree([on_cpu(), on_cpu(), on_cpu("node2")])[0] == "3 processes on 2 machines, on CPUs over gloo"
     different = [on_gpu("GPU-a"), on_gpu("GPU-b"), replace(on_gpu("GPU-c"), name="NVIDIA A100")]
     assert agree(different)[0] == "3 processes, on 2 x NVIDIA H200, 1 x NVIDIA A100 over NCCL 2.27.3"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_real_gpu_is_taken_with_its_name_and_uuid() -> None:
+    placement = choose_device("auto", 0)
+    assert (placement.device, placement.backend) == ("cuda:0", "nccl")
+    assert placement.name == torch.cuda.get_device_name(0) and placement.uuid and placement.versions["NCCL"]
+    assert count_usable_gpus() == torch.cuda.device_count() and torch.cuda.current_device() == 0
+    twice = [replace(placement, nccl_host="node1")] * 2
+    assert "has 2 processes and 1 GPU for them" in agree(twice)[0]

@@ -87,3 +87,14 @@ def test_float32_products_are_whole(files: Path, tmp_path: Path) -> None:
     on_gpu, on_cpu = train(files, tmp_path / "gpu", 1), train(files, tmp_path / "cpu", 1, "--backend gloo")
     for name, tensor in on_gpu.items():
         torch.testing.assert_close(tensor, on_cpu[name], rtol=0, atol=1e-4)
+
+
+def test_two_processes_with_one_gpu_are_refused(files: Path, tmp_path: Path) -> None:
+    """Where NCCL takes them for one machine, as it does unless NCCL_HOSTID says otherwise."""
+    given = (
+        f"--model_name_or_path {files / 'model'} --train_file {files / 'rows.jsonl'} --output_dir {tmp_path / 'out'}"
+    )
+    arguments = given.split()
+    with ranks(tmp_path, *[arguments] * (torch.cuda.device_count() + 1)) as started:
+        assert {rank.status(180) for rank in started} == {2}, started[0].text
+    assert "start one process for each GPU" in started[0].text and not (tmp_path / "out").exists()
