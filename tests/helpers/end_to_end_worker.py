@@ -1,6 +1,4 @@
-"""Run under torchrun by the tests, in 3 processes: trains cases end to end, on rank 0 alone or on ranks 1 and 2.
-
-    end_to_end_worker.py CASES.json
+"""Trains cases end to end, on rank 0 alone or on ranks 1 and 2; for `ranks`, with a file of cases as the argument.
 
 A case is {"name", "model", "rows": files, "accumulation", "schedule": null for rank 0 alone, "steps", "batch_size",
 "rate", "max_grad_norm", "dtype", "output": a directory}. Every process writes the weights of its blocks, its losses
@@ -8,7 +6,7 @@ and the gradient norms to OUTPUT/RANK.pt.
 """
 
 import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +69,12 @@ def train(case: dict[str, Any], group: dist.ProcessGroup | None, num_blocks: int
     return {"weights": weights, "losses": losses, "norms": norms}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def main(arguments: Sequence[str]) -> int:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     # The pipeline is not the world, and positions in it are not ranks.
     pair = dist.new_group([1, 2])
-    for case in json.loads(Path(sys.argv[1]).read_text()):
+    for case in json.loads(Path(arguments[0]).read_text()):
         alone = case["schedule"] is None
         if alone != (rank == 0):
             continue
@@ -86,7 +83,4 @@ def main() -> None:
         directory.mkdir(parents=True, exist_ok=True)
         torch.save(train(case, None if alone else pair, num_blocks), directory / f"{rank}.pt")
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
+    return 0

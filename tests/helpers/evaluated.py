@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from launching import HELPERS, run, torchrun
+from ranks import to_the_end
 from tiny import write_inputs, write_rows
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -82,8 +82,7 @@ def train_layouts(
             else:
                 cases.append({"name": f"{layout}, {kind}", "flags": given})
     (folder / "cases.json").write_text(json.dumps(cases))
-    result = run(torchrun(2, str(HELPERS / "worker.py"), str(folder / "cases.json")))
-    assert result.returncode == 0, result.stderr
+    to_the_end(folder / "log", 2, [str(folder / "cases.json")], module="worker")
 
 
 def run_of(folder: Path, kind: str, layout: str) -> Path:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-_context = multiprocessing.get_context("forkserver")
+context = multiprocessing.get_context("forkserver")
 # The command imports the trainer only once its flags are parsed.
-_context.set_forkserver_preload(["lopt_pp.train", "lopt_pp.training.trainer"])
+context.set_forkserver_preload(["lopt_pp.train", "lopt_pp.training.trainer"])
 
 
 class Rank:
@@ -44,7 +44,7 @@ class Rank:
         place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
         environment = {name: str(value) for name, value in place.items()}
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)} | more
-        self.process = _context.Process(target=_run, args=(module, arguments, environment, log))
+        self.process = context.Process(target=_run, args=(module, arguments, environment, log))
         self.process.start()
 
     @property
@@ -90,6 +90,15 @@ def ranks(
         for rank in started:
             rank.process.kill()
             rank.process.join()
+
+
+def to_the_end(
+    folder: Path, processes: int, arguments: Sequence[object], module: str = "lopt_pp.train", seconds: float = 240
+) -> list[Rank]:
+    """Runs `module.main(arguments)` in as many processes; all of them must end well."""
+    with ranks(folder, *[arguments] * processes, module=module) as started:
+        assert [rank.status(seconds) for rank in started] == [0] * processes, "".join(rank.text for rank in started)
+    return started
 
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:

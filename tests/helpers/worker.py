@@ -1,6 +1,4 @@
-"""Run under torchrun by the tests: trains one case after another in the same processes.
-
-    worker.py CASES.json
+"""Trains one case after another in the same processes; for `ranks`, with a file of cases as the argument.
 
 A case is {"name", "flags": [...], "slow_stage": null or a number, "seconds": of delay}. With "count_bytes" it writes
 what the kernel's TCP counters say of the traffic between this process and the others to OUTPUT_DIR/bytes-RANK.json.
@@ -11,14 +9,13 @@ import json
 import os
 import socket
 import struct
-import sys
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 import torch.distributed as dist
 
 import lopt_pp.training.run
@@ -33,7 +30,7 @@ _BYTES_ACKED, _BYTES_RECEIVED = 120, 128
 def tcp_traffic() -> dict[str, int]:
     """The bytes that left (acknowledged) and arrived on this process's connections to other ranks, by the kernel.
 
-    The connection to the launcher's store, which is off the training path, is left out by its port.
+    Those to the store, which is off the training path, are left out by their port.
     """
     total = {"sent": 0, "received": 0}
     for entry in os.listdir("/proc/self/fd"):
@@ -45,16 +42,16 @@ def tcp_traffic() -> dict[str, int]:
             if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
                 continue
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
-            if info[0] != 1 or connection.getpeername()[1] == int(os.environ["MASTER_PORT"]):
+            ports = connection.getsockname()[1], connection.getpeername()[1]
+            if info[0] != 1 or int(os.environ["MASTER_PORT"]) in ports:
                 continue  # Not established, or the store.
             total["sent"] += struct.unpack_from("Q", info, _BYTES_ACKED)[0]
             total["received"] += struct.unpack_from("Q", info, _BYTES_RECEIVED)[0]
     return total
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    cases: list[dict[str, Any]] = json.loads(Path(sys.argv[1]).read_text())
+def main(arguments: Sequence[str]) -> int:
+    cases: list[dict[str, Any]] = json.loads(Path(arguments[0]).read_text())
     forward, train = Stage.forward, lopt_pp.training.run.train
     with connect(parse_config(cases[0]["flags"]).pipeline) as world:
         for number, case in enumerate(cases):
@@ -78,7 +75,4 @@ def main() -> None:
                 if case.get("count_bytes"):
                     patched.enter_context(mock.patch.object(lopt_pp.training.run, "train", counted_train))
                 lopt_pp.training.run.run(parse_config(case["flags"]), own)
-
-
-if __name__ == "__main__":
-    main()
+    return 0

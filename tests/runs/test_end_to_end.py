@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from end_to_end_worker import data_order
-from launching import HELPERS, run, torchrun
+from ranks import to_the_end
 from tiny import write_inputs
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -53,8 +53,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
         for name, (schedule, accumulation, dtype) in CASES.items()
     }
     (folder / "cases.json").write_text(json.dumps(list(cases.values())))
-    result = run(torchrun(3, str(HELPERS / "end_to_end_worker.py"), str(folder / "cases.json")))
-    assert result.returncode == 0, result.stderr
+    to_the_end(folder / "log", 3, [str(folder / "cases.json")], module="end_to_end_worker")
     return cases
 
 

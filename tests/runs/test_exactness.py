@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import reference
 import torch
-from launching import HELPERS, run, torchrun
+from ranks import to_the_end
 from results import weights
 from tiny import write_model, write_rows
 from transformers import AutoConfig, AutoTokenizer
@@ -77,8 +77,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for processes in (2, 1):
         cases = folder / f"cases-{processes}.json"
         cases.write_text(json.dumps(cases_for(processes, model, gpt2, rows, folder)))
-        result = run(torchrun(processes, str(HELPERS / "worker.py"), str(cases)))
-        assert result.returncode == 0, result.stderr
+        to_the_end(folder / f"log-{processes}", processes, [str(cases)], module="worker")
     return folder
 
 
@@ -133,32 +132,47 @@ def test_the_losses_have_their_names(runs: Path) -> None:
         assert story.get(name, "reconstruction of its own input") in " ".join(card.split())
 
 
-@pytest.mark.parametrize(
-    ("objective", "auxiliary_layer"),
-    [
-        ("reconstruction", None),
-        ("next_token --auxiliary_layers 1", 3),
-        ("next_token --auxiliary_choice 2", 2),
-        ("next_token --auxiliary_layers 1 --local_accumulation_steps 1", 3),
-    ],
-)
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_the_method_in_plain_pytorch_gives_the_same_weights(
-    tmp_path: Path, accumulation: int, objective: str, auxiliary_layer: int | None
-) -> None:
-    steps, seed, epsilon = 20, 5, 1e-6
-    model = write_model(tmp_path / "model", tie_word_embeddings=True)
-    rows_file = write_rows(tmp_path / "rows.jsonl", number=50)
-    # Token by token labels, some rows with a single target: means of means would show.
-    flags = f"--model_name_or_path {model} --train_file {rows_file} --output_dir {tmp_path / 'out'} --max_steps {steps}"
-    flags += f" --per_device_train_batch_size 2 --gradient_accumulation_steps {accumulation} --learning_rate 1e-3"
-    flags += f" --local_learning_rate 3e-4 --weight_decay 0.05 --adam_epsilon {epsilon} --max_grad_norm 0"
-    flags += f" --seed {seed} --reconstruction_weight 10 --local_objective {objective}"
-    cases = tmp_path / "cases.json"
-    cases.write_text(json.dumps([{"name": "method", "flags": flags.split()}]))
-    result = run(torchrun(2, str(HELPERS / "worker.py"), str(cases)))
-    assert result.returncode == 0, result.stderr
+METHODS = {
+    "reconstruction": None,
+    "next_token --auxiliary_layers 1": 3,
+    "next_token --auxiliary_choice 2": 2,
+    "next_token --auxiliary_layers 1 --local_accumulation_steps 1": 3,
+}
+"""The flags of the objective, and the layer that its auxiliary network has."""
 
+METHOD_STEPS, METHOD_SEED, EPSILON = 20, 5, 1e-6
+
+
+def method_run(folder: Path, objective: str, accumulation: int) -> Path:
+    return folder / f"{objective}, accumulation {accumulation}"
+
+
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every method's run in two processes."""
+    folder = tmp_path_factory.mktemp("methods")
+    write_model(folder / "model", tie_word_embeddings=True)
+    write_rows(folder / "rows.jsonl", number=50)
+    # Token by token labels, some rows with a single target: means of means would show.
+    common = f"--model_name_or_path {folder / 'model'} --train_file {folder / 'rows.jsonl'} --max_steps {METHOD_STEPS}"
+    common += " --per_device_train_batch_size 2 --learning_rate 1e-3 --local_learning_rate 3e-4 --weight_decay 0.05"
+    common += f" --adam_epsilon {EPSILON} --max_grad_norm 0 --seed {METHOD_SEED} --reconstruction_weight 10"
+    cases = []
+    for accumulation in (1, 3):
+        for objective in METHODS:
+            flags = f"{common} --gradient_accumulation_steps {accumulation} --local_objective {objective}"
+            out = method_run(folder, objective, accumulation)
+            cases.append({"name": out.name, "flags": [*flags.split(), "--output_dir", str(out)]})
+    (folder / "cases.json").write_text(json.dumps(cases))
+    to_the_end(folder / "log", 2, [str(folder / "cases.json")], module="worker")
+    return folder
+
+
+@pytest.mark.parametrize("objective", METHODS)
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_the_method_in_plain_pytorch_gives_the_same_weights(methods: Path, accumulation: int, objective: str) -> None:
+    model, rows_file = methods / "model", methods / "rows.jsonl"
+    auxiliary_layer, steps, seed = METHODS[objective], METHOD_STEPS, METHOD_SEED
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = load_rows(DataConfig(train_file=[str(rows_file)]), tokenizer)
     sampler = MicrobatchSampler(
@@ -187,9 +201,9 @@ def test_the_method_in_plain_pytorch_gives_the_same_weights(
         rate=1e-3,
         head_rate=3e-4,
         weight_decay=0.05,
-        epsilon=epsilon,
+        epsilon=EPSILON,
     )
-    start, trained = weights(model), weights(tmp_path / "out")
+    start, trained = weights(model), weights(method_run(methods, objective, accumulation))
     assert trained.keys() == expected.keys()
     for name, tensor in expected.items():
         moved = (tensor - start.get(name, start["model.embed_tokens.weight"])).abs().max()
@@ -207,8 +221,7 @@ def test_one_activation_crosses_per_microbatch_and_nothing_comes_back(tmp_path: 
         flags += f" --gradient_accumulation_steps 2 --output_dir {tmp_path / str(size)}"
         cases.append({"name": str(size), "flags": flags.split(), "count_bytes": True})
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    result = run(torchrun(2, str(HELPERS / "worker.py"), str(tmp_path / "cases.json")))
-    assert result.returncode == 0, result.stderr
+    to_the_end(tmp_path / "log", 2, [str(tmp_path / "cases.json")], module="worker")
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model-64")
     sampler = MicrobatchSampler(
