@@ -42,8 +42,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parsed
 
 
-def main() -> int:
-    arguments = parse(sys.argv[1:])
+def main(words: Sequence[str] | None = None) -> int:
+    words = sys.argv[1:] if words is None else words
+    arguments = parse(words)
     if "RANK" in os.environ:
         # Here, since the process that starts the others needs nothing of it, and it takes seconds to import.
         from benchmarks.speed.pipeline_process import run
@@ -53,7 +54,7 @@ def main() -> int:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "lopt-pp"]
     launcher += ["--nproc-per-node", str(PROCESSES), "-m", "benchmarks.speed.pipeline"]
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | os.environ
-    return subprocess.run([*launcher, *sys.argv[1:]], env=environment).returncode
+    return subprocess.run([*launcher, *words], env=environment).returncode
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import environment, run
+from forked import run
+from launching import environment
 
 pytestmark = pytest.mark.slow
 
@@ -92,6 +93,6 @@ def test_no_link_where_there_is_no_ip_program(tmp_path: Path) -> None:
     output = tmp_path / "link.json"
     command = [sys.executable, "-m", "benchmarks.network.slow_link", "--quick", "--output", str(output)]
     hidden = environment() | {"PATH": str(tmp_path)}
-    result = subprocess.run(command, env=hidden, capture_output=True, text=True, timeout=120)
+    result = run(command, env=hidden)
     assert result.returncode == 0, result.stderr
     assert "skipped" in json.loads(output.read_text())

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import run
+from forked import run
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import run
+from forked import TORCHRUN, run
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def test_quick_run_keeps_every_method_and_figure(tmp_path: Path) -> None:
 def test_methods_can_be_selected(tmp_path: Path) -> None:
     output = tmp_path / "pipeline.json"
     flags = ["--models", "tiny", "--microbatches", "3", "--methods", "1f1b", "--rounds", "1", "--output", str(output)]
-    result = run([sys.executable, "-m", "benchmarks.speed.pipeline", *flags])
+    result = run([sys.executable, "-m", *TORCHRUN, "2", "-m", "benchmarks.speed.pipeline", *flags])
     assert result.returncode == 0, result.stderr
     (cell,) = json.loads(output.read_text())["cells"]
     assert cell["microbatches"] == 3

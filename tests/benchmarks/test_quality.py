@@ -4,18 +4,21 @@ import importlib
 import importlib.util
 import json
 import re
-import sys
+import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import forked
 import pytest
 import torch
-from launching import run
 from results import weights
 
 BENCHMARK = "benchmarks.quality"
+
+Compare = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -25,11 +28,29 @@ def modules() -> dict[str, ModuleType]:
     return {name: importlib.import_module(f"{BENCHMARK}.{name}") for name in names}
 
 
+@pytest.fixture
+def compare(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Compare:
+    """Runs the benchmark with these flags: itself in this process, and what it starts in forks."""
+    main = importlib.import_module(f"{BENCHMARK}.__main__").main
+    runs = importlib.import_module(f"{BENCHMARK}.runs")
+    monkeypatch.setattr(runs, "subprocess", SimpleNamespace(run=forked.run))
+
+    def compare(*flags: str) -> subprocess.CompletedProcess[str]:
+        try:
+            status = main(flags)
+        except SystemExit as end:
+            assert isinstance(end.code, int)
+            status = end.code
+        return subprocess.CompletedProcess(flags, status, *capsys.readouterr())
+
+    return compare
+
+
 @pytest.mark.slow
-def test_tiny_form_measures_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", BENCHMARK, "--form", "tiny", "--folder", str(tmp_path)]
-    command += ["--methods", "next_token", "--method_flags", "next_token=--split 1 --auxiliary_layers 3"]
-    result = run(command)
+def test_tiny_form_measures_and_goes_on_where_it_was(compare: Compare, tmp_path: Path) -> None:
+    flags = ["--form", "tiny", "--folder", str(tmp_path)]
+    flags += ["--methods", "next_token", "--method_flags", "next_token=--split 1 --auxiliary_layers 3"]
+    result = compare(*flags)
     assert result.returncode == 0, result.stdout + result.stderr
     kept = json.loads((tmp_path / "quality.json").read_text())
     assert kept["machine"].keys() >= {"torch", "cpu", "cores", "date"}
@@ -55,19 +76,19 @@ def test_tiny_form_measures_and_goes_on_where_it_was(tmp_path: Path) -> None:
 
     # Once more, with one trial not done and no time left: the others are read, and it is not begun.
     (tmp_path / "next_token-rate0.01-share0.1-seed1-steps3.json").unlink()
-    again = run([*command, "--minutes", "1e-9"])
+    again = compare(*flags, "--minutes", "1e-9")
     assert again.returncode == 0 and "goes on from here" in again.stderr
     (left,) = json.loads((tmp_path / "quality.json").read_text())["trials"]
     assert left in kept["trials"] and left["trial"]["local_share"] == 1
 
     # Results of something else are not taken for its own.
-    other = run([*command, "--max_length", "1024"])
+    other = compare(*flags, "--max_length", "1024")
     assert other.returncode == 1 and "other values of max_length; give another --folder" in other.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed")
-def test_benchmarks_have_columns(tmp_path: Path) -> None:
+def test_benchmarks_have_columns(compare: Compare, tmp_path: Path) -> None:
     (tmp_path / "items.jsonl").write_text('{"question": "Is it so?", "answer": "yes"}\n' * 6)
     task = {
         "task": "assent",
@@ -82,8 +103,8 @@ def test_benchmarks_have_columns(tmp_path: Path) -> None:
     }
     (tmp_path / "assent.yaml").write_text(json.dumps(task))  # JSON is YAML.
     folder = tmp_path / "quality"
-    command = [sys.executable, "-m", BENCHMARK, "--form", "tiny", "--folder", str(folder), "--methods", "frozen"]
-    result = run([*command, "--tasks", "assent", "--include_path", str(tmp_path), "--limit", "4"])
+    flags = ["--form", "tiny", "--folder", str(folder), "--methods", "frozen"]
+    result = compare(*flags, "--tasks", "assent", "--include_path", str(tmp_path), "--limit", "4")
     assert result.returncode == 0, result.stdout + result.stderr
     lines = json.loads((folder / "quality.json").read_text())["equal_steps"]
     assert [line["method"] for line in lines] == ["untouched", "frozen"]
@@ -192,15 +213,15 @@ def test_the_number_that_an_answer_comes_to(modules: dict[str, ModuleType], answ
 
 
 @pytest.mark.slow
-def test_word_problems_are_asked(tmp_path: Path) -> None:
+def test_word_problems_are_asked(compare: Compare, tmp_path: Path) -> None:
     train, test = rewritten_and_tests(tmp_path)
-    command = [sys.executable, "-m", BENCHMARK, "--form", "tiny", "--folder", str(tmp_path / "quality")]
-    command += ["--questions", "word_problems", "--dataset_name", train, "--eval_dataset_name", test]
-    result = run([*command, "--minutes", "1e-9"])
+    flags = ["--form", "tiny", "--folder", str(tmp_path / "quality")]
+    flags += ["--questions", "word_problems", "--dataset_name", train, "--eval_dataset_name", test]
+    result = compare(*flags, "--minutes", "1e-9")
     assert result.returncode == 0, result.stdout + result.stderr
     untouched = json.loads((tmp_path / "quality" / "untouched.json").read_text())
     assert untouched["accuracy_of_tasks"].keys() == {"word problems"} and untouched["test_loss"]["value"] > 0
-    missing = run([*command[:-1], str(tmp_path / "nowhere")])
+    missing = compare(*flags[:-1], str(tmp_path / "nowhere"))
     assert missing.returncode == 1 and "nowhere cannot be loaded" in missing.stderr
     assert "Traceback" not in missing.stderr
 
@@ -231,7 +252,6 @@ def test_how_much_of_the_distance_a_method_closes(modules: dict[str, ModuleType]
     assert summary.closed(lines[:1], "next_token") is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -248,8 +268,8 @@ def test_how_much_of_the_distance_a_method_closes(modules: dict[str, ModuleType]
         ("--form tiny --general_file nowhere.jsonl", "nowhere.jsonl is not there"),
     ],
 )
-def test_what_is_missing_is_said(flags: str, said: str) -> None:
+def test_what_is_missing_is_said(compare: Compare, flags: str, said: str) -> None:
     if "cuda" in flags and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    result = run([sys.executable, "-m", BENCHMARK, *flags.split()])
+    result = compare(*flags.split())
     assert result.returncode == 2 and said in result.stderr and "Traceback" not in result.stderr

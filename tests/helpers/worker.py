@@ -42,7 +42,7 @@ def tcp_traffic() -> dict[str, int]:
             if connection.family not in (socket.AF_INET, socket.AF_INET6) or connection.type != socket.SOCK_STREAM:
                 continue
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
-            ports = connection.getsockname()[1], connection.getpeername()[1]
+            ports = connection.getsockname()[1], connection.getpeername()[1] if info[0] == 1 else None
             if info[0] != 1 or int(os.environ["MASTER_PORT"]) in ports:
                 continue  # Not established, or the store.
             total["sent"] += struct.unpack_from("Q", info, _BYTES_ACKED)[0]
