@@ -37,6 +37,7 @@ from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.dtypes import as_data
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.util.files import UNFINISHED, replace_directory, write_file
+from lopt_pp.util.side_stream import Reading
 from lopt_pp.util.threads import in_background
 
 logger = logging.getLogger(__name__)
@@ -52,10 +53,10 @@ class Saveable(Protocol):
     def own_dtypes(self) -> Mapping[str, torch.dtype]:
         """Of each parameter of its block, by the pretrained model's files."""
 
-    def state(self, keeps: bool = True) -> dict[str, torch.Tensor]:
-        """Copies, on the CPU, of all that the stage's next step depends on. Sharded replicas must all call this.
+    def begin_copy(self, keeps: bool = True) -> tuple[dict[str, torch.Tensor], Reading]:
+        """Copies, on the CPU, of all that the stage's next step depends on, and what tells when they are whole.
 
-        Those that do not write say so (`keeps`), and hold one tensor at a time.
+        Sharded replicas must all call this; those that do not write say so (`keeps`), and hold one tensor at a time.
         """
 
 
@@ -65,10 +66,12 @@ class StageCopy:
 
     Attributes:
         tensors: its state, on the CPU, by name.
+        reading: tells when the tensors are whole.
         dtypes: of its parameters in the pretrained model's files, for the manifest.
     """
 
     tensors: Mapping[str, torch.Tensor]
+    reading: Reading
     dtypes: Mapping[str, object]
 
 
@@ -98,7 +101,9 @@ class PartWriter:
         if not self._is_writer and not any(stage.is_sharded for stage in stages):
             return {}
         self.finish()  # Of two copies there is no need.
-        own = {stage.index: StageCopy(stage.state(self._is_writer), as_data(stage.own_dtypes)) for stage in stages}
+        own = {
+            stage.index: StageCopy(*stage.begin_copy(self._is_writer), as_data(stage.own_dtypes)) for stage in stages
+        }
         return own if self._is_writer else {}
 
     def write(self, copies: Mapping[int, StageCopy], step: int) -> None:
@@ -118,6 +123,7 @@ class PartWriter:
         for stage, copy in copies.items():
             path = directory / part_name(stage, self._num_stages)
             try:
+                copy.reading.wait()
                 directory.mkdir(parents=True, exist_ok=True)
                 write_file(path, functools.partial(save_file, dict(copy.tensors)), sync=True)
                 result = {"size": path.stat().st_size, "sha256": file_sha256(path), **copy.dtypes}

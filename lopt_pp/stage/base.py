@@ -13,7 +13,8 @@ from lopt_pp.model.block import BlockModel
 from lopt_pp.objectives import Objective
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.stage.state import frozen_checksum, read_state, write_state
-from lopt_pp.util.side_stream import SideStream
+from lopt_pp.util.pinned import PinnedMemory
+from lopt_pp.util.side_stream import Reading, SideStream
 
 _CHECKSUM = "frozen_sha256"
 """In the saved state of a stage whose objective has frozen parameters: theirs."""
@@ -61,6 +62,7 @@ class BaseStage:
         self._modules: dict[str, nn.Module] = {"block": block.model}
         """What is saved, by the prefix of its tensors."""
         self._frozen: torch.Tensor | None = None
+        self._pinned = PinnedMemory() if self.device.type == "cuda" else None
 
     @property
     def own_dtypes(self) -> Mapping[str, torch.dtype]:
@@ -76,17 +78,32 @@ class BaseStage:
         """Of the microbatches of a step, `accumulation` in each replica, the share that the stage learns from."""
         return 1.0
 
-    def state(self, keeps: bool = True) -> dict[str, torch.Tensor]:
-        """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this.
+    def state(self) -> dict[str, torch.Tensor]:
+        """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""
+        with self.side.reading() as reading:
+            state = read_state(self._modules, self.optimizer)
+        reading.wait()
+        return state | self._marks()
+
+    def begin_copy(self, keeps: bool = True) -> tuple[dict[str, torch.Tensor], Reading]:
+        """The same as `state`, which the next step need not wait for. Sharded replicas must all call this.
 
         Args:
-            keeps: whether they are wanted here; a replica that only gives its shards holds one tensor at a time.
+            keeps: whether it is wanted here; a replica that only gives its shards holds one tensor at a time.
+
+        Returns:
+            The copies, in memory that the next call takes again, and what tells when they are whole. From a GPU they
+            are made on a stream of their own, and the next change of the weights waits for them there.
         """
         with self.side.reading() as reading:
-            state = read_state(self._modules, self.optimizer, keeps)
-        reading.wait()
+            state = read_state(self._modules, self.optimizer, keeps, self._pinned)
+        marks = self._marks()
+        return (state | marks if keeps else {}), reading
+
+    def _marks(self) -> dict[str, torch.Tensor]:
+        """What the state has besides tensors of the block, the objective and the optimizer."""
         checksum = self._checksum()
-        return state if checksum is None or not keeps else state | {_CHECKSUM: checksum}
+        return {} if checksum is None else {_CHECKSUM: checksum}
 
     def resume(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
         """Goes on from what `state` gave after `steps_done` steps, in this layout of replicas or another.

@@ -249,9 +249,8 @@ class Stage(BaseStage):
             self._measures = False
             reshard(parts)
 
-    def state(self, keeps: bool = True) -> dict[str, torch.Tensor]:
-        state = super().state(keeps)
-        return state | {_FROZEN: torch.tensor(True)} if self._is_frozen and keeps else state
+    def _marks(self) -> dict[str, torch.Tensor]:
+        return super()._marks() | ({_FROZEN: torch.tensor(True)} if self._is_frozen else {})
 
     def resume(self, state: Mapping[str, torch.Tensor], steps_done: int) -> None:
         if _FROZEN in state:

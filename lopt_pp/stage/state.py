@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from lopt_pp.errors import LoptError
 from lopt_pp.stage.data_parallel import share_of
 from lopt_pp.stage.optimizer import Optimizer
+from lopt_pp.util.pinned import PinnedMemory
 
 _BLOCK = "block"
 """The prefix of the tensors that make the trained model, and are saved whether they are trained or not."""
@@ -33,7 +34,10 @@ class LazyState(Mapping[str, torch.Tensor]):
 
 
 def read_state(
-    modules: Mapping[str, nn.Module], optimizer: Optimizer | None, keeps: bool = True
+    modules: Mapping[str, nn.Module],
+    optimizer: Optimizer | None,
+    keeps: bool = True,
+    pinned: PinnedMemory | None = None,
 ) -> dict[str, torch.Tensor]:
     """Copies, on the CPU, of the tensors of `modules` and of the optimizer's state of their parameters.
 
@@ -43,11 +47,16 @@ def read_state(
         modules: by the prefix that their tensors get. Where replicas hold a shard each, all must call this.
         optimizer: of their parameters; None where nothing is trained.
         keeps: whether the copies are wanted here. If not, this process only gives its shards, tensor by tensor.
+        pinned: where what is on a GPU is copied to; these copies are whole when the current stream has come so far.
+            None for memory of their own, where they are whole at once.
     """
     state = {}
+    if keeps and pinned is not None:
+        values = (value for _, value in _all(modules, optimizer) if _is_pinnable(value))
+        pinned.begin([value.numel() * value.element_size() for value in values])
     for name, value in _all(modules, optimizer):
         if keeps:
-            state[name] = _saved(value)
+            state[name] = _saved(value, pinned)
         elif isinstance(value, DTensor):
             value.full_tensor()
     return state
@@ -151,8 +160,15 @@ def _tensors(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, torch.Tens
                 yield f"{prefix}.{name}", tensor
 
 
-def _saved(value: Any) -> torch.Tensor:
+def _is_pinnable(value: Any) -> bool:
+    """Whether this is copied through pinned memory: tensors on a GPU."""
+    return isinstance(value, torch.Tensor) and value.device.type == "cuda"
+
+
+def _saved(value: Any, pinned: PinnedMemory | None) -> torch.Tensor:
     """A part of a stage's state as a tensor of its own on the CPU."""
+    if pinned is not None and _is_pinnable(value):
+        return pinned.copy((value.full_tensor() if isinstance(value, DTensor) else value).detach())
     return _copy(value) if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=_NUMBERS[type(value)])
 
 

@@ -72,10 +72,14 @@ def _place(
     """Where a stage's weights are put as they are read, and what is kept of them there."""
     is_last = index == setup.topology.num_stages - 1
     objective = None if is_last else local_objective_class(setup.config.objective)
+    only_runs = objective is None and not is_last
     if objective is not None and objective.reads_weights:
         return torch.device("cpu"), None
+    # A stage that only runs in 16 bits may fill a GPU that has no room for it in float32: it is cast on its way there.
+    if only_runs and setup.config.stage.parameter_dtype.itemsize < 4:
+        return torch.device("cpu"), None
     # A stage without a loss is not sharded: it only runs forward.
-    is_shared_out = replicas is not None and replicas.sharded and (is_last or objective is not None)
+    is_shared_out = replicas is not None and replicas.sharded and not only_runs
     return device, replicas.keep if replicas is not None and is_shared_out else None
 
 
