@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
+
 from lopt_pp.checks import lifecycle, speed
 from lopt_pp.checks.exactness import layouts
 from lopt_pp.checks.inputs import write_model, write_rows
@@ -85,7 +87,7 @@ def _look(session: Session) -> Ran:
     """What each process sees; those that are forked first, which is how the other runs are started."""
     ran = session.run("look", [], entry="look")
     forked = [each["unusable"] if each else "ended" for each in ran.results]
-    if not any(forked):
+    if not any(forked) or torch.cuda.device_count() == 0:
         return ran
     spawned = session.run("look-spawned", [], entry="look", spawn=True)
     if any(each is None for each in spawned.results):

@@ -213,6 +213,8 @@ def run_rank(start: _Start) -> int:
     os.setsid()
     if (number := come_up(start.told)) is not None:
         sys.exit(128 + number)
+    is_over = threading.Event()
+    threading.Thread(target=_end_after_launcher, args=[is_over], daemon=True).start()
     if start.logs is not None:
         with (start.logs / f"rank-{os.environ['RANK']}.log").open("ab", buffering=0) as log:
             os.dup2(log.fileno(), 1)
@@ -230,10 +232,26 @@ def run_rank(start: _Start) -> int:
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
     sys.stdout.flush()
+    is_over.set()
     (start.told / os.environ["RANK"]).write_text(str(status))
     if status not in (0, STOPPED_STATUS):
         sys.exit(status)
     return status
+
+
+def _end_after_launcher(is_over: threading.Event) -> None:
+    """Ends this process where its launcher was killed, which would have to tell it that it may go.
+
+    Args:
+        is_over: set once its work is done; before, it may end in good order.
+    """
+    launcher = multiprocessing.parent_process()
+    assert launcher is not None
+    launcher.join()
+    if not is_over.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)
+        is_over.wait()
+    os._exit(1)
 
 
 @cache

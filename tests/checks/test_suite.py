@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import lopt_pp.checks.session
 from lopt_pp import cli
 from lopt_pp.checks import exactness, lifecycle, speed
 from lopt_pp.checks.result import CheckFailed, NotHere, Result, as_json, reason
@@ -18,6 +21,7 @@ from lopt_pp.checks.session import Ran, Session
 from lopt_pp.checks.suite import checks_of, chosen, look_at_machine, run_check
 from lopt_pp.checks.training import compare
 from lopt_pp.config.topology import Topology
+from lopt_pp.distributed.launch import Outcome
 
 TWO = Topology(2, 2)
 
@@ -227,6 +231,16 @@ def test_the_backend_follows_from_the_devices(
     if backend == "gloo" and asked == "auto":
         with pytest.raises(CheckFailed, match="--backend nccl, and rank 1: no driver; give --backend gloo"):
             look_at_machine(Looked(tmp_path), "nccl")
+
+
+def test_an_interruption_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stopped = Outcome({0: 130, 1: 130}, {}, signal.SIGINT)
+    monkeypatch.setattr(lopt_pp.checks.session, "launch", lambda *_, **__: stopped)
+    with pytest.raises(KeyboardInterrupt), Session(TWO) as session:
+        assert session.folder.parent == tmp_path
+        session.run("it", [])
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

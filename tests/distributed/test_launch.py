@@ -3,9 +3,14 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
+from launching import environment
+from ranks import until
 
 from lopt_pp.distributed.launch import Launchers, Outcome, launch
 from lopt_pp.errors import LoptError
@@ -58,6 +63,28 @@ def test_a_hang_ends_with_the_time_limit_and_says_where_it_was(tmp_path: Path) -
     outcome = run("await_signal", str(tmp_path), logs=tmp_path, limit=2)
     assert outcome.stopped_by == signal.SIGALRM and outcome.status == 128 + signal.SIGALRM
     assert "in await_signal" in (tmp_path / "rank-1.log").read_text()
+
+
+LAUNCHER = """\
+import sys
+from pathlib import Path
+from lopt_pp.distributed.launch import Launchers, launch
+if __name__ == "__main__":
+    launch("launched:" + sys.argv[1], sys.argv[2:], Launchers(1), logs=Path(sys.argv[2]), preload=[])
+"""
+
+
+@pytest.mark.slow
+def test_a_launcher_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
+    """Neither one that works nor one that waits until the launcher has heard that it is done."""
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    command = [sys.executable, str(tmp_path / "launcher.py"), "ignore_signals", str(tmp_path)]
+    with subprocess.Popen(command, env=environment(), cwd=tmp_path) as launcher:
+        until((tmp_path / "ready").exists, 60)
+        launcher.kill()
+    process = psutil.Process(int((tmp_path / "ready").read_text()))
+    (tmp_path / "go-on").touch()
+    process.wait(30)
 
 
 def test_launchers_that_cannot_meet_say_so(tmp_path: Path) -> None:
