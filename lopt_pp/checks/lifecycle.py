@@ -4,7 +4,7 @@ import math
 import shutil
 from pathlib import Path
 
-from lopt_pp.checks.result import CheckFailed, Figures, reason
+from lopt_pp.checks.result import CheckFailed, Figures, NotHere, reason
 from lopt_pp.checks.session import Ran, Session
 from lopt_pp.checks.training import STEPS, compare, flags_of, records, train, weights
 from lopt_pp.util.process import STOPPED_STATUS
@@ -63,7 +63,8 @@ def kill(session: Session) -> Figures:
 
 def hang(session: Session) -> Figures:
     """A process hangs: its neighbour gives it up after --stream_timeout, and says so."""
-    seconds = 4.0
+    # Until the first message NCCL has much to do.
+    seconds = 15.0 if session.backend == "nccl" else 4.0
     ran = accident(session, "hang", "hang", (*ENDLESS, "--stream_timeout", f"{seconds:g}"), rank=0)
     _ended(ran, "a process hung")
     if f"does not answer for {seconds:g} s" not in ran.text:
@@ -88,6 +89,16 @@ def not_finite(session: Session) -> Figures:
         return {"left": "the last good weights"}
 
     return session.leader_says(good)
+
+
+def same_bits(session: Session) -> Figures:
+    """Two runs with --full_determinism end with the same bits."""
+    if session.backend != "nccl":
+        raise NotHere("on CPUs every run has the same bits as it is")
+    flags = ("--full_determinism", "true", "--dtype", "bfloat16")
+    first = train(session, "bits-1", session.topology, *flags).succeeded()
+    second = train(session, "bits-2", session.topology, *flags).succeeded()
+    return session.leader_says(lambda: compare(first.folder / "out", second.folder / "out", atol=0.0))
 
 
 def stop(session: Session) -> Figures:

@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +41,6 @@ def train_until(arguments: list[str]) -> int:
 
         def with_accident(self: Stage, step: int) -> dict[str, float]:
             if step + 1 == at:
-                found(time.time())
                 _ACCIDENTS[what]()
             return end_step(self, step)
 
@@ -59,6 +57,29 @@ _ACCIDENTS: dict[str, Callable[[], None]] = {
     "stop": lambda: os.kill(os.getpid(), signal.SIGUSR1),
     "hang": _hang,
 }
+
+
+def train_counting_waits(arguments: list[str]) -> int:
+    """A run that notes where the host waits for the GPU, after its first two steps."""
+    from lopt_pp.checks.waits import WaitCounter
+    from lopt_pp.stage.stage import Stage
+
+    counter, run_microbatch, end_step = WaitCounter(), Stage.run_microbatch, Stage.step
+    is_warm = False
+
+    def counted(self: Stage, *given: Any, **options: Any) -> Any:
+        run = counter.look_at if is_warm else lambda function, *own, **more: function(*own, **more)
+        return run(run_microbatch, self, *given, **options)
+
+    def noted(self: Stage, step: int) -> dict[str, float]:
+        nonlocal is_warm
+        is_warm = step >= 1
+        return end_step(self, step)
+
+    Stage.run_microbatch, Stage.step = counted, noted  # type: ignore[method-assign]
+    status = train(arguments)
+    found({"microbatches": counter.microbatches, "places": counter.places})
+    return status
 
 
 def look(arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ from lopt_pp.checks.inputs import write_model, write_rows
 from lopt_pp.checks.machine import topology, versions
 from lopt_pp.checks.result import CheckFailed, Figures, NotHere, Result
 from lopt_pp.checks.session import Ran, Session
+from lopt_pp.checks.waits import waits
 from lopt_pp.errors import LoptError
 
 Check = Callable[[Session], Figures]
@@ -21,12 +22,14 @@ def checks_of(session: Session) -> dict[str, Check]:
     """The checks of a session by their names, in order."""
     checks: dict[str, Check] = {exactness.name: exactness for exactness in layouts(session.topology)}
     checks |= {
+        "full determinism": lifecycle.same_bits,
         "checkpoint and resume": lifecycle.resume,
         "a process is killed, with a restart": lifecycle.restart,
         "a process is killed": lifecycle.kill,
         "a process hangs": lifecycle.hang,
         "a loss is not finite": lifecycle.not_finite,
         "SIGUSR1 stops the run": lifecycle.stop,
+        "host waits": waits,
         "links": speed.links,
         "speed": speed.throughput,
     }
@@ -106,8 +109,10 @@ def machine_lines(machine: dict[str, Any]) -> Sequence[str]:
         lines.append(f"rank {rank}    {process['host']}: {_device(machine, process, rank)}")
     if machine["shares_gpus"]:
         lines.append("note      processes share a GPU and talk over sockets: figures of speed are not those of a link")
-    for why in machine["without GPUs because"]:
-        lines.append(f"note      no GPU is used; {why}")
+    reasons = machine["without GPUs because"]
+    if len(reasons) == len(machine["processes"]) and len({why.partition(": ")[2] for why in reasons}) == 1:
+        reasons = [reasons[0].replace("rank 0", "all ranks")]
+    lines += [f"note      no GPU is used; {why}" for why in reasons]
     if machine["links"]:
         lines += ["links between the GPUs (nvidia-smi topo -m):", machine["links"]]
     return lines

@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from lopt_pp.checks.result import CheckFailed, NotHere, Result, as_json, reason
 from lopt_pp.checks.session import Ran, Session
 from lopt_pp.checks.suite import checks_of, chosen, look_at_machine, run_check
 from lopt_pp.checks.training import compare
+from lopt_pp.checks.waits import WaitCounter, waits
 from lopt_pp.config.topology import Topology
 from lopt_pp.distributed.launch import Outcome
 
@@ -131,6 +133,32 @@ def test_a_link_that_holds_up_the_computation(tmp_path: Path) -> None:
     assert result.figures == {"0-1 GB/s": 2.0, "0-1 latency in ms": 0.01, "0-1 overlap": 0.9}
 
 
+def test_a_host_that_waits(tmp_path: Path) -> None:
+    assert run_check("waits", waits, Scripted(tmp_path)).outcome == "skip"
+    none: dict[str, Any] = {"microbatches": 8, "places": {}}
+    some = {"microbatches": 8, "places": {"objectives/task.py:7": 12, "stage/stage.py:9": 4}}
+    assert run_check("waits", waits, on_gpus(Scripted(tmp_path), [none] * 2)).outcome == "ok"
+    message = run_check("waits", waits, on_gpus(Scripted(tmp_path), [none, some])).message
+    assert "waits for the GPU 1 times a microbatch, mostly at objectives/task.py:7 (12 times in 16" in message
+
+
+def test_waits_are_counted_by_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what PyTorch warns of, which it does on a GPU only."""
+    modes: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    counter = WaitCounter()
+
+    def microbatch(number: int) -> int:
+        for _ in range(2):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        warnings.warn("something else", stacklevel=1)
+        return number
+
+    assert [counter.look_at(microbatch, number) for number in (1, 2)] == [1, 2]
+    assert counter.microbatches == 2 and counter.places.total() == 4 and modes == ["warn", 0] * 2
+
+
 def test_processes_that_are_slower_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(out: Path) -> None:
         out.mkdir(parents=True)
@@ -147,6 +175,18 @@ def test_processes_that_are_slower_than_one(tmp_path: Path, monkeypatch: pytest.
     shutil.rmtree(tmp_path)
     result = run_check("speed", speed.throughput, on_gpus(session, []))
     assert result.outcome == "FAIL" and "2 processes train 50 tokens/s, and one trains 100" in result.message
+
+
+def test_bits_that_differ_on_a_gpu(tmp_path: Path) -> None:
+    values = iter((1.0, 1.0, 1.0, 1.0000001))
+
+    def leave(out: Path) -> None:
+        write(next(values))(out)
+
+    assert run_check("bits", lifecycle.same_bits, Scripted(tmp_path, leave=leave)).outcome == "skip"
+    session = on_gpus(Scripted(tmp_path, leave=leave), [])
+    assert run_check("bits", lifecycle.same_bits, session).figures == {"weights": "bit for bit the same"}
+    assert "differ by up to 1.2e-07" in run_check("bits", lifecycle.same_bits, session).message
 
 
 def test_weights_that_differ_by_more_than_rounding(tmp_path: Path) -> None:

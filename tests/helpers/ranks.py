@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+# As the launcher does: a library that asks CUDA's driver as it is imported would keep all that are forked from the GPU.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 context = multiprocessing.get_context("forkserver")
 # The command imports the trainer only once its flags are parsed.
 context.set_forkserver_preload(["lopt_pp.train", "lopt_pp.training.trainer"])

@@ -1,4 +1,7 @@
-"""The same program on a GPU: NCCL for the stream, CUDA events for the clock. Two ranks may share one GPU."""
+"""The same program on a GPU: NCCL for the stream, CUDA events for the clock. Two ranks may share one GPU.
+
+What users can try by `lopt-pp check` is tried by it here, too, all at once; then what only tests look at.
+"""
 
 import json
 from functools import partial
@@ -10,6 +13,11 @@ import torch
 from ranks import ranks
 from safetensors.torch import load_file
 from tiny import InputsWith
+
+from lopt_pp import cli
+from lopt_pp.checks.session import Session
+from lopt_pp.checks.suite import checks_of
+from lopt_pp.config.topology import Topology
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,22 +46,26 @@ def metrics(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "out" / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "",
-        "--gradient_accumulation_steps 3 --queue_depth 1",
-        "--num_stages 4 --queue_depth 5",
-        "--gradient_checkpointing true",
-        "--method frozen",
-        "--method e2e",
-        "--num_stages 1 --data_parallel 2",
-        "--num_stages 1 --data_parallel 2 --sharding full",
-    ],
-)
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What `lopt-pp check` says of two processes on the GPUs that are there, by the names of its checks."""
+    file = tmp_path_factory.mktemp("check") / "check.json"
+    status = cli.main(["check", "--nproc", "2", "--backend", "nccl", "--json", str(file)])
+    said = json.loads(file.read_text())
+    assert (status == 0) == said["ok"]
+    assert said["machine"]["backend"] == "nccl" and said["machine"]["shares_gpus"] == (torch.cuda.device_count() == 1)
+    return {check["name"]: check for check in said["checks"]}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", checks_of(Session(Topology(2, 2))))
+def test_the_check_of_two_nccl_ranks_is_ok(checked: dict[str, Any], name: str) -> None:
+    assert checked[name]["outcome"] == "ok", checked[name]["message"]
+
+
+@pytest.mark.parametrize("flags", ["--gradient_accumulation_steps 3 --queue_depth 1", "--gradient_checkpointing true"])
 def test_two_nccl_ranks_equal_one_process(files: Path, tmp_path: Path, flags: str) -> None:
-    alone = flags.replace("--data_parallel 2", "--gradient_accumulation_steps 2").replace("--sharding full", "")
-    first, second = train(files, tmp_path / "1", 1, alone), train(files, tmp_path / "2", 2, flags)
+    first, second = train(files, tmp_path / "1", 1, flags), train(files, tmp_path / "2", 2, flags)
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         torch.testing.assert_close(tensor, second[name], rtol=0, atol=2e-5, msg=partial("{}: {}".format, name))
