@@ -43,6 +43,7 @@ def measure(boundary: Boundary, rank: int) -> Link:
     link = _Exchange(boundary, rank)
     link.ping(10)  # The first messages open connections.
     latency = link.ping(_PINGS)
+    link.compute(10)  # And the first products load their kernel.
     link.transfer(lambda: None)
     seconds = link.transfer(lambda: None)
     # A computation that takes about as long.
