@@ -53,7 +53,9 @@ class SignalForwarder:
         self._timer = signal.getitimer(signal.ITIMER_REAL)
         # Until the agent takes it, which it does once the launchers have met, it does nothing; so it comes again.
         self._before = {signal.SIGALRM: signal.signal(signal.SIGALRM, lambda *_: None)}
-        self._before |= {number: signal.signal(number, self._hand_on) for number in _SIGNALS}
+        # What is ignored stays so: `nohup` means it.
+        heard = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self._before |= {number: signal.signal(number, self._hand_on) for number in heard}
         if self._time_limit is not None:
             signal.setitimer(signal.ITIMER_REAL, self._time_limit, _AGAIN)
         return self

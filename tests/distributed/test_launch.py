@@ -11,8 +11,10 @@ import psutil
 import pytest
 from launching import environment
 from ranks import until
+from torch.distributed.elastic.multiprocessing import SignalException
 
 from lopt_pp.distributed.launch import Launchers, Outcome, launch
+from lopt_pp.distributed.signals import SignalForwarder
 from lopt_pp.errors import LoptError
 
 
@@ -57,6 +59,19 @@ def test_signals_reach_the_processes_which_end_in_good_order(tmp_path: Path) -> 
     outcome = run("await_signal", str(tmp_path), str(os.getpid()), logs=tmp_path)
     assert outcome.statuses == {0: 75, 1: 75} and outcome.status == 75
     assert outcome.stopped_by == signal.SIGUSR1 and signal.getsignal(signal.SIGUSR1) == kept
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalForwarder(tmp_path, None, 1.0) as forwarder:
+            os.kill(os.getpid(), signal.SIGHUP)
+            with pytest.raises(SignalException):  # As nobody is there yet to hand it on to.
+                os.kill(os.getpid(), signal.SIGUSR1)
+            assert forwarder.received == signal.SIGUSR1
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_hang_ends_with_the_time_limit_and_says_where_it_was(tmp_path: Path) -> None:
