@@ -33,3 +33,10 @@ def inputs_with(tmp_path_factory: pytest.TempPathFactory) -> InputsWith:
 def inputs(inputs_with: InputsWith) -> Path:
     """A folder with a model and rows, `model` and `rows.jsonl`; nothing writes into it."""
     return inputs_with()
+
+
+@pytest.hookimpl(trylast=True)  # When other conftest.py files have marked theirs.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that the workers of pytest-xdist end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

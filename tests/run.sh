@@ -2,7 +2,7 @@
 # Installs what the tests need into .venv-test/ of the checkout, then checks the code and runs the tests:
 #
 #   bash tests/run.sh [arguments of pytest]            all of them
-#   bash tests/run.sh --quick [arguments of pytest]    those that are not marked slow, two files at a time: two minutes
+#   bash tests/run.sh --quick [arguments of pytest]    those that are not marked slow, two files at a time: some two minutes
 #
 # PYTHON and TORCH_SPEC: see launch/venv.sh.
 set -euo pipefail
@@ -12,7 +12,7 @@ cd "$root"
 quick=()
 if [[ "${1:-}" == --quick ]]; then
     shift
-    quick=(-q -m "not slow" -n 2 --dist loadfile)
+    quick=(-q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder)
 fi
 bash launch/venv.sh .venv-test test
 # shellcheck source=/dev/null
@@ -24,6 +24,8 @@ export HF_HUB_OFFLINE=1
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 ruff check .
 ruff format --check .
-mypy
+mypy &
+types=$!
 mypy --strict --cache-dir .mypy_cache/strict lopt_pp
+wait "$types"
 python -m pytest "${quick[@]}" "$@"

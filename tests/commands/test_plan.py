@@ -25,6 +25,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def plan(capsys: pytest.CaptureFixture[str], model: object, flags: str = "") -> dict[str, Any]:
     given = f"plan {model} --device cpu --max_length 32 --per_device_train_batch_size 4 --json {flags}"
     status = cli.main(given.split())
@@ -33,6 +34,7 @@ def plan(capsys: pytest.CaptureFixture[str], model: object, flags: str = "") -> 
     return found
 
 
+@pytest.mark.slow
 def test_a_plan_needs_a_config_and_nothing_else(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     by_directory, by_file = plan(capsys, config), plan(capsys, config / "config.json")
     assert by_directory == by_file
@@ -149,6 +151,7 @@ def test_no_config_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_quantization_is_believed_unless_the_weights_are_there(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

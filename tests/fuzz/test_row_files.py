@@ -192,6 +192,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("files")
 
 
+@pytest.mark.slow
 @settings(max_examples=10_000 if settings.get_current_profile_name() == "long" else 50)
 @given(st.sampled_from(sorted(ALL_TEMPLATES)), SETS, st.sampled_from(sorted(FORMATS)))
 @example("plain", [{"text": "2024-01-01"}, {"text": "12:30"}], "parquet")

@@ -102,6 +102,7 @@ def test_it_is_the_drift_of_the_hidden_states(files: Path, tmp_path: Path) -> No
         assert cosine == pytest.approx(torch.cosine_similarity(now, then, dim=-1).mean().item(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_compares_with_the_pretrained_model(files: Path, tmp_path: Path) -> None:
     whole = drifts(train(files, tmp_path / "whole", 1, "--probe_steps 2"))
     more = f"--probe_steps 2 --resume_from_checkpoint {tmp_path / 'whole' / 'out' / 'checkpoint-2'}"
