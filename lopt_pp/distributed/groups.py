@@ -29,6 +29,8 @@ def join_groups(payload_backend: str, store: dist.Store, rank: int, size: int) -
     """
     # Gloo carries headers and what is told between processes; NCCL what lives on GPUs.
     backend = "cpu:gloo,cuda:nccl" if payload_backend == "nccl" else "gloo"
+    # Never with `device_id`: NCCL would make its communicators at once, and put all that a process sends and receives
+    # on one CUDA stream; see `lopt_pp.pipeline.boundary.boundaries`.
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)
 
 

@@ -6,8 +6,12 @@ import torch.distributed as dist
 
 from lopt_pp.errors import first_line
 
-_PLACES = ((re.compile(r" in: \S+\.\w+:\d+,"), ":"), (re.compile(r"^\[\S+\.\w+:\d+\] "), ""))
-"""Where in the library's source it failed, which says nothing to a user: of NCCL and of gloo."""
+_LEFT_OUT = (
+    (re.compile(r" in: \S+\.\w+:\d+,"), ":"),
+    (re.compile(r"^\[\S+\.\w+:\d+\] "), ""),
+    (re.compile(r"\. This is typically caused by a remote worker crashing.*"), ""),
+)
+"""What says nothing to a user, and what comes instead: where in the source of NCCL or gloo it was, and gloo's guess."""
 
 _LAST_ERROR = re.compile(r"^Last error:[ \t]*\n?(?P<said>[^\n]*)", re.MULTILINE)
 """NCCL's own reason, which may be empty."""
@@ -31,8 +35,8 @@ _GLOO = "gloo/"
 def cause_of(error: BaseException) -> str:
     """Why a message failed, in one line: the first line of what the library says, and NCCL's last error."""
     cause = first_line(error)
-    for place, instead in _PLACES:
-        cause = place.sub(instead, cause)
+    for words, instead in _LEFT_OUT:
+        cause = words.sub(instead, cause)
     last = _LAST_ERROR.search(str(error))
     said = "" if last is None else last["said"].strip()
     return f"{cause}: {said}" if said and said not in cause else cause

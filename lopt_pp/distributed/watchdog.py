@@ -25,12 +25,15 @@ import torch
 import torch.distributed as dist
 
 from lopt_pp.config.topology import Topology
+from lopt_pp.distributed.transport_errors import cause_of, is_transport_error, peer_is_gone
 from lopt_pp.distributed.world import Failure, World
 from lopt_pp.errors import StreamError
 from lopt_pp.util.console import print_error
 
 _FOREVER = timedelta(days=3650)
 _TAG_GOODBYE = 2
+_PATIENCE = 3.0
+"""Seconds in which a process that has died is noticed by those who watch its connections."""
 
 
 class Watchdog:
@@ -78,9 +81,13 @@ class Watchdog:
         if isinstance(error, dist.DistNetworkError | dist.DistStoreError) and self._world.size > 1:
             self.fail(self._without_store())
         if error is not None and self._world.size > 1:
+            if is_transport_error(error):
+                # It does not say which process has gone, if one has. Whoever watches that one's connection does.
+                self._told.wait(_PATIENCE if peer_is_gone(error) else 0.0)
+                self.fail(f"{self._name}: a message to or from another process failed: {cause_of(error)}")
             self._release()
             traceback.print_exception(error)
-            self._end(self._world.fail(f"{self._name}: {type(error).__name__}: {error}"))
+            self._stop(f"{self._name}: {type(error).__name__}: {cause_of(error)}")
         try:
             self._say_goodbye()
         except StreamError as failure:
@@ -131,8 +138,7 @@ class Watchdog:
             try:
                 dist.send(torch.zeros(1, dtype=torch.int64), rank, tag=_TAG_GOODBYE)
             except RuntimeError as failure:
-                name = self._topology.name_of(rank)
-                raise StreamError(f"{name} has died or lost its network at the end") from failure
+                raise StreamError(self._lost(rank, failure)) from failure
 
     def _start(self, target: Callable[..., None], *arguments: object) -> None:
         self._threads.append(threading.Thread(target=target, args=arguments, daemon=True))
@@ -142,10 +148,16 @@ class Watchdog:
         """Waits for a neighbour's goodbye. The thread holds the buffer that it arrives in."""
         try:
             work.wait(_FOREVER)
-        except RuntimeError:
+        except RuntimeError as failure:
             with self._fate:
                 if not self._over:
-                    self._stop(f"{self._topology.name_of(rank)} has died or lost its network; {self._name} stops")
+                    self._stop(self._lost(rank, failure))
+
+    def _lost(self, rank: int, failure: RuntimeError) -> str:
+        name, cause = self._topology.name_of(rank), cause_of(failure)
+        if peer_is_gone(failure):
+            return f"{name} has died or lost its network ({cause}); {self._name} stops"
+        return f"{self._name} lost its connection to {name}: {cause}"
 
     def _watch_store(self, store: dist.Store) -> None:
         try:

@@ -1,11 +1,13 @@
 """The stream over NCCL, imitated on CPUs with threads for ranks; see `nccl_imitation`."""
 
+import ast
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import nccl_texts
@@ -14,6 +16,7 @@ import torch
 import torch.distributed as dist
 from nccl_imitation import Device, GlooGroup, NcclGroup, NcclOptions, Network, Work, imitated
 
+import lopt_pp
 from lopt_pp.config.topology import Topology
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import StreamError
@@ -254,3 +257,14 @@ def test_what_a_middle_stage_sends_does_not_stand_behind_its_receives(eager: boo
         else:
             assert target.receive().eq(1).all()
             handed_on.result(60)
+
+
+def test_no_group_is_told_its_device() -> None:
+    """With `device_id` NCCL makes its communicators at once, and is the eager one of the test above."""
+    makers, found = ("init_process_group", "new_group", "split_group", "init_device_mesh"), []
+    for path in Path(lopt_pp.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in makers:
+                found.append((path.name, [keyword.arg for keyword in node.keywords]))
+    assert {name for name, _ in found} >= {"groups.py", "boundary.py"}
+    assert not [(name, given) for name, given in found if {"device_id", None} & {*given}]
