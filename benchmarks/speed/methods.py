@@ -3,7 +3,6 @@
 All of them have the same model, microbatches, loss and AdamW, and run the same steps when they are told to.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -190,8 +189,8 @@ class DataParallel(_EndToEnd):
 
 def _half_the_rows(batch: Microbatch, rank: int) -> Microbatch:
     own = slice(rank, None, PROCESSES)
-    return dataclasses.replace(
-        batch, input_ids=batch.input_ids[own], labels=batch.labels[own], token_mask=batch.token_mask[own]
+    return batch.with_tensors(
+        input_ids=batch.input_ids[own], labels=batch.labels[own], token_mask=batch.token_mask[own]
     )
 
 

@@ -1,13 +1,17 @@
 """The tensors of a microbatch."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 
 from lopt_pp.data.encoding import EncodedRow
 from lopt_pp.data.formats import IGNORE_INDEX
+
+_FROM_MASKS = torch.empty(0, dtype=torch.int64)
+"""Stands for indices that are still to be made."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,10 @@ class Microbatch:
         position_ids: int64 [sequences, tokens] where rows of the data share a sequence here: each counts from 0, and
             the padding does so again and again, up to the longest row. By that `transformers` keeps their attention
             apart. None where each has one to itself.
+        token_indices: int64 [num_tokens], the real tokens among all `sequences * tokens` of them, ascending: what
+            `token_mask` says. On a GPU `hidden_states.flatten(0, 1)[token_indices]` is made without a wait, and
+            `hidden_states[token_mask]` is not: its shape depends on values. Made of the mask where not given.
+        target_indices: int64 [num_targets], likewise the tokens from which the next one is predicted with a loss.
     """
 
     step: int
@@ -38,18 +46,41 @@ class Microbatch:
     num_tokens: int
     num_targets: int
     position_ids: torch.Tensor | None = None
+    token_indices: torch.Tensor = field(default=_FROM_MASKS)
+    target_indices: torch.Tensor = field(default=_FROM_MASKS)
+
+    def __post_init__(self) -> None:
+        if self.token_indices is _FROM_MASKS:
+            object.__setattr__(self, "token_indices", _places(self.token_mask))
+        if self.target_indices is _FROM_MASKS:
+            has_target = F.pad(self.labels[:, 1:] != IGNORE_INDEX, (0, 1))
+            object.__setattr__(self, "target_indices", _places(has_target))
+
+    @property
+    def targets(self) -> torch.Tensor:
+        """int64 [num_targets], the tokens that are predicted from `target_indices`."""
+        return self.labels.flatten()[self.target_indices + 1]
 
     def to(self, device: torch.device | str) -> "Microbatch":
         """The microbatch on `device`. From pinned memory the copy does not wait for the device."""
-        positions = None if self.position_ids is None else self.position_ids.to(device, non_blocking=True)
-        return dataclasses.replace(
-            self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            token_mask=self.token_mask.to(device, non_blocking=True),
-            target_positions=self.target_positions.to(device, non_blocking=True),
-            position_ids=positions,
-        )
+        return self._with_all(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Microbatch":
+        """The microbatch, on the CPU, in memory that a GPU can read while the host goes on."""
+        return self._with_all(torch.Tensor.pin_memory)
+
+    def with_tensors(self, **tensors: torch.Tensor | None) -> "Microbatch":
+        """The microbatch, on the CPU, with other tensors, from whose masks the indices are made anew."""
+        made = {"token_indices": _FROM_MASKS, "target_indices": _FROM_MASKS, **tensors}
+        return dataclasses.replace(self, **made)  # type: ignore[arg-type]
+
+    def _with_all(self, move: Callable[[torch.Tensor], torch.Tensor]) -> "Microbatch":
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **{name: move(value) for name, value in tensors.items()})  # type: ignore[arg-type]
+
+
+def _places(mask: torch.Tensor) -> torch.Tensor:
+    return mask.flatten().nonzero().squeeze(1)
 
 
 def collate(
@@ -85,6 +116,8 @@ def collate(
         token_mask[number, :start] = True
         position_ids[number, start:] = torch.arange(shape[1] - start) % longest
     has_target = labels[:, 1:] != IGNORE_INDEX
+    # Where no sequence has a second row, nor padding, the positions are the usual ones, and attention needs no mask.
+    starts_anew = keep_apart and bool((position_ids.diff(dim=1) != 1).any())
     return Microbatch(
         step=step,
         index=index,
@@ -94,5 +127,5 @@ def collate(
         target_positions=has_target.any(dim=0).nonzero().squeeze(1),
         num_tokens=int(token_mask.sum()),
         num_targets=int(has_target.sum()),
-        position_ids=position_ids if keep_apart else None,
+        position_ids=position_ids if starts_anew else None,
     )

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.model.structure import ModelStructure
-from lopt_pp.util.compat_transformers import pass_for
+from lopt_pp.util.compat_transformers import packing_known, pass_for
 
 
 class _Layers(nn.ModuleList):
@@ -187,12 +187,13 @@ class BlockModel(nn.Module):
         logits = features = head = None
         # The layers' parent runs them; on all but the last block there is nothing around it that matters.
         runner = self.model.get_submodule(self._structure.layers.rpartition(".")[0])
-        if not self.spec.is_last:
-            runner(**inputs, use_cache=False)
-        elif leave_logits and self._structure.plain_head:
-            features, head = runner(**inputs, use_cache=False)[0], self.model.get_output_embeddings()
-        else:
-            logits = self.model(**inputs, logits_to_keep=logits_to_keep, use_cache=False).logits
+        with packing_known(share=position_ids is not None):
+            if not self.spec.is_last:
+                runner(**inputs, use_cache=False)
+            elif leave_logits and self._structure.plain_head:
+                features, head = runner(**inputs, use_cache=False)[0], self.model.get_output_embeddings()
+            else:
+                logits = self.model(**inputs, logits_to_keep=logits_to_keep, use_cache=False).logits
         entered, left = self._entered, self._left
         self._received = self._entered = self._left = None
         assert entered is not None and left is not None

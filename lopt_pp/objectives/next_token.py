@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lopt_pp.data import IGNORE_INDEX, Microbatch, TokenCounts
+from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.model.block import BlockOutput
 from lopt_pp.objectives.base import Objective
 
@@ -30,10 +30,8 @@ class NextToken(Objective):
             targets = batch.labels[:, 1:][:, batch.target_positions]
             return F.cross_entropy(output.logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
         assert output.features is not None and output.head is not None
-        has_target = batch.labels[:, 1:] != IGNORE_INDEX
-        return linear_cross_entropy(
-            output.features[:, :-1][has_target], output.head.weight, output.head.bias, batch.labels[:, 1:][has_target]
-        )
+        features = output.features.flatten(0, 1).index_select(0, batch.target_indices)
+        return linear_cross_entropy(features, output.head.weight, output.head.bias, batch.targets)
 
 
 def linear_cross_entropy(

@@ -32,8 +32,11 @@ class Reconstruction(Objective):
         return counts.num_tokens
 
     def forward(self, output: BlockOutput, batch: Microbatch) -> torch.Tensor:
-        predicted = self.head(output.hidden_states[batch.token_mask]).float()
-        target = output.inputs[batch.token_mask].float()
+        left, entered = (
+            states.flatten(0, 1).index_select(0, batch.token_indices)
+            for states in (output.hidden_states, output.inputs)
+        )
+        predicted, target = self.head(left).float(), entered.float()
         return F.mse_loss(predicted, target, reduction="sum") / target.shape[-1]
 
 

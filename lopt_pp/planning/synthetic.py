@@ -22,4 +22,6 @@ def random_microbatch(
     restarts = None
     if longest_row is not None and shape[1] > longest_row:
         restarts = (torch.arange(shape[1], device=device) % longest_row).expand(shape)
-    return Microbatch(0, 0, tokens, tokens, mask, positions, tokens.numel(), shape[0] * (shape[1] - 1), restarts)
+    places = torch.arange(tokens.numel(), device=device)
+    targets = places.view(shape)[:, :-1].flatten()
+    return Microbatch(0, 0, tokens, tokens, mask, positions, tokens.numel(), targets.numel(), restarts, places, targets)

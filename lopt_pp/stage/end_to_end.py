@@ -5,7 +5,6 @@ the comparison is with what a user would take instead. That pipeline wants all m
 they are padded alike.
 """
 
-import dataclasses
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from lopt_pp.model.block import BlockModel
 from lopt_pp.objectives import ObjectiveConfig, task_objective
 from lopt_pp.stage.compute import prepare_block
 from lopt_pp.stage.data_parallel import Replicas
+from lopt_pp.util.host_waits import on_host
 from lopt_pp.util.seeds import derive_seed
 
 _RUNS_AHEAD = 2
@@ -231,7 +231,8 @@ class PipelineModule(nn.Module):
             hidden_states: `[sequences, tokens, hidden]` from the block before; None on the first.
             index: int64 `[1]`, on the CPU: the microbatch's number within the step.
         """
-        batch = self._batches[int(index)]
+        with on_host():
+            batch = self._batches[int(index)]
         torch.manual_seed(derive_seed(self._seed, self.block.spec.stage, batch.step, batch.index))
         config, device = self._config, batch.input_ids.device
         with torch.autocast(device.type, config.compute_dtype, enabled=config.autocasts):
@@ -260,8 +261,7 @@ def pad_alike(batches: Sequence[Microbatch]) -> list[Microbatch]:
     for batch in batches:
         missing = (0, tokens - batch.input_ids.shape[1], 0, sequences - batch.input_ids.shape[0])
         padded.append(
-            dataclasses.replace(
-                batch,
+            batch.with_tensors(
                 input_ids=F.pad(batch.input_ids, missing),
                 labels=F.pad(batch.labels, missing, value=IGNORE_INDEX),
                 token_mask=F.pad(batch.token_mask, missing),

@@ -78,10 +78,12 @@ class EndToEndStage(BaseStage):
         with clock("schedule"):
             loss = self._pipeline.step(batches, num_targets)
         with clock("optimizer"):
-            norm = clip_grad_norm(self.optimizer.parameters, self._max_grad_norm, self._group).item()
+            total = clip_grad_norm(self.optimizer.parameters, self._max_grad_norm, self._group)
+            # The step's only wait for the device.
+            norm, *losses = torch.stack([total, *([] if loss is None else [loss.to(total)])]).tolist()
             record = {"grad_norm": norm, "learning_rate": self.optimizer.learning_rate}
-            if loss is not None:
-                record["loss"] = loss.item()
+            if losses:
+                (record["loss"],) = losses
                 if not math.isfinite(record["loss"]):
                     raise NotFiniteError(f"the loss of step {step + 1} is {record['loss']}; lower the learning rate")
             check_finite(self.index, step, {}, norm)

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
+from transformers import PreTrainedConfig, PreTrainedModel, masking_utils, modeling_flash_attention_utils
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     WeightConverter,
@@ -35,6 +35,53 @@ def no_packed_rows() -> AbstractContextManager[None]:
     cannot read the positions; it would make masks that a run does not need. Seen in 5.23 and 5.24.
     """
     return replaced(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
+
+
+@contextmanager
+def packing_known(share: bool) -> Iterator[None]:
+    """Tells models, in this thread, whether rows share sequences, so that they need not read the positions for it.
+
+    On a GPU they would wait there for its queue, in each microbatch, and with flash attention in each layer.
+
+    Replaces `masking_utils.find_packed_sequence_indices` and `modeling_flash_attention_utils._is_packed_sequence` for
+    good, by functions that do what these do where nothing was told. There is no argument: a mask that is given turns
+    the question off, but families take masks of different kinds. Seen in 5.23 and 5.24.
+
+    Args:
+        share: whether positions start anew within a sequence somewhere.
+    """
+    before = getattr(_told, "share", None)
+    _told.share = share
+    try:
+        yield
+    finally:
+        _told.share = before
+
+
+_told = threading.local()
+_find_packed, _is_packed = (
+    masking_utils.find_packed_sequence_indices,
+    modeling_flash_attention_utils._is_packed_sequence,
+)
+
+
+def _find_packed_as_told(position_ids: torch.Tensor) -> torch.Tensor | None:
+    share = getattr(_told, "share", None)
+    if share is None:
+        return _find_packed(position_ids)
+    # The number of the row that each token belongs to.
+    return (torch.diff(position_ids, prepend=position_ids[:, :1] - 1, dim=-1) != 1).cumsum(-1) if share else None
+
+
+def _is_packed_as_told(position_ids: torch.Tensor | None, batch_size: int) -> object:
+    share = getattr(_told, "share", None)
+    if share is None or position_ids is None:
+        return _is_packed(position_ids, batch_size)
+    return share and batch_size == 1 and position_ids.shape[-1] > 1
+
+
+masking_utils.find_packed_sequence_indices = _find_packed_as_told
+modeling_flash_attention_utils._is_packed_sequence = _is_packed_as_told
 
 
 @contextmanager

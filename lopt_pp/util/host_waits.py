@@ -158,7 +158,6 @@ class _Functions(TorchFunctionMode):
     """Sees what is not an operator on a CPU: the copies to and from the device."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
-        super().__init__()
         self._note = note
 
     def __torch_function__(

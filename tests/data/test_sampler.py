@@ -219,9 +219,12 @@ def test_a_packed_microbatch(rows: TokenizedRows) -> None:
         assert sampler.counts(step).num_tokens == sum(batch.num_tokens for batch in batches)
         assert sampler.counts(step).num_targets == sum(batch.num_targets for batch in batches)
         for batch in batches:
-            assert batch.position_ids is not None and batch.position_ids.dtype == torch.int64
+            usual = torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids)
+            positions = usual if batch.position_ids is None else batch.position_ids
+            # Attention has a mask only where some sequence needs one.
+            assert positions.dtype == torch.int64 and (batch.position_ids is None) == positions.equal(usual)
             for ids, labels, mask, places in zip(
-                batch.input_ids, batch.labels, batch.token_mask, batch.position_ids, strict=True
+                batch.input_ids, batch.labels, batch.token_mask, positions, strict=True
             ):
                 starts = [*(places == 0).nonzero().squeeze(1).tolist(), len(ids)]
                 for start, stop in zip(starts, starts[1:], strict=False):
