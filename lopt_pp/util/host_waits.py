@@ -209,10 +209,8 @@ def _is_non_blocking(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
 
 def _caller() -> str:
-    """The file that the function is called from."""
-    for name, _ in _frames():
-        return name
-    return ""
+    """The file that the function is called from, PyTorch's own included."""
+    return next((name for name, _ in _frames(but_torch=False)), "")
 
 
 def _place() -> str:
@@ -222,9 +220,9 @@ def _place() -> str:
     return " < ".join(f"{os.path.basename(name)}:{line}" for name, line in shown[:_SHOWN])
 
 
-def _frames() -> Iterator[tuple[str, int]]:
-    """The file and line of each caller outside of PyTorch and this file, from the innermost."""
+def _frames(but_torch: bool = True) -> Iterator[tuple[str, int]]:
+    """The file and line of each caller outside of this file, and of PyTorch, from the innermost."""
     for frame, line in traceback.walk_stack(None):
         name = frame.f_code.co_filename
-        if name != __file__ and not name.startswith((_TORCH, "<")):
+        if name != __file__ and not name.startswith("<") and not (but_torch and name.startswith(_TORCH)):
             yield name, line

@@ -80,19 +80,21 @@ def test_a_step_does_not_wait(model: Path, local: str, packed: bool) -> None:
 def test_neither_does_one_end_to_end(model: Path, packed: bool) -> None:
     block = make_block(model, WHOLE)
     pipeline = EndToEndPipeline([block], None, config=StageConfig(), objective=ObjectiveConfig())
+    batches = a_step(packed)
     with HostWaits() as waits:
-        pipeline.step(a_step(packed), 20)
+        pipeline.step(batches, 20)
         clip_grad_norm(block.parameters(), 1.0, None)
     assert waits.found == []
     with HostWaits() as waits:
-        pipeline.evaluate(a_step(packed))
+        pipeline.evaluate(batches)
     assert waits.found == []
 
 
 def test_held_out_rows_are_run_without_a_wait(model: Path) -> None:
     stage = make_stage(model, FIRST, "reconstruction")
+    batches = a_step(packed=False)
     with HostWaits() as waits, stage.evaluating():
-        losses = [stage.run_microbatch(batch, None, None) for batch in a_step(packed=False)]
+        losses = [stage.run_microbatch(batch, None, None) for batch in batches]
     assert waits.found == [] and all(loss is not None for loss in losses)
 
 
