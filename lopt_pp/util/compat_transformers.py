@@ -59,10 +59,8 @@ def packing_known(share: bool) -> Iterator[None]:
 
 
 _told = threading.local()
-_find_packed, _is_packed = (
-    masking_utils.find_packed_sequence_indices,
-    modeling_flash_attention_utils._is_packed_sequence,
-)
+_find_packed = masking_utils.find_packed_sequence_indices
+_is_packed: Callable[..., object] = modeling_flash_attention_utils._is_packed_sequence
 
 
 def _find_packed_as_told(position_ids: torch.Tensor) -> torch.Tensor | None:

@@ -139,7 +139,7 @@ class _Operators(DispatchMode):
     """Sees the operators; also those of backward, where no Python code is."""
 
     def __init__(self, note: Callable[[str], None]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self._note = note
 
     def __torch_dispatch__(
