@@ -161,9 +161,24 @@ class Network:
             barrier = self._communicators.setdefault(pair, threading.Barrier(2))
         barrier.wait()
 
-    def meeting(self, source: int, target: int, number: int) -> _Meeting:
+    def _meeting(self, source: int, target: int, number: int) -> _Meeting:
         with self._lock:
             return self._meetings.setdefault((source, target, number), _Meeting())
+
+    def send(self, tensor: torch.Tensor, source: int, target: int, number: int) -> None:
+        """Does a pair's send of that number, once the receive is there."""
+        meeting = self._meeting(source, target, number)
+        meeting.tensor = tensor.detach().clone()
+        meeting.sent.set()
+        meeting.received.wait()
+
+    def receive(self, tensor: torch.Tensor, source: int, target: int, number: int) -> None:
+        """Does a pair's receive of that number, once the send is there."""
+        meeting = self._meeting(source, target, number)
+        meeting.sent.wait()
+        assert meeting.tensor is not None
+        tensor.view(torch.uint8).copy_(meeting.tensor.view(torch.uint8))
+        meeting.received.set()
 
     def mail(self, source: int, target: int, tag: int) -> "queue.Queue[torch.Tensor]":
         """Of gloo."""
@@ -229,22 +244,14 @@ class NcclGroup:
             self.network.make_communicator(pair)
         stream = self._streams.setdefault("all" if self.network.eager else pair, self.device.stream())
         stream.wait(self.device.current_stream.record())
-        meeting, done = self.network.meeting(source, target, next(self._numbers[pair])), threading.Event()
+        number, done = next(self._numbers[pair]), threading.Event()
+        move = self.network.send if self.rank == source else self.network.receive
 
-        def send() -> None:
-            meeting.tensor = tensor.detach().clone()
-            meeting.sent.set()
-            meeting.received.wait()
+        def kernel() -> None:
+            move(tensor, source, target, number)
             done.set()
 
-        def receive() -> None:
-            meeting.sent.wait()
-            assert meeting.tensor is not None
-            tensor.view(torch.uint8).copy_(meeting.tensor.view(torch.uint8))
-            meeting.received.set()
-            done.set()
-
-        stream.kernel(send if self.rank == source else receive)
+        stream.kernel(kernel)
         return Work(self, done)
 
 

@@ -24,8 +24,10 @@ def loads(directory: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_a_first_stage_loss_that_is_not_finite(inputs: Path, tmp_path: Path) -> None:
-    """Step and microbatch are named, and the weights of both stages from before are kept."""
+@pytest.mark.parametrize("module", ["lopt_pp.train", "nccl_worker"])
+def test_a_first_stage_loss_that_is_not_finite(module: str, inputs: Path, tmp_path: Path) -> None:
+    """Step and microbatch are named, and the weights of both stages from before are kept; over NCCL (imitated) while
+    the second stage waits for a message that never comes."""
     model = shutil.copytree(inputs / "model", tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     # Overflows when squared, as the reconstruction loss does; the second stage normalizes it away.
@@ -36,8 +38,10 @@ def test_a_first_stage_loss_that_is_not_finite(inputs: Path, tmp_path: Path) -> 
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = flags(inputs, tmp_path / "out", "--model_name_or_path", str(model), "--train_file")
     given += [str(tmp_path / "rows.jsonl"), "--shuffle_dataset", "False", "--gradient_accumulation_steps", "2"]
-    with ranks(tmp_path, given, given) as started:
+    given += ["--queue_depth", "1"] if module == "nccl_worker" else []
+    with ranks(tmp_path, given, given, module=module) as started:
         error = failed(started)
+    assert ("--queue_depth 1 is raised to 2" in started[0].text) == (module == "nccl_worker")
     assert re.search(r"stage 0: the reconstruction_loss of step 2, microbatch 2 is (nan|inf)", error)
     assert str(tmp_path / "out" / "last_good") in error
     kept = loads(tmp_path / "out" / "last_good")
