@@ -38,10 +38,11 @@ TEMPLATE = """\
 {% for message in messages %}{{ '<|im_start|>' + message['content'] + '<|im_end|>' }}{% endfor %}\
 {% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"""
 
+OBJECTIVE_FLAGS = ["--local_objective", "my_objectives:TokenItself"]
+MAPPING_FLAGS = ["--train_file", "asked.jsonl", "--dataset_mapping", "my_rows:shout", "--dataset_num_proc", "2"]
 OWN = {
-    "objective": ["--local_objective", "my_objectives:TokenItself"],
-    "mapping": ["--train_file", "asked.jsonl", "--dataset_mapping", "my_rows:shout", "--dataset_num_proc", "2"],
-    "model": ["--model_name_or_path", "own_model", "--trust_remote_code"],
+    "objective": OBJECTIVE_FLAGS,
+    "mapping and model": [*MAPPING_FLAGS, "--model_name_or_path", "own_model", "--trust_remote_code"],
     "files": ["--config", "run.yaml", "--chat_template_path", "my_template.jinja"],
 }
 """The flags that take what is the user's own."""
@@ -114,7 +115,7 @@ def test_both_forms_train_the_same_weights(what: str, folder: Path, console_scri
 
 
 def test_both_forms_train_the_same_weights_in_two_processes(folder: Path, console_script: Path) -> None:
-    own = [word for what in ("mapping", "model", "objective") for word in OWN[what]]
+    own = [word for what in ("mapping and model", "objective") for word in OWN[what]]
     script, module = folder / "processes, script", folder / "processes, module"
     flags = flags_with(own)
     command = torchrun(2, "--no-python", str(console_script), "train", *flags, "--output_dir", str(script))
@@ -137,7 +138,7 @@ def test_processes_that_inherit_no_modules_find_the_users_code(
     spawning = console_script.with_name("spawning")
     spawning.write_text(console_script.read_text().replace("    sys.exit", start + "    sys.exit"))
     spawning.chmod(0o755)
-    flags = flags_with(OWN["mapping"])
+    flags = flags_with(MAPPING_FLAGS)
     spawned, forked = folder / "spawned", folder / "forked"
     succeed(folder, [str(spawning), "train", *flags, "--output_dir", str(spawned)])
     succeed(folder, [str(console_script), "train", *flags, "--output_dir", str(forked)])
@@ -145,7 +146,7 @@ def test_processes_that_inherit_no_modules_find_the_users_code(
 
 
 def test_other_commands_find_the_users_code(folder: Path, console_script: Path) -> None:
-    flags = ["model", *OWN["objective"], "--num_stages", "2", "--max_length", "16", "--json"]
+    flags = ["model", *OBJECTIVE_FLAGS, "--num_stages", "2", "--max_length", "16", "--json"]
     planned = json.loads(succeed(folder, [str(console_script), "plan", *flags]).stdout)
     assert planned["local_objective"] == "my_objectives:TokenItself" and len(planned["stages"]) == 2
     wrong = (folder / "run.yaml").read_text().replace("TokenItself", "Gone") + "output_dir: out\n"

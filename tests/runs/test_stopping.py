@@ -1,14 +1,16 @@
 """A run that a signal asks to stop: ends a step, saves, leaves with a status of its own, and goes on as if nothing had
 happened."""
 
+import functools
 import json
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from ranks import Rank, ranks, until
+from ranks import ranks, to_the_end, until
 from results import weights
 from tiny import InputsWith
 
@@ -16,7 +18,7 @@ from lopt_pp.checkpoint.manifest import read_manifest
 from lopt_pp.checkpoint.output_dir import STOPPED, complete_checkpoints
 from lopt_pp.train import STOPPED_STATUS
 
-STEPS = 200
+STEPS = 100
 LAYOUTS = {
     "one process": (1, "--num_stages 2"),
     "two processes": (2, ""),
@@ -31,6 +33,20 @@ def inputs(inputs_with: InputsWith) -> Path:
     return inputs_with(attention_dropout=0.1)
 
 
+@pytest.fixture(scope="module")
+def undisturbed(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Gives the output directory of a layout's run that nothing stops; each layout runs once."""
+
+    @functools.cache
+    def of(layout: str) -> Path:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        processes, more = LAYOUTS[layout]
+        to_the_end(folder, processes, flags(inputs, folder / "out", more))
+        return folder / "out"
+
+    return of
+
+
 def flags(inputs: Path, out: Path, more: str = "", steps: int = STEPS) -> list[str]:
     given = f"--model_name_or_path {inputs / 'model'} --train_file {inputs / 'rows.jsonl'} --output_dir {out}"
     given += f" --max_steps {steps} --per_device_train_batch_size 2 --gradient_accumulation_steps 2 --save_steps 1000"
@@ -41,13 +57,6 @@ def steps_of(out: Path) -> int:
     """The steps that the metrics have of stage 0."""
     path = out / "metrics.jsonl"
     return path.read_text().count('"stage": 0') if path.exists() else 0
-
-
-def go(folder: Path, processes: int, arguments: list[str]) -> list[Rank]:
-    """Runs to the end, well."""
-    with ranks(folder, *[arguments] * processes) as started:
-        assert [rank.status(120) for rank in started] == [0] * processes, "".join(rank.text for rank in started)
-    return started
 
 
 @pytest.mark.parametrize(
@@ -62,10 +71,15 @@ def go(folder: Path, processes: int, arguments: list[str]) -> list[Rank]:
     ],
 )
 def test_it_stops_and_goes_on(
-    layout: str, number: signal.Signals, who: list[int], inputs: Path, tmp_path: Path
+    layout: str,
+    number: signal.Signals,
+    who: list[int],
+    inputs: Path,
+    undisturbed: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
     processes, more = LAYOUTS[layout]
-    out, whole = tmp_path / "out", tmp_path / "whole"
+    out = tmp_path / "out"
     arguments = flags(inputs, out, more)
     with ranks(tmp_path / "first", *[arguments] * processes) as started:
         until(lambda: steps_of(out) > 2)
@@ -81,14 +95,13 @@ def test_it_stops_and_goes_on(
         assert re.search(said, started[rank].text)
     assert [path.name for path in complete_checkpoints(out)] == [f"checkpoint-{step}"]
     assert steps_of(out) == step and not list(out.glob("*.safetensors")) and not list(out.glob("*unfinished*"))
-    log = go(tmp_path / "second", processes, [*arguments, "--resume_from_checkpoint", "latest"])[0].text
+    log = to_the_end(tmp_path / "second", processes, [*arguments, "--resume_from_checkpoint", "latest"])[0].text
     assert f"after step {step}" in log and not (out / STOPPED).exists() and steps_of(out) == STEPS
-    go(tmp_path / "third", processes, flags(inputs, whole, more))
-    expected, got = weights(whole), weights(out)
+    expected, got = weights(undisturbed(layout)), weights(out)
     assert expected.keys() == got.keys()
     for name, tensor in expected.items():
         assert torch.equal(tensor, got[name]), name
-    log = go(tmp_path / "fourth", processes, [*arguments, "--resume_from_checkpoint", "latest"])[0].text
+    log = to_the_end(tmp_path / "third", processes, [*arguments, "--resume_from_checkpoint", "latest"])[0].text
     assert f"the run is finished: {out} has its model, after {STEPS} steps" in log
 
 
