@@ -9,6 +9,7 @@ import torch.distributed as dist
 from benchmarks.speed.shared_model import PROCESSES, Cut, SharedModel, Trial
 from lopt_pp.config.topology import Topology
 from lopt_pp.metrics.records import COMPUTE_PHASES, Record
+from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.pipeline.boundary import boundaries
 from lopt_pp.pipeline.stream import Receiver, Sender, StreamReceiver, StreamSender
 from lopt_pp.training.loop import train
@@ -31,9 +32,9 @@ class LocalLearning:
     num_blocks: ClassVar[int] = 2
     label: ClassVar[str] = "LoPT-PP"
 
-    def __init__(self, shared: SharedModel, cut: Cut) -> None:
+    def __init__(self, shared: SharedModel, cut: Cut, objective: ObjectiveConfig | None = None) -> None:
         self._shared = shared
-        self._stage = shared.stage(cut)
+        self._stage = shared.stage(cut, objective or ObjectiveConfig())
 
     def run(self, microbatches: int, steps: int) -> Trial:
         stage, sampler = self._stage, self._shared.sampler(microbatches, steps, more=2)
@@ -91,7 +92,7 @@ class Computing:
     def __init__(self, shared: SharedModel, cut: Cut, in_turn: bool = False) -> None:
         self._shared = shared
         self._in_turn = in_turn
-        self._stage = shared.stage(cut)
+        self._stage = shared.stage(cut, ObjectiveConfig())
 
     def run(self, microbatches: int, steps: int) -> Trial:
         if not self._in_turn:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from benchmarks.helpers.own_shapes import OwnShapesPipeline
 from benchmarks.helpers.synthetic import OPTIM
 from benchmarks.speed.local_learning import LocalLearning
 from benchmarks.speed.shared_model import PROCESSES, Cut, Method, SharedModel, Trial
@@ -55,14 +56,15 @@ class _EndToEnd:
 
 
 class _TorchPipeline(_EndToEnd):
-    """A schedule of `torch.distributed.pipelining`."""
+    """A schedule of `torch.distributed.pipelining`, as `pipeline` runs it."""
 
     schedule: ClassVar[str]
+    pipeline: ClassVar[type[EndToEndPipeline]] = EndToEndPipeline
     num_blocks: ClassVar[int] = 2
 
     def __init__(self, shared: SharedModel, cut: Cut) -> None:
         super().__init__(shared, cut, self.own(shared.rank), shared.group)
-        self._pipeline = EndToEndPipeline(
+        self._pipeline = self.pipeline(
             self.blocks,
             shared.group,
             shared.device,
@@ -89,6 +91,13 @@ class OneForwardOneBackward(_TorchPipeline):
 
     label: ClassVar[str] = "1F1B"
     schedule: ClassVar[str] = "1F1B"
+
+
+class OwnShapes(OneForwardOneBackward):
+    """1F1B whose microbatches keep the shapes of their own rows; torch's pads those of a step alike."""
+
+    label: ClassVar[str] = "1F1B, own shapes"
+    pipeline: ClassVar[type[EndToEndPipeline]] = OwnShapesPipeline
 
 
 class ZeroBubble(_TorchPipeline):

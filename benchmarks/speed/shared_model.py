@@ -81,12 +81,19 @@ class SharedModel:
         return [self._block(specs[number]) for number in own]
 
     def _block(self, spec: BlockSpec) -> BlockModel:
-        own = {name: tensor for name, tensor in self._weights.items() if self.structure.owns(spec, name)}
-        builder = BlockBuilder(LlamaForCausalLM, self.config, self.structure)
-        block = builder.from_state_dict(spec, own, "the benchmark's weights").to(self.device)
+        own = self._weights_of(spec)
+        block = self._copy(spec).to(self.device)
         # Parameters of its own, so that hooks and gradients stay apart, on the tensors that all share.
         block.model.load_state_dict(own, assign=True)
         return block.train()
+
+    def _copy(self, spec: BlockSpec) -> BlockModel:
+        """A block, or the layers of an auxiliary network, with weights of its own."""
+        builder = BlockBuilder(LlamaForCausalLM, self.config, self.structure)
+        return builder.from_state_dict(spec, self._weights_of(spec), "the benchmark's weights")
+
+    def _weights_of(self, spec: BlockSpec) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in self._weights.items() if self.structure.owns(spec, name)}
 
     def share_moments(self, optimizer: Optimizer, blocks: Sequence[BlockModel]) -> None:
         """Lets an optimizer over the parameters of `blocks` (and others) go on from the moments that all share."""
@@ -107,13 +114,20 @@ class SharedModel:
         self.share_moments(optimizer, blocks)
         return optimizer
 
-    def stage(self, cut: Cut) -> Stage:
-        """This process's stage of the pipeline by local learning."""
+    def stage(self, cut: Cut, objective: ObjectiveConfig) -> Stage:
+        """This process's stage of the pipeline by local learning, or one that only runs forward."""
         (block,) = self.blocks(cut, [self.rank])
-        objective = local_objective(block, ObjectiveConfig(), seed=0)
-        stage = Stage(block, objective, OPTIM, MANY_STEPS, config=self.config_of_stages, device=self.device)
-        assert stage.optimizer is not None
-        self.share_moments(stage.optimizer, [block])
+        stage = Stage(
+            block,
+            local_objective(block, objective, seed=0, load=self._copy),
+            OPTIM,
+            MANY_STEPS,
+            config=self.config_of_stages,
+            local_accumulation_steps=objective.local_accumulation_steps,
+            device=self.device,
+        )
+        if stage.optimizer is not None:
+            self.share_moments(stage.optimizer, [block])
         return stage
 
     def sampler(self, microbatches: int, steps: int, more: int = 0) -> MicrobatchSampler:

@@ -103,7 +103,7 @@ class EndToEndPipeline:
                 loss.backward()
                 losses.append(loss.detach())
         else:
-            losses = self._run_schedule([batch.to(self._device) for batch in pad_alike(batches)], num_targets)
+            losses = self._run_schedule(batches, num_targets)
         return torch.stack(losses).sum() if losses else None
 
     @torch.no_grad()
@@ -146,6 +146,7 @@ class EndToEndPipeline:
 
     def _run_schedule(self, batches: Sequence[Microbatch], num_targets: int) -> list[torch.Tensor]:
         """Runs the microbatches through the schedule; returns their losses in the process that has the last block."""
+        batches = [batch.to(self._device) for batch in pad_alike(batches)]
         shape = (len(batches), *batches[0].input_ids.shape)
         if shape != self._built_for:
             # One schedule is kept and not one per shape: building costs a message to the last block and back, a

@@ -1,7 +1,7 @@
 """Trains cases end to end, on rank 0 alone or on ranks 1 and 2; for `ranks`, with a file of cases as the argument.
 
 A case is {"name", "model", "rows": files, "accumulation", "schedule": null for rank 0 alone, "steps", "batch_size",
-"rate", "max_grad_norm", "dtype", "output": a directory}. Every process writes the weights of its blocks, its losses
+"rate", "max_grad_norm", "dtype", "output": a directory}. The schedule OWN_SHAPES is the benchmarks' 1F1B. Every process writes the weights of its blocks, its losses
 and the gradient norms to OUTPUT/RANK.pt.
 """
 
@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoTokenizer
 
+from benchmarks.helpers.own_shapes import OwnShapesPipeline
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.data import DataConfig, MicrobatchSampler, load_rows
 from lopt_pp.model.build import BlockBuilder
@@ -23,6 +24,8 @@ from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
+
+OWN_SHAPES = "1F1B, own shapes"
 
 
 def data_order(case: dict[str, Any]) -> MicrobatchSampler:
@@ -54,8 +57,13 @@ def train(case: dict[str, Any], group: dist.ProcessGroup | None, num_blocks: int
     parameters = [parameter for block in blocks for parameter in block.parameters()]
     adam = torch.optim.AdamW(parameters, lr=case["rate"], eps=1e-6)
     config = StageConfig(dtype=case["dtype"])
-    pipeline = EndToEndPipeline(
-        blocks, group, config=config, objective=ObjectiveConfig(), schedule=case["schedule"] or "1F1B"
+    own_shapes = case["schedule"] == OWN_SHAPES
+    pipeline = (OwnShapesPipeline if own_shapes else EndToEndPipeline)(
+        blocks,
+        group,
+        config=config,
+        objective=ObjectiveConfig(),
+        schedule="1F1B" if own_shapes or case["schedule"] is None else case["schedule"],
     )
     sampler = data_order(case)
     losses, norms = [], []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from end_to_end_worker import data_order
+from end_to_end_worker import OWN_SHAPES, data_order
 from ranks import to_the_end
 from tiny import write_inputs
 from torch import nn
@@ -24,6 +24,8 @@ CASES: dict[str, tuple[str | None, int, str]] = {
     "one process, accumulation 4": (None, 4, "float32"),
     "1F1B": ("1F1B", 1, "float32"),
     "1F1B, accumulation 4": ("1F1B", 4, "float32"),
+    "1F1B, own shapes": (OWN_SHAPES, 1, "float32"),
+    "1F1B, own shapes, accumulation 4": (OWN_SHAPES, 4, "float32"),
     "GPipe, accumulation 4": ("GPipe", 4, "float32"),
     "interleaved zero-bubble": ("InterleavedZeroBubble", 1, "float32"),
     "interleaved zero-bubble, accumulation 4": ("InterleavedZeroBubble", 4, "float32"),
@@ -108,6 +110,20 @@ def test_the_plain_loop_gives_the_same_weights(cases: dict[str, dict[str, Any]],
         torch.testing.assert_close(
             weights[parameter], tensor, rtol=0, atol=2e-5, msg=partial("{}: {}".format, parameter)
         )
+
+
+def test_a_pipeline_that_pads_nothing_alike_has_the_gradient_of_pytorchs(cases: dict[str, dict[str, Any]]) -> None:
+    """The benchmarks' fairer baseline: the microbatches of a step have shapes of their own."""
+    case = cases["1F1B, own shapes, accumulation 4"]
+    steps = [data_order(case).microbatches(step) for step in range(STEPS)]
+    unequal = [len({batch.input_ids.shape for batch in batches}) > 1 for batches in steps]
+    assert sum(unequal) >= STEPS - 1, "but for the rest of an epoch, a step has something to pad"
+    weights, losses, norms = results_of(case)
+    expected, expected_losses, expected_norms = results_of(cases["1F1B, accumulation 4"])
+    assert losses == pytest.approx(expected_losses, rel=1e-6)
+    assert norms[0] == pytest.approx(expected_norms[0], rel=1e-5)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-5, msg=partial("{}: {}".format, name))
 
 
 def test_bfloat16_trains_float32_weights(cases: dict[str, dict[str, Any]]) -> None:
