@@ -1,7 +1,7 @@
 """1F1B whose messages have the shape of their own microbatch: the fairer baseline where rows are of unequal lengths.
 
-The schedules of `torch.distributed.pipelining` want all microbatches of a step in one shape, so `--method e2e` pads them
-alike. Megatron-LM sends each in its own shape (`--variable-seq-lengths`, a small message with the sizes before each
+The schedules of `torch.distributed.pipelining` want all microbatches of a step in one shape, so `--method e2e` pads
+them alike. Megatron-LM sends each in its own shape (`variable_seq_lengths`: a small message with the sizes before each
 tensor). This does the same without that message, since every process knows the rows.
 """
 
@@ -18,8 +18,8 @@ class OwnShapesPipeline(EndToEndPipeline):
     """One block in each process, trained end to end by 1F1B; a microbatch is padded to its own longest row only.
 
     The order of work is 1F1B's, also with fewer microbatches than stages. All receives of a step are posted when it
-    begins, and no send is waited for before it ends, so that no transfer that could overlap with computing waits. Gradients
-    are those of the base class within rounding. The pipeline has no replicas.
+    begins, and no send is waited for before it ends, so that transfers overlap with computing wherever they can.
+    Gradients are those of the base class within rounding. The pipeline has no replicas.
     """
 
     def _run_schedule(self, batches: Sequence[Microbatch], num_targets: int) -> list[torch.Tensor]:

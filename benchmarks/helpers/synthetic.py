@@ -46,6 +46,8 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
 }
 
+MEDIUM: dict[str, Any] = {**SMALL, "vocab_size": 8192, "num_hidden_layers": 12}
+
 TINY: dict[str, Any] = {
     "vocab_size": 256,
     "hidden_size": 32,
@@ -76,6 +78,7 @@ class Format:
 FORMATS = {
     "smollm2-135m": Format(SMOLLM2_135M, rows=2, tokens=256, trial=1),
     "small": Format(SMALL, rows=2, tokens=256, trial=4),
+    "medium": Format(MEDIUM, rows=2, tokens=256, trial=4),
     "short": Format(SMALL, rows=1, tokens=64, trial=16),
     "tiny": Format(TINY, rows=2, tokens=32, trial=2),
 }
