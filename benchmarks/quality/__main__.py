@@ -5,7 +5,8 @@
 Methods: end to end, frozen (only the last block learns), local learning by each objective, and the untouched model.
 Each is trained at every learning rate of one grid, the same for all; the rates with the lowest loss on the validation
 rows are then trained with more seeds, and measured on test questions that no choice has seen. Then once more with as
-many steps as fit the wall time that end-to-end training takes on the same two processes.
+many steps as fit the wall time that end-to-end training takes on the same two processes, by PyTorch's 1F1B or by one
+that does not pad all microbatches of a step alike, whichever is faster.
 
 Without files of your own the task is a mix of questions from reasoning-gym whose answers can be checked; with
 --questions word_problems MetaMathQA, tested on GSM8K, from the Hugging Face Hub. What is to be kept is measured on the

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.quality.forms import Form
 from benchmarks.quality.methods import Setting, Trial, grid
 from benchmarks.quality.runs import Setup, measure_untouched, train_and_measure
-from benchmarks.quality.speed import measure_speed
+from benchmarks.quality.speed import E2E, OWN_SHAPES, end_to_end_seconds, measure_speed
 from benchmarks.quality.summary import Line, best_settings, lines_of, untouched_line
 
 GRID_SEED = 1
@@ -34,8 +34,8 @@ class Comparison:
         untouched: what the model does as it is.
         results: of each trial that is done.
         best: by method, the learning rates that were chosen.
-        speeds: by method, what a step costs.
-        equal_time: by method, the steps that fit the wall time of end-to-end training.
+        speeds: by method, what a step costs; of end to end by either 1F1B.
+        equal_time: by method, the steps that fit the wall time of end-to-end training by the faster 1F1B.
     """
 
     def __init__(
@@ -68,15 +68,19 @@ class Comparison:
         self._train(grid(self._methods, form.rates, form.local_shares, GRID_SEED, form.steps))
         self.best = best_settings(self.results, form.steps)
         self._train_seeds(dict.fromkeys(self.best, form.steps))
-        for method in self._methods:
+        methods = list(self._methods)
+        if E2E in methods and self._pipeline_processes > 1:  # One process pads nothing alike.
+            methods.insert(methods.index(E2E) + 1, OWN_SHAPES)
+        for method in methods:
             self.speeds[method] = measure_speed(
                 self._setup, method, form.rates[0], form.timed_steps, self._pipeline_processes, self._check_time
             )
             _say(f"{method}: {self.speeds[method]['step_seconds']:.2f} s per step")
-        if "e2e" in self.speeds:
-            given = form.steps * self.speeds["e2e"]["step_seconds"]
+        if (seconds := end_to_end_seconds(self.speeds)) is not None:
+            given = form.steps * seconds
             self.equal_time = {
-                method: max(1, round(given / self.speeds[method]["step_seconds"])) for method in self.best
+                method: form.steps if method == E2E else max(1, round(given / self.speeds[method]["step_seconds"]))
+                for method in self.best
             }
             self._train_seeds(self.equal_time)
 

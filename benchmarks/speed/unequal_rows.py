@@ -41,7 +41,13 @@ FAIR = "own shapes"
 def measure(settings: Settings) -> dict[str, Any]:
     """All trials; see `unequal_rows_process.work`."""
     with Workers(PROCESSES, ("localhost", free_port()), "lo", work) as workers:
-        measured, *_ = workers.run(settings)
+        workers.run(settings)
+    return summarize(settings.output)
+
+
+def summarize(output: Path) -> dict[str, Any]:
+    """What was measured so far, with the figures of the table."""
+    measured = json.loads(output.read_text())
     for cell in measured["cells"]:
         seconds = cell["seconds"]
         cell["tokens_per_second"] = {
@@ -106,6 +112,7 @@ def main() -> None:
         flags.trial,
         flags.learned,
         flags.cut,
+        flags.output,
     )
     facts = machine.describe_machine(torch.device("cpu"))
     result = measure(settings)

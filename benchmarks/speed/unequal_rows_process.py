@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Settings:
         trial: microbatches of a turn, at least.
         learned: the share of a step's microbatches that the first half learns from by next_token.
         cut: the layer that the second half begins with, end to end and with reconstruction; None searches.
+        output: a file that has what was measured so far.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Settings:
     trial: int
     learned: float
     cut: int | None
+    output: Path
 
 
 class _Drawn:
@@ -136,11 +138,11 @@ def rows_of_gsm8k(vocabulary: int) -> TokenizedRows:
     return TokenizedRows(Dataset.from_dict(columns), "lengths of GSM8K", {})
 
 
-def work(world: World, settings: Settings) -> dict[str, Any] | None:
+def work(world: World, settings: Settings) -> None:
     """All trials; every process must call this.
 
-    Returns:
-        On rank 0 the cells of the table, with an entry per round in each list, and the cuts; None on others.
+    Rank 0 writes the cuts and the cells of the table, with an entry per round in each list, after each of them: a run
+    that is ended early has measured something.
     """
     transformers_logging.disable_progress_bar()
     group = dist.new_group(backend="gloo")
@@ -161,17 +163,20 @@ def work(world: World, settings: Settings) -> dict[str, Any] | None:
         for (packing, number, steps, methods), result in zip(cells, results, strict=True):
             shared.packing, shared.seed = packing, turn
             by = turn % len(METHODS)
+            taken = {}
             for name in (*METHODS[by:], *METHODS[:by]):
                 if turn == 0:
-                    seconds_per_step(methods[name], number, 1)  # Touches memory for the first time.
-                result["seconds"][name].append(steps * seconds_per_step(methods[name], number, steps))
+                    seconds_per_step(methods[name], 2, 1)  # Touches memory for the first time.
+                taken[name] = steps * seconds_per_step(methods[name], number, steps)
+            for name in METHODS:
+                result["seconds"][name].append(taken[name])
             counts = shared.counts(number, steps)
             result["tokens"].append(counts["tokens"])
             for kind in ("own", "alike"):
                 result[f"computed_{kind}"].append(counts[kind] / counts["tokens"])
             if world.rank == 0:
                 print(f"round {turn + 1}: {'packed, ' if packing else ''}{number} microbatches", file=sys.stderr)
-    return {"settings": asdict(settings), "cuts": cuts, "cells": results} if world.rank == 0 else None
+                settings.output.write_text(json.dumps({"cuts": cuts, "cells": [r for r in results if r["tokens"]]}))
 
 
 def _make(name: str, shared: SharedModel, cut: Cut, learned: int) -> Method:

@@ -24,7 +24,7 @@ Compare = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def modules() -> dict[str, ModuleType]:
     """The benchmark's modules, by name; some take seconds to import."""
-    names = ("forms", "methods", "questions", "reasoning_tasks", "runs", "summary", "word_problems")
+    names = ("comparison", "forms", "methods", "questions", "reasoning_tasks", "runs", "summary", "word_problems")
     return {name: importlib.import_module(f"{BENCHMARK}.{name}") for name in names}
 
 
@@ -132,6 +132,31 @@ def test_trials_side_by_side_have_a_device_each(
     trials = [methods.Trial("e2e", 1.0, None, seed, 1) for seed in range(3)]
     runs.train_and_measure(setup, trials, 2, lambda: None, lambda trial, result: seen.append(result["seed"]))
     assert sorted(seen) == [0, 1, 2] and not busy
+
+
+def test_equal_wall_time_is_that_of_the_faster_1f1b(
+    modules: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    comparison, methods = modules["comparison"], modules["methods"]
+    seconds = {"e2e": 4.0, "e2e, own shapes": 3.0, "frozen": 1.5}
+    monkeypatch.setattr(comparison, "measure_untouched", lambda setup: {})
+    monkeypatch.setattr(comparison, "measure_speed", lambda setup, method, *others: {"step_seconds": seconds[method]})
+    trained: list[Any] = []
+
+    def train(setup: object, trials: list[Any], side_by_side: int, before: object, after: Any) -> None:
+        trained.extend(trials)
+        for trial in trials:
+            after(trial, {"validation_loss": trial.learning_rate})
+
+    monkeypatch.setattr(comparison, "train_and_measure", train)
+    form = modules["forms"].FORMS["cpu"]
+    for processes, expected in ((2, {"e2e": 50, "frozen": 100}), (1, {"e2e": 50, "frozen": 133})):
+        setup = modules["runs"].Setup(tmp_path, *[tmp_path] * 4, None, tmp_path, tmp_path, form, (), "cpu")
+        made = comparison.Comparison(setup, form, ["e2e", "frozen"], 2, processes, None)
+        made.run()
+        assert made.equal_time == expected
+        assert set(made.speeds) == set(seconds) - ({"e2e, own shapes"} if processes == 1 else set())
+        assert trained[-1] == methods.Trial("frozen", 5e-5, None, 3, expected["frozen"])
 
 
 def test_no_question_is_in_two_splits(modules: dict[str, ModuleType]) -> None:

@@ -1,8 +1,8 @@
 """Trains cases end to end, on rank 0 alone or on ranks 1 and 2; for `ranks`, with a file of cases as the argument.
 
 A case is {"name", "model", "rows": files, "accumulation", "schedule": null for rank 0 alone, "steps", "batch_size",
-"rate", "max_grad_norm", "dtype", "output": a directory}. The schedule OWN_SHAPES is the benchmarks' 1F1B. Every process writes the weights of its blocks, its losses
-and the gradient norms to OUTPUT/RANK.pt.
+"rate", "max_grad_norm", "dtype", "output": a directory}. The schedule OWN_SHAPES is the benchmarks' own 1F1B. Every
+process writes the weights of its blocks, its losses and the gradient norms to OUTPUT/RANK.pt.
 """
 
 import json
