@@ -47,8 +47,9 @@ class ObjectiveConfig:
         metadata=flag(
             "lopt: the last block learns from the task, every earlier one from its --local_objective. frozen: "
             "short for --local_objective none, the cheap baseline that local learning must beat. e2e: the whole "
-            "model learns from the task, in one process or as a 1F1B pipeline with one block in each process, for "
-            "comparison.",
+            "model learns from the task, in one process or as PyTorch's 1F1B pipeline with one block in each process, "
+            "for comparison. That pipeline pads all microbatches of a step alike, to its longest row; with --packing "
+            "little is padded.",
             on_resume=Resume.DERIVED,
             shared_by_ranks=True,
             compared=True,

@@ -21,7 +21,12 @@ def advise(run: RunData) -> list[Advice]:
     advice: list[Advice] = []
     if any(time.seconds["schedule"] > 0 for time in times):
         advice.append(
-            Advice("good", "The model was trained end to end: its time is PyTorch's 1F1B schedule's, waits included.")
+            Advice(
+                "good",
+                "The model was trained end to end: its time is PyTorch's 1F1B schedule's, waits included. That schedule "
+                "pads all microbatches of a step alike; local learning and other 1F1B schedules need not, so compare "
+                "times with --packing.",
+            )
         )
     elif len(run.stages_of_processes) > 1:
         advice += [*_bottleneck(run, times), *_split(run, times), *_queue(run, times)]

@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from launching import run
 
 from benchmarks.helpers.own_shapes import one_forward_one_backward
+from benchmarks.speed.unequal_rows_arithmetic import figures, seconds_of_1f1b
+from lopt_pp.data import MicrobatchSampler, TokenizedRows
 
 METHODS = {"own shapes", "alike", "reconstruction", "next_token", "frozen"}
 
@@ -46,3 +49,26 @@ def test_1f1b_holds_as_many_microbatches_as_there_are_stages_to_come(
         most = max(most, under_way)
     assert forward == backward == list(range(microbatches))
     assert most == min(stages - stage, microbatches)
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), [(2, 1), (2, 4), (4, 8)])
+def test_arithmetic_of_equal_microbatches_is_that_of_1f1bs_bubble(stages: int, microbatches: int) -> None:
+    assert seconds_of_1f1b([1.0] * microbatches, stages) == 3 * (microbatches + stages - 1)
+
+
+def test_arithmetic_of_unequal_microbatches() -> None:
+    # Forward of the long one; both its passes on the last stage; its way back, which the short one waits for; that one.
+    assert seconds_of_1f1b([3.0, 1.0]) == 3 + 3 * 3 + 2 * 3 + 2 * 1
+    # Two steps of two microbatches of one row each, longest first: 1F1B pads 1 to 3 tokens, and 2 to 2.
+    ids = [[5, 6, 7], [5], [5, 6], [5, 6]]
+    columns = {"input_ids": ids, "labels": ids, "length": [3, 1, 2, 2], "num_targets": [2, 0, 1, 1]}
+    sampler = MicrobatchSampler(
+        TokenizedRows(Dataset.from_dict(columns), "rows", {}),
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+        shuffle=False,
+        seed=0,
+        pad_token_id=0,
+    )
+    sums = figures(sampler, 2)
+    assert sums == {"real": 8, "own": 8, "alike": 10, "1F1B own": 20 + 18, "1F1B alike": 27 + 18, "local": 24}
