@@ -23,8 +23,8 @@ def advise(run: RunData) -> list[Advice]:
         advice.append(
             Advice(
                 "good",
-                "The model was trained end to end: its time is PyTorch's 1F1B schedule's, waits included. That schedule "
-                "pads all microbatches of a step alike; local learning and other 1F1B schedules need not, so compare "
+                "The model was trained end to end: its time is PyTorch's 1F1B schedule's, waits included. That "
+                "schedule pads all microbatches of a step alike; local learning and other 1F1B schedules need not, so compare "
                 "times with --packing.",
             )
         )
