@@ -24,8 +24,8 @@ def advise(run: RunData) -> list[Advice]:
             Advice(
                 "good",
                 "The model was trained end to end: its time is PyTorch's 1F1B schedule's, waits included. That "
-                "schedule pads all microbatches of a step alike; local learning and other 1F1B schedules need not, so compare "
-                "times with --packing.",
+                "schedule pads all microbatches of a step alike; local learning and other 1F1B schedules need not, "
+                "so compare times with --packing.",
             )
         )
     elif len(run.stages_of_processes) > 1:
