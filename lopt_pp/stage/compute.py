@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.dtypes import cast_parameters
+from lopt_pp.model.experts import autocast_experts
 from lopt_pp.objectives import Objective
 
 
@@ -17,6 +18,8 @@ def prepare_block(block: BlockModel, config: StageConfig, device: torch.device) 
     """Moves a block to where it is to train, and makes it compute as it is told to."""
     cast_parameters(block, device, config.parameter_dtype)
     block.train()
+    if config.autocasts:
+        autocast_experts(block.model)
     if config.torch_compile:
         for layer in block.layers:
             layer.compile()
