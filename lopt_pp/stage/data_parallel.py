@@ -7,8 +7,10 @@ A block and its objective are wrapped apart, since one may learn while the other
 gradients of its own parameters, once there are any.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,10 +95,10 @@ class Replicas:
             stride=parameter.stride(),
         )
 
-    def replicate(self, module: nn.Module) -> DistributedDataParallel:
+    def replicate(self, module: nn.Module) -> "Replicated":
         """Wraps a module so that the gradients of its parameters become the mean over the replicas."""
         device = next(module.parameters()).device
-        return DistributedDataParallel(
+        return Replicated(
             module,
             # What came from the model's files is the same in all replicas: sent once more, it would be there twice.
             init_sync=not isinstance(module, BlockModel),
@@ -105,6 +107,53 @@ class Replicas:
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
         )
+
+
+class Replicated(DistributedDataParallel):
+    """A module whose gradients become the mean over its replicas, and are held once.
+
+    DDP sends gradients from buckets that it keeps. What microbatches before the last of a step find (`no_sync`) would
+    add up in memory of its own beside these, 4 bytes more for each parameter. So gradients are views of the buckets
+    from the beginning, and are set to zero after a step instead of being dropped.
+
+    Args:
+        module: whose parameters are trained.
+        options: of DDP; `gradient_as_bucket_view` is to be among them.
+    """
+
+    def __init__(self, module: nn.Module, **options: Any) -> None:
+        _zero_gradients(module)  # DDP copies them into its buckets, and puts views of these in their place.
+        super().__init__(module, **options)
+        self._has_learned = False
+
+    @contextmanager
+    def stepping(self, learned: bool = True) -> Iterator[None]:
+        """To be around a step of the optimizer, which drops gradients.
+
+        Args:
+            learned: whether the module has learned in this step. If not, the optimizer sees no gradient of it, as it
+                would see none without replicas: with one of zero it would still decay weights.
+        """
+        kept = [(parameter, parameter.grad) for parameter in self.module.parameters() if parameter.requires_grad]
+        for parameter, _ in kept if not learned else ():
+            parameter.grad = None
+        yield
+        if learned and not self._has_learned:
+            # Once, at its next forward, DDP makes new buckets, in the order in which gradients came.
+            self._has_learned = True
+            del kept
+            _zero_gradients(self.module)
+            return
+        for parameter, gradient in kept:
+            parameter.grad = gradient if gradient is None else gradient.zero_()
+
+
+def _zero_gradients(module: nn.Module) -> None:
+    """Gives parameters gradients of zero that take no memory: one number each."""
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            zero = torch.zeros((), dtype=parameter.dtype, device=parameter.device)
+            parameter.grad = zero.expand_as(parameter)
 
 
 def share_of(tensor: torch.Tensor, target: DTensor) -> torch.Tensor:

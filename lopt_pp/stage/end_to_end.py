@@ -76,7 +76,7 @@ class EndToEndPipeline:
         ]
         # The wrappers take the mean.
         self._num_replicas = replicas.size if replicas else 1
-        self._wrapped = [replicas.replicate(module) if replicas else module for module in self._modules]
+        self.wrapped = [replicas.replicate(module) if replicas else module for module in self._modules]
         self._group = group if group is not None and group.size() > 1 else None
         self._device = torch.device(device)
         self._dtype = config.compute_dtype
@@ -165,7 +165,7 @@ class EndToEndPipeline:
 
     def _build_schedule(self, num_microbatches: int, sequences: int, tokens: int) -> Any:
         stages = [
-            self._build_stage(*modules, sequences, tokens) for modules in zip(self._modules, self._wrapped, strict=True)
+            self._build_stage(*modules, sequences, tokens) for modules in zip(self._modules, self.wrapped, strict=True)
         ]
         schedule = self._schedule_class
         if schedule is get_schedule_class("1F1B") and num_microbatches < stages[0].num_stages:

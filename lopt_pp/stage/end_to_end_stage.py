@@ -1,5 +1,6 @@
 """One process's part of an end-to-end run: a block of the pipeline with its optimizer."""
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +14,7 @@ from lopt_pp.errors import NotFiniteError
 from lopt_pp.model.block import BlockModel
 from lopt_pp.objectives import ObjectiveConfig
 from lopt_pp.stage.base import BaseStage, Clock, check_finite, untimed
-from lopt_pp.stage.data_parallel import Replicas
+from lopt_pp.stage.data_parallel import Replicas, Replicated
 from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
 from lopt_pp.stage.optimizer import Optimizer
 
@@ -87,7 +88,10 @@ class EndToEndStage(BaseStage):
                 if not math.isfinite(record["loss"]):
                     raise NotFiniteError(f"the loss of step {step + 1} is {record['loss']}; lower the learning rate")
             check_finite(self.index, step, {}, norm)
-            with self.updating, self.side.changing():
+            with self.updating, self.side.changing(), contextlib.ExitStack() as kept:
+                for module in self._pipeline.wrapped:
+                    if isinstance(module, Replicated):
+                        kept.enter_context(module.stepping())
                 self.optimizer.step()
                 self.steps_done += 1
         return record

@@ -4,7 +4,6 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from lopt_pp.config.compute import PLAIN, StageConfig
 from lopt_pp.config.optim import OptimConfig
@@ -14,7 +13,7 @@ from lopt_pp.objectives import Objective
 from lopt_pp.stage.accumulation import learned_microbatches, without_sync
 from lopt_pp.stage.base import BaseStage, Clock, check_finite, untimed
 from lopt_pp.stage.compute import measuring, prepare_block, prepare_objective
-from lopt_pp.stage.data_parallel import Replicas, reshard
+from lopt_pp.stage.data_parallel import Replicas, Replicated, reshard
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.util.seeds import derive_seed
 
@@ -63,7 +62,7 @@ class Stage(BaseStage):
         self._seed = seed
         self._run: Callable[..., BlockOutput] = block
         self._loss: Callable[[BlockOutput, Microbatch], torch.Tensor] | None = objective
-        self._ddp: list[DistributedDataParallel] = []
+        self._ddp: list[Replicated] = []
         self._warmup_steps = 0
         self._accumulation_steps = None if block.spec.is_last else local_accumulation_steps
         self._losses: dict[int, torch.Tensor] = {}
@@ -81,7 +80,7 @@ class Stage(BaseStage):
         # A wrapper for each: the block may be frozen while its head warms up, and then has no gradient to wait for.
         if replicas:
             self._run, self._loss = joined = replicas.join(block), replicas.join(objective)
-            self._ddp = [module for module in joined if isinstance(module, DistributedDataParallel)]
+            self._ddp = [module for module in joined if isinstance(module, Replicated)]
         rate = head_rate = optim.learning_rate
         if not block.spec.is_last:
             rate, head_rate = optim.rates_of_earlier_stage(objective.rate_share)
@@ -114,6 +113,7 @@ class Stage(BaseStage):
         with self.updating:
             self.block.eval()
             self._run = self.block
+            self.block.zero_grad()  # DDP keeps gradients from step to step.
             self.objective = self._loss = self.optimizer = None
             self._ddp = []
             self._modules = {"block": self.block.model}
@@ -282,7 +282,9 @@ class Stage(BaseStage):
         check_finite(self.index, step, named, norm)
         rate = self.optimizer.learning_rate if self.block_learns else 0.0
         record = {self.objective.name: sum(values), "grad_norm": norm, "learning_rate": rate}
-        with self.updating, self.side.changing():
+        with self.updating, self.side.changing(), contextlib.ExitStack() as kept:
+            for ddp in self._ddp:
+                kept.enter_context(ddp.stepping(ddp.module is not self.block or self.block_learns))
             self.optimizer.step()
             self.steps_done += 1
         return record

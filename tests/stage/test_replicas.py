@@ -1,0 +1,83 @@
+"""What replicas add to a stage is where its gradients are: not another result, and no more memory than is planned."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+from families import tiny_config
+from torch.distributed.device_mesh import init_device_mesh
+
+from lopt_pp.model.partition import split_evenly
+from lopt_pp.objectives import local_objective
+from lopt_pp.planning.estimate import Model
+from lopt_pp.planning.memory_tracker import MemoryTracker
+from lopt_pp.planning.synthetic import random_microbatch
+from lopt_pp.planning.workload import Workload
+from lopt_pp.stage.data_parallel import Replicas
+from lopt_pp.stage.stage import Stage
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def replicas() -> Iterator[Replicas]:
+    """One replica: what DDP holds does not depend on how many there are."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Replicas(init_device_mesh("cpu", (1,)), sharded=False)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model(tiny_config("llama", vocab_size=512), None)
+
+
+def make_stage(model: Model, given: Workload, replicas: Replicas | None, warmup_steps: int = 0) -> Stage:
+    torch.manual_seed(0)
+    block = model.builder.with_random_weights(split_evenly(model.depth, 2)[0])
+    objective = local_objective(block, given.objective, 0, model.builder.with_random_weights)
+    return Stage(block, objective, given.optim, 10, local_head_warmup_steps=warmup_steps, replicas=replicas)
+
+
+def train(stage: Stage, given: Workload, vocabulary: int, step: int) -> None:
+    torch.manual_seed(step)
+    batch = random_microbatch((given.rows, given.tokens), vocabulary, CPU)
+    for number in range(given.accumulation):
+        is_last = number == given.accumulation - 1
+        stage.run_microbatch(batch, None, lambda sent: None, step_count=batch.num_tokens, is_last=is_last)
+    stage.step(step)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_memory_is_what_is_planned(model: Model, replicas: Replicas, accumulation: int) -> None:
+    """In the first steps, too, between which DDP makes its buckets anew."""
+    given = Workload(2, 32, accumulation, device=CPU, replicas=2)
+    tracker, peaks = MemoryTracker(), []
+    with tracker:
+        stage = make_stage(model, given, replicas)
+        tracker.note([*stage.block.parameters(), *stage.block.buffers()], "weights")
+        for step in range(3):
+            tracker.forget_peak()
+            train(stage, given, 512, step)
+            peaks.append(sum(tracker.peak.values()))
+    planned = model.process([stage.block.spec], given).memory
+    assert peaks[-1] == pytest.approx(planned.total - planned.queue, rel=0.03)
+    assert max(peaks) <= 1.03 * peaks[-1]
+
+
+def test_weights_are_those_without_replicas(model: Model, replicas: Replicas) -> None:
+    """Also of a block that waits for its head, which is not to be decayed meanwhile, and begins then."""
+    given = Workload(2, 32, 2, device=CPU)
+    given = replace(given, optim=replace(given.optim, learning_rate=1e-2, weight_decay=0.1))
+    alone, replicated = (make_stage(model, given, own, warmup_steps=2) for own in (None, replicas))
+    before = {name: parameter.clone() for name, parameter in alone.block.named_parameters()}
+    for step in range(5):
+        for stage in (alone, replicated):
+            train(stage, given, 512, step)
+        own = dict(replicated.block.named_parameters())
+        assert all(torch.equal(parameter, own[name]) for name, parameter in alone.block.named_parameters()), step
+        assert all(torch.equal(parameter, before[name]) for name, parameter in own.items()) == (step < 2)
+    replicated.freeze()
+    assert all(parameter.grad is None for parameter in replicated.block.parameters())
