@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lopt_pp.model.shares import ShareOf
+from lopt_pp.util.compat_transformers import kept_in_float32
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ def cast_parameters(module: nn.Module, device: torch.device | str, dtype: torch.
     """Moves a module to a device, and its floating-point parameters to a dtype as `transformers` loads them in it.
 
     Buffers keep the dtype that they were made in: rotary frequencies in bfloat16 are wrong by more than a radian at
-    position 1,000. So do parameters that `transformers` holds in float32 in models of 16 bits
-    (`_keep_in_fp32_modules_strict`), such as a router's bias. Shares are on their device already.
+    position 1,000. So do parameters that `transformers` holds in float32 in models of 16 bits, such as a router's
+    bias. Shares are on their device already.
     """
     kept = _kept_in_float32(module) if dtype.itemsize < 4 else set()
     for parameter in module.parameters():
@@ -93,7 +94,7 @@ def _kept_in_float32(module: nn.Module) -> set[nn.Parameter]:
         for model in module.modules()
         if isinstance(model, PreTrainedModel)
         for name, parameter in model.named_parameters()
-        if any(part in name for part in model._keep_in_fp32_modules_strict or ())
+        if any(part in name for part in kept_in_float32(model))
     }
 
 

@@ -121,6 +121,15 @@ def set_attention(config: PreTrainedConfig, name: str) -> None:
     config._attn_implementation = name
 
 
+def kept_in_float32(model: PreTrainedModel) -> Iterable[str]:
+    """Parts of the names of the parameters that stay in float32 where a model is loaded in 16 bits.
+
+    Private: the attribute `_keep_in_fp32_modules_strict`. `from_pretrained`, which heeds it, reads the files once more.
+    (`_keep_in_fp32_modules` is for float16 alone.) Seen in 5.17 and 5.23.
+    """
+    return model._keep_in_fp32_modules_strict or ()
+
+
 def find_file(name_or_path: str, file_name: str, revision: str) -> str | None:
     """The local path of a model's file, fetched from the hub if need be; None where the model has no such file.
 
