@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -61,15 +62,21 @@ _ACCIDENTS: dict[str, Callable[[], None]] = {
 
 def train_counting_waits(arguments: list[str]) -> int:
     """A run that notes where the host waits for the GPU, after its first two steps."""
-    from lopt_pp.checks.waits import WaitCounter
     from lopt_pp.stage.stage import Stage
+    from lopt_pp.util.host_waits import HostWaits
 
-    counter, run_microbatch, end_step = WaitCounter(), Stage.run_microbatch, Stage.step
-    is_warm = False
+    places, run_microbatch, end_step = Counter[str](), Stage.run_microbatch, Stage.step
+    is_warm, microbatches = False, 0
 
     def counted(self: Stage, *given: Any, **options: Any) -> Any:
-        run = counter.look_at if is_warm else lambda function, *own, **more: function(*own, **more)
-        return run(run_microbatch, self, *given, **options)
+        nonlocal microbatches
+        if not is_warm:
+            return run_microbatch(self, *given, **options)
+        microbatches += 1
+        with HostWaits(self.device) as waits:
+            measured = run_microbatch(self, *given, **options)
+        places.update(f"{wait.operator} in {wait.place}" for wait in waits.found)
+        return measured
 
     def noted(self: Stage, step: int) -> dict[str, float]:
         nonlocal is_warm
@@ -78,7 +85,7 @@ def train_counting_waits(arguments: list[str]) -> int:
 
     Stage.run_microbatch, Stage.step = counted, noted  # type: ignore[method-assign]
     status = train(arguments)
-    found({"microbatches": counter.microbatches, "places": counter.places})
+    found({"microbatches": microbatches, "places": places})
     return status
 
 

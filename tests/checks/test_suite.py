@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import tempfile
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from lopt_pp.checks.result import CheckFailed, NotHere, Result, as_json, reason
 from lopt_pp.checks.session import Ran, Session
 from lopt_pp.checks.suite import checks_of, chosen, look_at_machine, run_check
 from lopt_pp.checks.training import compare
-from lopt_pp.checks.waits import WaitCounter, waits
+from lopt_pp.checks.waits import waits
 from lopt_pp.config.topology import Topology
 from lopt_pp.distributed.launch import Outcome
 
@@ -32,16 +31,16 @@ TWO = Topology(2, 2)
 def test_all_is_well_here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Some of the checks; the rest of the tests does by itself what the others do."""
     file, kept = tmp_path / "check.json", tmp_path / "runs"
-    words = ["exactness: 2 stages", "not finite", "SIGUSR1", "links"]
+    words = ["exactness: 2 stages", "not finite", "SIGUSR1", "waits", "links"]
     assert cli.main(["check", "--only", *words, "--json", str(file), "--keep", str(kept)]) == 0
     said = json.loads(file.read_text())
     assert said["ok"] and len(said["machine"]["processes"]) == 2 and said["machine"]["versions"]["torch"]
-    names = ["exactness: 2 stages", "a loss is not finite", "SIGUSR1 stops the run", "links"]
+    names = ["exactness: 2 stages", "a loss is not finite", "SIGUSR1 stops the run", "host waits", "links"]
     assert [(check["name"], check["outcome"]) for check in said["checks"]] == [(name, "ok") for name in names]
     assert said["checks"][0]["figures"] == {"weights": "bit for bit the same"}
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("versions  python") and lines[1].startswith("rank 0    ")
-    assert [line.split(" (")[0] for line in lines[-4:]] == [f"ok    {name}" for name in names]
+    assert [line.split(" (")[0] for line in lines[-5:]] == [f"ok    {name}" for name in names]
     assert (kept / "stop" / "rank-0.log").exists()
     link = said["checks"][-1]["figures"]
     assert link["0-1 GB/s"] > 0 and link["0-1 latency in ms"] > 0 and 0 <= link["0-1 overlap"] <= 1
@@ -134,29 +133,13 @@ def test_a_link_that_holds_up_the_computation(tmp_path: Path) -> None:
 
 
 def test_a_host_that_waits(tmp_path: Path) -> None:
-    assert run_check("waits", waits, Scripted(tmp_path)).outcome == "skip"
     none: dict[str, Any] = {"microbatches": 8, "places": {}}
     some = {"microbatches": 8, "places": {"objectives/task.py:7": 12, "stage/stage.py:9": 4}}
     assert run_check("waits", waits, on_gpus(Scripted(tmp_path), [none] * 2)).outcome == "ok"
+    nothing = {"microbatches": 0, "places": {}}
+    assert run_check("waits", waits, on_gpus(Scripted(tmp_path), [nothing] * 2)).outcome == "FAIL"
     message = run_check("waits", waits, on_gpus(Scripted(tmp_path), [none, some])).message
     assert "waits for the GPU 1 times a microbatch, mostly at objectives/task.py:7 (12 times in 16" in message
-
-
-def test_waits_are_counted_by_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By what PyTorch warns of, which it does on a GPU only."""
-    modes: list[Any] = []
-    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
-    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
-    counter = WaitCounter()
-
-    def microbatch(number: int) -> int:
-        for _ in range(2):
-            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
-        warnings.warn("something else", stacklevel=1)
-        return number
-
-    assert [counter.look_at(microbatch, number) for number in (1, 2)] == [1, 2]
-    assert counter.microbatches == 2 and counter.places.total() == 4 and modes == ["warn", 0] * 2
 
 
 def test_processes_that_are_slower_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
