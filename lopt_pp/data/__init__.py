@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lopt_pp.config.data import DataConfig
 
 if TYPE_CHECKING:
+    from lopt_pp.data.ahead import MicrobatchesAhead
     from lopt_pp.data.dataset import Rows, TokenizedRows, UnusableRowsError
     from lopt_pp.data.encoding import EncodedRow, RowEncoder
     from lopt_pp.data.formats import IGNORE_INDEX
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IGNORE_INDEX",
     "DataConfig",
+    "MicrobatchesAhead",
     "MicrobatchSampler",
     "EncodedRow",
     "Microbatch",
@@ -38,6 +40,7 @@ __all__ = [
 _HOMES = {
     "IGNORE_INDEX": "lopt_pp.data.formats",
     "MicrobatchSampler": "lopt_pp.data.sampler",
+    "MicrobatchesAhead": "lopt_pp.data.ahead",
     "EncodedRow": "lopt_pp.data.encoding",
     "Microbatch": "lopt_pp.data.microbatch",
     "RowEncoder": "lopt_pp.data.encoding",

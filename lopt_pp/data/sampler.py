@@ -1,6 +1,7 @@
 """Which rows each optimizer step takes, as a function of the step's number alone."""
 
 import math
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,8 @@ class MicrobatchSampler:
         self._permutations: OrderedDict[int, np.ndarray] = OrderedDict()
         self._steps: OrderedDict[int, list[Pack]] = OrderedDict()
         self._unusable: dict[int, UnusableRowsError] = {}
+        # The next step's microbatches may be made in another thread than the one that asks for shapes and counts.
+        self._lock = threading.RLock()
         self.steps_per_epoch = math.ceil(len(rows) / self._rows_per_step)
 
     def epoch(self, step: int) -> float:
@@ -110,12 +113,13 @@ class MicrobatchSampler:
 
     def unusable(self, step: int) -> UnusableRowsError | None:
         """Why a step cannot be made; None where its rows can be used. What has been answered stays so."""
-        if step not in self._unusable:
-            try:
-                self._packs_of(step)
-            except UnusableRowsError as error:
-                self._unusable[step] = error
-        return self._unusable.get(step)
+        with self._lock:
+            if step not in self._unusable:
+                try:
+                    self._packs_of(step)
+                except UnusableRowsError as error:
+                    self._unusable[step] = error
+            return self._unusable.get(step)
 
     def shapes(self, step: int) -> list[tuple[int, int]]:
         """The (sequences, tokens) of each of the replica's microbatches of a step."""
@@ -145,16 +149,17 @@ class MicrobatchSampler:
 
     def _packs_of(self, step: int) -> list[Pack]:
         """The rows of a step, over all replicas, in the order of its microbatches. They are asked for often."""
-        if step not in self._steps:
-            packs = self._rows.fetch(self._numbers_of(step))
-            if self._sampling != "random" and not self._padding_free:
-                packs.sort(key=lambda pack: -pack.num_tokens)
-            self._steps[step] = packs
-            if len(self._steps) > _KEPT_STEPS:
-                self._steps.popitem(last=False)
-            if step + 1 not in self._steps:
-                self._rows.prefetch(self._numbers_of(step + 1))
-        return self._steps[step]
+        with self._lock:
+            if step not in self._steps:
+                packs = self._rows.fetch(self._numbers_of(step))
+                if self._sampling != "random" and not self._padding_free:
+                    packs.sort(key=lambda pack: -pack.num_tokens)
+                self._steps[step] = packs
+                if len(self._steps) > _KEPT_STEPS:
+                    self._steps.popitem(last=False)
+                if step + 1 not in self._steps:
+                    self._rows.prefetch(self._numbers_of(step + 1))
+            return self._steps[step]
 
     def _numbers_of(self, step: int) -> np.ndarray:
         """The row numbers of a step, over all replicas."""

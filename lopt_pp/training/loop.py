@@ -11,6 +11,7 @@ from typing import TypeVar
 from lopt_pp.metrics.clock import peak_memory
 from lopt_pp.metrics.records import Record
 from lopt_pp.stage.base import BaseStage
+from lopt_pp.training.late_reports import late_reports
 from lopt_pp.training.segment import Segment
 from lopt_pp.training.step_plan import START, StepPlan
 
@@ -31,22 +32,24 @@ def train(
         plan: what each step consists of, the same in every process.
         steps: of the run, to make unless the segment's stop signal, or rows that cannot be used, end it before. The
             first may be `START`, of which there is only the evaluation.
-        report: called with one record per step and stage, see `docs/metrics.md`.
+        report: called with one record per step and stage, in order, see `docs/metrics.md`; on a GPU mostly while the
+            next step runs, and of the last step before this returns or raises.
         after_step: called with the number of steps done, when all stages of this process have made the step.
 
     Raises:
         NotFiniteError: a stage's loss or gradient is not finite; its weights are those of the last good step.
         StreamError: a neighbour is gone, or disagrees.
     """
-    for step in itertools.takewhile(lambda step: not plan.unusable(step) and segment.stop_signal.runs(step), steps):
-        records: dict[int, Record] = {stage.index: {"num_tokens": 0, "num_targets": 0} for stage in segment.stages}
-        for phase in plan.phases(step):
-            for index, record in phase.run(step, segment).items():
-                records[index] |= record
-        for stage in segment.stages:
-            place = {"step": step + 1, "stage": stage.index, "epoch": plan.sampler.epoch(step)}
-            memory = {"peak_memory_bytes": peak_memory(stage.device)}
-            report(records[stage.index] | segment.clocks[stage.index].read() | place | memory)
-        if step != START:
-            after_step(step + 1)
+    with late_reports(report) as tell:
+        for step in itertools.takewhile(lambda step: not plan.unusable(step) and segment.stop_signal.runs(step), steps):
+            records: dict[int, Record] = {stage.index: {"num_tokens": 0, "num_targets": 0} for stage in segment.stages}
+            for phase in plan.phases(step):
+                for index, record in phase.run(step, segment).items():
+                    records[index] |= record
+            for stage in segment.stages:
+                place = {"step": step + 1, "stage": stage.index, "epoch": plan.sampler.epoch(step)}
+                memory = {"peak_memory_bytes": peak_memory(stage.device)}
+                tell(records[stage.index], segment.clocks[stage.index].end_step(), place | memory)
+            if step != START:
+                after_step(step + 1)
     segment.close()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from lopt_pp.data import Microbatch, MicrobatchSampler
+from lopt_pp.data import Microbatch, MicrobatchesAhead, MicrobatchSampler
 from lopt_pp.distributed.shutdown import StopSignal
 from lopt_pp.metrics.drift import Probe
 from lopt_pp.metrics.records import Record
@@ -25,10 +25,12 @@ class _OnTrainingRows:
 
     Args:
         sampler: of the training rows.
+        ahead: makes their microbatches; the sampler itself where it is not given.
     """
 
-    def __init__(self, sampler: MicrobatchSampler) -> None:
+    def __init__(self, sampler: MicrobatchSampler, ahead: MicrobatchesAhead | None = None) -> None:
         self._sampler = sampler
+        self._made = sampler if ahead is None else ahead
 
     def is_due(self, step: int) -> bool:
         return step != START
@@ -71,7 +73,7 @@ class LocalTraining(_OnTrainingRows):
         return self._sampler.shapes(step)
 
     def run(self, step: int, segment: Segment[Stage]) -> dict[int, Record]:
-        batches = self._sampler.microbatches(step)
+        batches = self._made.microbatches(step)
         # Which of them a stage learns from, and how many tokens its loss counts in these.
         learned = {stage.index: stage.learned_microbatches(step, len(batches)) for stage in segment.stages}
         counts = {
@@ -194,7 +196,7 @@ class EndToEndTraining(_OnTrainingRows):
 
     def run(self, step: int, segment: Segment[EndToEndStage]) -> dict[int, Record]:
         (stage,) = segment.stages
-        batches, count = self._sampler.microbatches(step), self._sampler.counts(step).num_targets
+        batches, count = self._made.microbatches(step), self._sampler.counts(step).num_targets
         record = stage.train_step(step, batches, count, segment.clocks[stage.index])
         return {stage.index: record | token_counts(batches)}
 

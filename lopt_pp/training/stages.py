@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lopt_pp.data import MicrobatchesAhead
 from lopt_pp.distributed.groups import pipeline_group, replica_mesh
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.drift import Probe
@@ -104,7 +105,10 @@ def step_plan(setup: Setup, world: World, probe: Probe | None) -> StepPlan[Any]:
     """What each step of the run consists of, in order."""
     replica = setup.topology.replica_of(world.rank)
     sampler, evaluation = setup.sampler(replica), setup.evaluation(replica)
-    phases: list[Phase[Any]] = [EndToEndTraining(sampler) if setup.is_end_to_end else LocalTraining(sampler)]
+    on_gpu = world.device.type == "cuda"
+    ahead = MicrobatchesAhead(sampler, setup.num_steps, in_thread=on_gpu, pins=on_gpu)
+    training = EndToEndTraining if setup.is_end_to_end else LocalTraining
+    phases: list[Phase[Any]] = [training(sampler, ahead)]
     if probe is not None:
         limit = setup.config.objective.max_interface_drift
         phases.append(DriftProbe(probe, math.inf if limit is None else limit))

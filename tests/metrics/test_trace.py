@@ -136,5 +136,5 @@ def test_intervals_of_a_gpu_are_on_the_clock_of_the_host() -> None:
     begun = time.perf_counter()
     with clock("forward"):
         torch.cuda._sleep(50_000_000)
-    (_, begin, end) = clock.read()["intervals"][0]
+    (_, begin, end) = clock.end_step().record()["intervals"][0]
     assert begun - 0.001 < begin < end < time.perf_counter() + 0.001
