@@ -91,3 +91,9 @@ def _set(target: Any, file: str, name: str, value: int | list[int]) -> list[str]
     before = getattr(target, name, None)
     setattr(target, name, value)
     return [f"{name} of {file} from {before} to {value}"]
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> int:
+    """Of the padding token, or another that the model has an embedding for: which one it is changes no loss."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(token for token in ids if token is not None and token < num_embeddings)

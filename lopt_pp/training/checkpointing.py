@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lopt_pp.checkpoint.best import best_checkpoint
+from lopt_pp.checkpoint.committer import Committer
 from lopt_pp.checkpoint.lock import OutputLock
 from lopt_pp.checkpoint.output_dir import remove_unfinished_checkpoints
 from lopt_pp.checkpoint.run_day import DAY
-from lopt_pp.checkpoint.writer import Committer, PartWriter, StageCopy
+from lopt_pp.checkpoint.writer import PartWriter, StageCopy
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.collector import Collector
 from lopt_pp.stage.base import BaseStage

@@ -32,6 +32,7 @@ from lopt_pp.model.pretrained import (
     model_class_of,
     write_description,
 )
+from lopt_pp.model.special_tokens import pad_token_id
 from lopt_pp.model.stored import warn_of_unused, without_quantization
 from lopt_pp.model.verify import check_sample, check_split
 from lopt_pp.model.verify_packing import check_packing
@@ -101,13 +102,7 @@ class Setup:
         )
 
     def load(self, spec: BlockSpec, device: torch.device = _CPU, keep: Keep | None = None) -> BlockModel:
-        """The block at a place of the model, with its pretrained weights.
-
-        Args:
-            spec: the place.
-            device: of the parameters.
-            keep: what the block has in place of a parameter; see `BlockBuilder.from_pretrained`.
-        """
+        """The block at a place of the model, with its pretrained weights; as `BlockBuilder.from_pretrained` has it."""
         return self.builder.from_pretrained(spec, self.weights, device, keep)
 
     def load_copy(self, spec: BlockSpec, device: torch.device = _CPU, keep: Keep | None = None) -> BlockModel:
@@ -255,7 +250,7 @@ def prepare(config: Config, world: World, day: date) -> Setup:
     limits = RowLimits(*row_limits(builder.whole, config.data.max_length))
     with world.one_process_first("rows"):
         rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed, limits, day)
-    pad = _pad_token_id(tokenizer, limits.num_embeddings)
+    pad = pad_token_id(tokenizer, limits.num_embeddings)
     sampler = _sampler(config, rows, pad, topology.replica_of(world.rank), topology.num_replicas)
     run = config.run
     num_steps = run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * sampler.steps_per_epoch)
@@ -301,9 +296,3 @@ def _sampler(config: Config, rows: Rows, pad_token_id: int, replica: int, num_re
         padding_free=config.data.padding_free
         or (config.data.packing and "flash" in (config.model.attn_implementation or "")),
     )
-
-
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase, num_embeddings: int) -> int:
-    """Of the padding token, or another that the model has an embedding for: which one it is changes no loss."""
-    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(token for token in ids if token is not None and token < num_embeddings)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from nccl_imitation import Device, NcclGroup, NcclOptions, Network, Work
+from gpu_imitation import Device
+from nccl_imitation import NcclGroup, NcclOptions, Network, Work
 from ranks import until
 
 import lopt_pp.train

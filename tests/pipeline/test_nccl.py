@@ -14,7 +14,8 @@ import nccl_texts
 import pytest
 import torch
 import torch.distributed as dist
-from nccl_imitation import Device, GlooGroup, NcclGroup, NcclOptions, Network, Work, imitated
+from gpu_imitation import Device
+from nccl_imitation import GlooGroup, NcclGroup, NcclOptions, Network, Work, imitated
 
 import lopt_pp
 from lopt_pp.config.topology import Topology
