@@ -16,6 +16,7 @@ from torch.distributed import Store
 from lopt_pp.checkpoint.lock import LockLostError
 from lopt_pp.checkpoint.manifest import read_manifest, write_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints, remove_checkpoint
+from lopt_pp.checkpoint.writer import copied_key
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.util.files import UNFINISHED, replace_directory
@@ -90,19 +91,27 @@ class Committer:
         if self._thread is None:
             self._thread = in_background(self._commit_all)
 
-    def await_parts(self, patience: float | None) -> str:
+    def await_parts(self, patience: float | None, store: Store) -> str:
         """Waits until the parts of all checkpoints that are expected so far are written.
+
+        Where a stage has not come to the first of them yet, no disk is slow, and nothing is waited for.
 
         Args:
             patience: seconds since the last of them was expected, after which to give up; None for as long as it takes.
+            store: a connection to the run's store, of this thread.
 
         Returns:
-            Whose part is missing then, in words; empty where none is.
+            Whose part is missing then, in words; empty where none is, or its stage has not come so far.
         """
+
+        def settled() -> bool:
+            if not self._pending:
+                return True
+            return patience is not None and not store.check([copied_key(self._pending[0], self._missing)])
+
         with self._changed:
             left = None if patience is None else self._expected_at + patience - time.monotonic()
-            self._changed.wait_for(lambda: not self._pending, left)
-            if not self._pending:
+            if self._changed.wait_for(settled, left):
                 return ""
             return f"stage {self._missing} is still writing its part of that of step {self._pending[0]}"
 

@@ -70,6 +70,11 @@ class StageCopy:
     dtypes: Mapping[str, object]
 
 
+def copied_key(step: int, stage: int) -> str:
+    """What a writer leaves in the store when a stage has come to a checkpoint, and only its disk is waited for."""
+    return f"copied/{step}/{stage}"
+
+
 class PartWriter:
     """Writes the parts of this process's stages, in a thread; training goes on meanwhile.
 
@@ -105,6 +110,8 @@ class PartWriter:
         """Has copies written, once those before them are."""
         if copies:
             self.finish()
+            for stage in copies:
+                self._store.set(copied_key(step, stage), "")
             self._thread = in_background(self._write, copies, step)
 
     def finish(self) -> None:

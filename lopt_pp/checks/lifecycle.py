@@ -63,6 +63,8 @@ def kill(session: Session) -> Figures:
 
 def hang(session: Session) -> Figures:
     """A process hangs: its neighbour gives it up after --stream_timeout, and says so."""
+    if session.topology.num_processes == 1:
+        raise NotHere("no stage of the layout waits for a message of another process")
     # Until the first message NCCL has much to do.
     seconds = 15.0 if session.backend == "nccl" else 4.0
     ran = accident(session, "hang", "hang", (*ENDLESS, "--stream_timeout", f"{seconds:g}"), rank=0)
@@ -74,6 +76,8 @@ def hang(session: Session) -> Figures:
 
 def not_finite(session: Session) -> Figures:
     """A loss of one stage is not finite: the run ends, and leaves the last good weights of all stages."""
+    if session.topology.num_stages == 1:
+        raise NotHere("the layout has no local head, which would be made to fail")
     # The local head explodes after its first step, while the block is hardly moved.
     more = ["--local_learning_rate", "1e-6", "--local_head_learning_rate", "1e30", "--max_grad_norm", "0"]
     ran = train(session, "not-finite", session.topology, *more, *ENDLESS)

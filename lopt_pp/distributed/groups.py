@@ -4,6 +4,7 @@ PyTorch has limits of its own for groups that are given none (10 minutes over NC
 the default group where a dimension has all processes. So groups are made here, one by one.
 """
 
+import os
 from datetime import timedelta
 
 import torch
@@ -29,6 +30,10 @@ def join_groups(payload_backend: str, store: dist.Store, rank: int, size: int) -
     """
     # Gloo carries headers and what is told between processes; NCCL what lives on GPUs.
     backend = "cpu:gloo,cuda:nccl" if payload_backend == "nccl" else "gloo"
+    if payload_backend == "nccl":
+        # By default NCCL's watchdog aborts the process as soon as a peer is gone, before the last good weights are
+        # saved and the reason is told. Whoever waits for the message, and our own watchdog, hear of it as well.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
     # Never with `device_id`: NCCL would make its communicators at once, and put all that a process sends and receives
     # on one CUDA stream; see `lopt_pp.pipeline.boundary.boundaries`.
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=GROUP_TIMEOUT)

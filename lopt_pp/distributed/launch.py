@@ -39,6 +39,9 @@ from lopt_pp.util.process import STOPPED_STATUS
 
 _BACKEND = "lopt-pp-launch"
 
+_LONGEST_END = 600
+"""Seconds in which a process that is asked to end does so in good order; afterwards it is ended."""
+
 TRAINER = ("lopt_pp.train", "lopt_pp.training.trainer")
 """What a process imports that trains. (The first imports the second once its flags are read.)"""
 
@@ -122,7 +125,7 @@ def launch(
     max_restarts: int = 0,
     logs: Path | None = None,
     time_limit: float | None = None,
-    shutdown_seconds: int = 600,
+    shutdown_seconds: int = _LONGEST_END,
     start_method: Literal["forkserver", "spawn"] = "forkserver",
     preload: Sequence[str] = TRAINER,
 ) -> Outcome:
@@ -250,7 +253,7 @@ def _end_after_launcher(is_over: threading.Event) -> None:
     launcher.join()
     if not is_over.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
-        is_over.wait()
+        is_over.wait(_LONGEST_END)
     os._exit(1)
 
 

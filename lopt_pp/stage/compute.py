@@ -12,6 +12,7 @@ from lopt_pp.model.block import BlockModel
 from lopt_pp.model.dtypes import cast_parameters
 from lopt_pp.model.experts import autocast_experts
 from lopt_pp.objectives import Objective
+from lopt_pp.util.compat_transformers import recompute_as_told
 
 
 def prepare_block(block: BlockModel, config: StageConfig, device: torch.device) -> BlockModel:
@@ -61,4 +62,4 @@ def measuring(modules: Sequence[nn.Module], compiles: bool) -> Iterator[None]:
 def checkpoint_layers(model: PreTrainedModel) -> None:
     """Has each layer keep only its input. (The method's name is another before transformers 5.20.)"""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
+    enable({"use_reentrant": False, "context_fn": recompute_as_told})

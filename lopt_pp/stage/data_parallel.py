@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
+from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.shares import ShareOf
 
@@ -57,6 +58,7 @@ class Replicas:
 
         Of those that were loaded by `keep` it has its share already; the others are whole on the device for a moment.
         """
+        _check_one_dtype(module)
         kept = [
             (owner, name, parameter)
             for owner in module.modules()
@@ -171,6 +173,21 @@ def _part(tensor: torch.Tensor, placement: Shard, mesh: DeviceMesh) -> torch.Ten
     # As FSDP2 cuts it: the last processes have less, or nothing.
     rank, parts = mesh.get_local_rank(), tensor.chunk(mesh.size(), placement.dim)
     return parts[rank] if rank < len(parts) else tensor.narrow(placement.dim, 0, 0)
+
+
+def _check_one_dtype(module: nn.Module) -> None:
+    """Sees that FSDP2 can gather the parameters that are trained: it wants one dtype for all that it gathers at once.
+
+    Raises:
+        LoptError: `transformers` keeps some of them in float32 in a model of 16 bits.
+    """
+    trained = {name: parameter.dtype for name, parameter in module.named_parameters() if parameter.requires_grad}
+    if len(set(trained.values())) > 1:
+        odd = next(name for name, dtype in trained.items() if dtype == torch.float32)
+        raise LoptError(
+            f"--dtype pure_bfloat16 with --sharding full: transformers keeps {odd} in float32, and FSDP2 takes one "
+            f"dtype; give --dtype bfloat16, or --sharding none"
+        )
 
 
 def reshard(modules: Iterable[nn.Module]) -> None:

@@ -125,7 +125,7 @@ class Checkpointer:
         key = f"checkpoint/{step}/{'last' if must else 'due'}"
         if self._committer is None:
             return self._store.get(key) == b"save"
-        missing = self._committer.await_parts(None if must else self._patience)
+        missing = self._committer.await_parts(None if must else self._patience, self._store)
         if missing:
             logger.warning("no checkpoint at step %d: %s (a slow disk?); the next is tried in time", step, missing)
         self._store.set(key, "skip" if missing else "save")

@@ -1,11 +1,15 @@
 """Reports the records of steps once their times are known, so that training never waits for the device to tell them."""
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
 from lopt_pp.metrics.clock import StepTimes
 from lopt_pp.metrics.records import Record
+
+_PATIENCE = 2.0
+"""Seconds in which the times of steps before an error are waited for."""
 
 
 @contextlib.contextmanager
@@ -33,11 +37,15 @@ def late_reports(report: Callable[[Record], None]) -> Iterator[Callable[[Record,
     try:
         yield tell
     except BaseException:
-        # Those steps have been made, and their events come without what failed. A device that has failed itself tells
-        # no times, and its own error is not to hide the first one.
-        with contextlib.suppress(RuntimeError):
-            while waiting:
-                deliver()
+        # Those steps have been made, and their events mostly come. They are not waited for without an end: the device
+        # may stand behind what failed, and whoever waits for the error must hear of it.
+        until = time.monotonic() + _PATIENCE
+        with contextlib.suppress(Exception):  # Of a device that has failed itself; it is not to hide the first one.
+            while waiting and (waiting[0][1].is_known() or time.monotonic() < until):
+                if waiting[0][1].is_known():
+                    deliver()
+                else:
+                    time.sleep(0.01)
         raise
     while waiting:
         deliver()

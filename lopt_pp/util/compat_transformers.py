@@ -8,7 +8,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, tzinfo
 from typing import Any, cast
 
@@ -56,6 +56,15 @@ def packing_known(share: bool) -> Iterator[None]:
         yield
     finally:
         _told.share = before
+
+
+def recompute_as_told() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For `torch.utils.checkpoint`: what runs again in backward, in another thread, knows of packing what it knew.
+
+    `transformers` hands its keyword arguments on. Seen in 5.23 and 5.24.
+    """
+    share = getattr(_told, "share", None)
+    return nullcontext(), nullcontext() if share is None else packing_known(share)
 
 
 _told = threading.local()

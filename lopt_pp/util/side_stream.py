@@ -65,7 +65,8 @@ class SideStream:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         else:
             self._stream.wait_event(self._changed)
-        with torch.cuda.stream(self._stream):
+        # A thread begins with the first GPU, and leaving the stream would take memory there.
+        with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             yield reading
         self._read = self._stream.record_event()
         reading.begun(self._read)

@@ -26,7 +26,9 @@ def test_a_process_holds_its_stage_and_little_besides(tmp_path: Path) -> None:
             assert own["load_above"] < 1.2 * largest + slack
             assert own["resume_above"] < 1.2 * largest + slack
             share = case["replicas"] if case["sharded"] else 1
-            assert 0.9 * copy / share < own["resume_stays"] < 1.1 * copy / share
+            # DDP holds room for the gradients, in which they are averaged.
+            room = 4 * own["parameters"] if case["replicas"] > 1 and not case["sharded"] else 0
+            assert 0.9 * copy / share < own["resume_stays"] - room < 1.1 * copy / share
         # Gathered tensors are there twice for a moment, in gloo and as what it gives.
         gathered = 2.5 * largest if case["sharded"] else 0
         assert 0.9 * copy < writer["save_above"] < 1.1 * copy + gathered

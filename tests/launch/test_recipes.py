@@ -147,7 +147,9 @@ def test_its_plan_is_what_plan_says(recipe: Path, tmp_path: Path, capsys: pytest
     # The plan is of all that the recipe says; what the command leaves out is a default, or changes nothing.
     with pytest.raises(SystemExit):
         cli.main(["plan", "--help"])
-    planned = set(re.findall(r"--(\w+) ", capsys.readouterr().out)) & given.keys() - {"model_name_or_path"}
+    planned = set(re.findall(r"^  --(\w+) ", capsys.readouterr().out, re.MULTILINE)) & given.keys() - {
+        "model_name_or_path"
+    }
     defaults = load_config(model_name_or_path="a", train_file="b", output_dir="c")
     assert {name for name in planned - named.keys() - NO_MEMORY if given[name] != default(defaults, name)} == set()
     MODELS[given["model_name_or_path"]].save_pretrained(tmp_path)

@@ -1,5 +1,6 @@
 """Where a stage's time goes."""
 
+import math
 import time
 
 import pytest
@@ -125,13 +126,14 @@ def test_a_step_on_a_gpu_ends_without_a_wait_and_is_reported_later(now: Time, mo
         assert phase == "forward" and end - begin == pytest.approx(1.0)
 
 
-def test_an_error_loses_no_record_of_a_step_that_was_made() -> None:
+def test_an_error_loses_no_record_of_a_step_that_was_made(monkeypatch: pytest.MonkeyPatch) -> None:
     class Late:
-        def __init__(self, number: int, fails: bool = False) -> None:
-            self.number, self.fails = number, fails
+        def __init__(self, number: int, fails: bool = False, unknown: float = 3) -> None:
+            self.number, self.fails, self.unknown = number, fails, unknown
 
         def is_known(self) -> bool:
-            return False
+            self.unknown -= 1
+            return self.unknown < 0
 
         def record(self) -> dict:
             if self.fails:
@@ -147,3 +149,9 @@ def test_an_error_loses_no_record_of_a_step_that_was_made() -> None:
     with pytest.raises(ValueError, match="first"), late_reports(reported.append) as tell:
         tell({"step": 3}, Late(3, fails=True), {})
         raise ValueError("the first error")
+    # The device stands behind what failed: the error is not held up.
+    monkeypatch.setattr("lopt_pp.training.late_reports._PATIENCE", 0.0)
+    with pytest.raises(ValueError, match="first"), late_reports(reported.append) as tell:
+        tell({"step": 4}, Late(4, unknown=math.inf), {})
+        raise ValueError("the first error")
+    assert [record["step"] for record in reported] == [1, 2]

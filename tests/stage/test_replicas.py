@@ -9,6 +9,7 @@ import torch.distributed as dist
 from families import tiny_config
 from torch.distributed.device_mesh import init_device_mesh
 
+from lopt_pp.errors import LoptError
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.objectives import local_objective
 from lopt_pp.planning.estimate import Model
@@ -48,6 +49,14 @@ def train(stage: Stage, given: Workload, vocabulary: int, step: int) -> None:
         is_last = number == given.accumulation - 1
         stage.run_microbatch(batch, None, lambda sent: None, step_count=batch.num_tokens, is_last=is_last)
     stage.step(step)
+
+
+def test_a_dtype_that_fsdp_cannot_gather_with_the_others_is_refused(replicas: Replicas) -> None:
+    module = torch.nn.Linear(4, 4).bfloat16()
+    module.bias = torch.nn.Parameter(module.bias.float())
+    said = "^--dtype pure_bfloat16 with --sharding full: transformers keeps bias in float32"
+    with pytest.raises(LoptError, match=said):
+        replace(replicas, sharded=True).join(module)
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])

@@ -3,6 +3,7 @@
 import logging
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from in_process import train
@@ -11,8 +12,11 @@ from tiny import InputsWith
 from torch.distributed import HashStore
 
 from lopt_pp.checkpoint import writer
+from lopt_pp.checkpoint.committer import Committer
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
+from lopt_pp.checkpoint.writer import copied_key
 from lopt_pp.distributed.shutdown import StopCoordinator, ask_to_stop
+from lopt_pp.model.partition import split_evenly
 from lopt_pp.training import checkpointing
 from lopt_pp.training.checkpointing import Checkpointer
 
@@ -56,6 +60,17 @@ def test_a_disk_slower_than_checkpoints_come_due_costs_checkpoints_and_holds_up_
         assert train(inputs, tmp_path / "out", "--max_steps 6 --save_steps 2")
     assert saved(tmp_path / "out") == ["checkpoint-2", "checkpoint-6"]
     assert "no checkpoint at step 4: stage 0 is still writing its part of that of step 2" in caplog.text
+
+
+def test_a_stage_that_has_not_come_so_far_costs_no_checkpoint() -> None:
+    """Its disk may be as fast as any; once it has come, the disk is waited for, and then given up."""
+    store, specs = HashStore(), split_evenly(2, 2)
+    nothing: Any = None
+    committer = Committer(Path(), nothing, specs, "", nothing, {}, nothing, None, 9)
+    committer._pending, committer._missing = [2], 1
+    assert committer.await_parts(0.0, store) == ""
+    store.set(copied_key(2, 1), "")
+    assert committer.await_parts(0.0, store) == "stage 1 is still writing its part of that of step 2"
 
 
 def test_a_fast_disk_is_waited_for(inputs: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ A test that fails after an upgrade says that the library has changed there: the 
 for and what it reaches into.
 """
 
+import threading
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import torch
 from chat import make_tokenizer
 from operators_seen import TINY, Seen
 from safetensors import safe_open
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from torch.utils.checkpoint import checkpoint
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, masking_utils
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from lopt_pp.util import compat_torch, compat_transformers
@@ -99,6 +102,30 @@ def test_tensors_go_to_the_names_of_checkpoints_and_back(tmp_path: Path) -> None
     assert loaded.keys() == model.state_dict().keys()
     saved = [name for path in tmp_path.glob("*.safetensors") for name in _names_in(path)]
     assert sorted(saved) == sorted(stored)
+
+
+@pytest.mark.parametrize("share", [None, False, True])
+def test_layers_that_run_again_in_backward_know_of_packing_what_they_knew(share: bool | None) -> None:
+    """On a GPU backward is another thread's."""
+    positions, seen = torch.tensor([[0, 1, 0, 1]]), []
+
+    def layer(hidden: torch.Tensor) -> torch.Tensor:
+        seen.append(compat_transformers._told.share if hasattr(compat_transformers._told, "share") else None)
+        assert (masking_utils.find_packed_sequence_indices(positions) is None) == (share is False)
+        return hidden * hidden
+
+    told = nullcontext() if share is None else compat_transformers.packing_known(share)
+    with told:
+        output = checkpoint(
+            layer,
+            torch.ones(1, requires_grad=True),
+            use_reentrant=False,
+            context_fn=compat_transformers.recompute_as_told,
+        )
+    thread = threading.Thread(target=output.backward)
+    thread.start()
+    thread.join()
+    assert seen == [share, share]
 
 
 def _names_in(path: Path) -> list[str]:

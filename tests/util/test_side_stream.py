@@ -40,6 +40,7 @@ def compute(monkeypatch: pytest.MonkeyPatch) -> NotingStream:
         current.pop()
 
     monkeypatch.setattr(torch.cuda, "Stream", NotingStream)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
     monkeypatch.setattr(torch.cuda, "stream", stream)
     return current[0]
