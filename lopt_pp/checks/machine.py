@@ -52,15 +52,18 @@ def describe_devices() -> dict[str, Any]:
     """The GPUs that this process sees, whether they can be used, and what the CPU is.
 
     Returns:
-        `host`, `cpu`, `cores`, `gpus` (a list of `name`, `memory_bytes`, `uuid`, `compute_capability`, and `peers`:
-        the numbers of the GPUs whose memory it reaches directly), and `unusable`: why GPUs cannot be used, or empty.
+        `host`, `local_rank`, `cpu`, `cores`, `gpus` (a list of `name`, `memory_bytes`, `uuid`, `compute_capability`,
+        and `peers`: the numbers of the GPUs whose memory it reaches directly), and `unusable`: why GPUs cannot be
+        used, or empty.
     """
-    described: dict[str, Any] = {"host": socket.gethostname(), "cpu": _cpu(), "cores": _cores(), "gpus": []}
+    local_rank = int(os.environ["LOCAL_RANK"])
+    described: dict[str, Any] = {"host": socket.gethostname(), "local_rank": local_rank}
+    described |= {"cpu": _cpu(), "cores": _cores(), "gpus": []}
     try:
         number = torch.cuda.device_count()
         if number == 0:
             return described | {"unusable": "PyTorch sees no GPU"}
-        torch.zeros(1, device=f"cuda:{int(os.environ['LOCAL_RANK']) % number}")
+        torch.zeros(1, device=f"cuda:{local_rank % number}")
         for index in range(number):
             properties = torch.cuda.get_device_properties(index)
             described["gpus"].append(

@@ -9,24 +9,27 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-from torch.distributed import Store, TCPStore
+from torch.distributed import DistError
 
 from lopt_pp.checks.result import CheckFailed, reason
 from lopt_pp.config.topology import Topology
 from lopt_pp.distributed.launch import Launchers, Meeting, Outcome, launch
-from lopt_pp.distributed.slurm import SlurmTask
-from lopt_pp.distributed.store import serve
+from lopt_pp.distributed.slurm import MEETING_PATIENCE, SlurmTask, meet
 from lopt_pp.errors import LoptError
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(minutes=10)
 """For the other tasks; more than any run of a check takes."""
+
+PARTING = timedelta(seconds=10)
+"""For the other tasks to read what was said last; one of them may have ended before."""
 
 ENTRY = "lopt_pp.checks.rank"
 """The module with what a process of a run does."""
@@ -90,44 +93,57 @@ class Session:
         backend: of the runs.
 
     Raises:
-        LoptError: the tasks do not share the folder.
+        LoptError: the tasks cannot meet, or do not share the folder, or the ranks of a node are not consecutive.
     """
 
     def __init__(self, topology: Topology, keep: Path | None = None, task: SlurmTask | None = None) -> None:
         self.topology = topology
         self.folder = Path()
         self._keep = keep
+        self._temporary: Path | None = None
         self.backend: Literal["nccl", "gloo"] = "gloo"
         self.shares_gpus = False
         """Whether several processes have one GPU."""
         self._task = task
-        self._store = None if task is None else _meet(task)
+        self._store = None if task is None else meet(task, PATIENCE)
         self._count = 0
         self._spawns = False
 
     def __enter__(self) -> Self:
-        self.folder = Path(self.leader_says(lambda: str(self._make_folder())))
-        if not all(self.all_say(self.folder.is_dir())):
-            raise LoptError(
-                f"the nodes do not share {self.folder.parent}; run the check in a directory that they share, or give "
-                f"--keep DIR"
-            )
+        try:
+            if not all(self.all_say(self._task is None or self._task.in_blocks)):
+                raise LoptError("srun has spread the tasks in turn over the nodes; give --distribution=block")
+            self.folder = Path(self.leader_says(lambda: str(self._make_folder())))
+            if not all(self.all_say(self.folder.is_dir())):
+                raise LoptError(
+                    f"the nodes do not share {self.folder.parent}; run the check in a directory that they share, or "
+                    f"give --keep DIR"
+                )
+        except BaseException:
+            self._part()
+            raise
         return self
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
-        if error is None:
-            self.all_say("")
+        self._part()
+
+    def _part(self) -> None:
+        """Ends this task's part. The first task has the store, and stays until the others have read what it said."""
+        try:
             if self._store is not None and self._task is not None:
-                # The first task has the store, and stays until the others have read what it said.
-                self._store.set(f"left/{self._task.rank}", "")
-                if self.leads:
-                    self._store.wait([f"left/{rank}" for rank in range(self._task.size)])
-        if self.leads and self._keep is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+                with suppress(DistError):  # The first task may be gone, or another one that it waits for.
+                    self._store.set(f"left/{self._task.rank}", "")
+                    if self.leads:
+                        self._store.wait([f"left/{rank}" for rank in range(self._task.size)], PARTING)
+        finally:
+            if self._temporary is not None:
+                shutil.rmtree(self._temporary, ignore_errors=True)
 
     def _make_folder(self) -> Path:
         if self._keep is None:
-            return Path(tempfile.mkdtemp(prefix="lopt-pp-check-", dir=None if self._task is None else Path.cwd()))
+            base = None if self._task is None else Path.cwd()
+            self._temporary = Path(tempfile.mkdtemp(prefix="lopt-pp-check-", dir=base))
+            return self._temporary
         if self._keep.exists() and any(self._keep.iterdir()):
             raise CheckFailed(f"--keep {self._keep} is not empty; name a new folder")
         self._keep.mkdir(parents=True, exist_ok=True)
@@ -156,13 +172,7 @@ class Session:
         Raises:
             CheckFailed: it has found something wrong.
         """
-        said: dict[str, Any] = {}
-        if self.leads:
-            try:
-                said["found"] = find()
-            except CheckFailed as error:
-                said["wrong"] = str(error)
-        first = self.all_say(said)[0]
+        first = self.all_say(_attempt(find) if self.leads else {})[0]
         if "wrong" in first:
             raise CheckFailed(first["wrong"])
         found: T = first["found"]
@@ -191,14 +201,17 @@ class Session:
             spawn: whether each process imports everything for itself.
 
         Raises:
+            CheckFailed: a task could not start its process, in all tasks.
             KeyboardInterrupt: this process was told to end.
         """
         folder = self.folder / name
-        folder.mkdir(parents=True, exist_ok=True)
         more = {"LOPT_PP_CHECK_FOLDER": str(folder), "LOPT_PP_CHECK_SHARES_GPUS": str(int(self.shares_gpus))}
         launchers, meeting = self._meeting(processes or self.processes, more)
-        said: dict[str, Any] = {"statuses": {}, "texts": {}, "results": {}, "signal": "", "death": ""}
-        if launchers is not None:
+
+        def start() -> dict[str, Any]:
+            if launchers is None:
+                return {"statuses": {}, "texts": {}, "results": {}, "signal": "", "death": ""}
+            folder.mkdir(parents=True, exist_ok=True)
             outcome = launch(
                 f"{ENTRY}:{entry}",
                 arguments,
@@ -210,10 +223,15 @@ class Session:
                 shutdown_seconds=10,
                 start_method="spawn" if spawn or self._spawns else "forkserver",
             )
-            said = _told(outcome, folder)
-        all_said = self.all_say(said)
+            return _told(outcome, folder)
+
+        answers = self.all_say(_attempt(start))
         # The store of the run is there until now, since others may have ended later than this process.
-        del meeting
+        meeting = None
+        wrong = [f"rank {rank}: {answer['wrong']}" for rank, answer in enumerate(answers) if "wrong" in answer]
+        if wrong:
+            raise CheckFailed(f"a run could not start: {'; '.join(wrong)}")
+        all_said = [answer["found"] for answer in answers]
         if any(each["signal"] not in ("", "SIGALRM") for each in all_said):
             raise KeyboardInterrupt
         return Ran(
@@ -239,19 +257,20 @@ class Session:
             own = Launchers(1, environment=more)
             return (own, own.meeting()) if task.rank == 0 else (None, None)
         place = {"LOCAL_RANK": str(task.local_rank), "LOCAL_WORLD_SIZE": str(task.local_size)}
-        meeting, port = None, 0
-        if task.rank == 0:
-            meeting = Launchers(1, task.size, 0, task.host).meeting()
-            port = meeting.open()
-        port = self.all_say(port)[0]
+        first = Launchers(1, task.size, 0, task.host).meeting(timeout=MEETING_PATIENCE)
+        port = self.leader_says(first.open)
         launchers = Launchers(1, task.size, task.rank, task.host, port, more | place)
-        return launchers, meeting or launchers.meeting()
+        return launchers, first if task.rank == 0 else launchers.meeting(timeout=MEETING_PATIENCE)
 
 
-def _meet(task: SlurmTask) -> Store:
-    if task.rank == 0:
-        return serve(task.host, task.port, timeout=PATIENCE)
-    return TCPStore(task.host, task.port, is_master=False, timeout=PATIENCE)
+def _attempt(find: Callable[[], Any]) -> dict[str, Any]:
+    """What a task says of what it tries: what it has `found`, or what is `wrong`."""
+    try:
+        return {"found": find()}
+    except (CheckFailed, LoptError) as error:
+        return {"wrong": str(error)}
+    except Exception as error:  # The others wait for word, whatever it is.
+        return {"wrong": f"{type(error).__name__}: {error}"}
 
 
 def _told(outcome: Outcome, folder: Path) -> dict[str, Any]:

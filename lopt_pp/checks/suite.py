@@ -63,9 +63,12 @@ def look_at_machine(session: Session, backend: Literal["auto", "nccl", "gloo"]) 
     """Finds out what the machine is, and which backend the runs take.
 
     Raises:
-        CheckFailed: NCCL is asked for, and there is a process without a GPU.
+        CheckFailed: NCCL is asked for, and there is a process without a GPU; or a process has ended and said nothing.
     """
     looked = _look(session)
+    if None in looked.results:
+        looked.succeeded()
+        raise CheckFailed("a process has ended before it said what it computes on (--keep DIR keeps its logs)")
     seen: list[dict[str, Any]] = looked.results
     unusable = [f"rank {rank}: {each['unusable']}" for rank, each in enumerate(seen) if each["unusable"]]
     if backend == "nccl" and unusable:
@@ -77,8 +80,7 @@ def look_at_machine(session: Session, backend: Literal["auto", "nccl", "gloo"]) 
         for each in seen:
             by_host.setdefault(each["host"], []).append(each)
         session.shares_gpus = any(
-            len({gpu["uuid"] for each in processes for gpu in each["gpus"]}) < len(processes)
-            for processes in by_host.values()
+            len({_gpu_of(each)["uuid"] for each in processes}) < len(processes) for processes in by_host.values()
         )
     machine["shares_gpus"] = session.shares_gpus
     machine["links"] = topology()
@@ -90,12 +92,11 @@ def _look(session: Session) -> Ran:
     """What each process sees; those that are forked first, which is how the other runs are started."""
     ran = session.run("look", [], entry="look")
     forked = [each["unusable"] if each else "ended" for each in ran.results]
-    if not any(forked) or torch.cuda.device_count() == 0:
+    # All of them go the same way, also those of a node without a GPU.
+    if not any(forked) or not any(session.all_say(torch.cuda.device_count() > 0)):
         return ran
     spawned = session.run("look-spawned", [], entry="look", spawn=True)
-    if any(each is None for each in spawned.results):
-        spawned.succeeded()
-    if any(each["unusable"] for each in spawned.results):
+    if any(each is None or each["unusable"] for each in spawned.results):
         return spawned
     session.spawn_from_here_on()
     return spawned
@@ -106,7 +107,7 @@ def machine_lines(machine: dict[str, Any]) -> Sequence[str]:
     found: dict[str, str] = machine["versions"]
     lines = ["versions  " + ", ".join(f"{name} {version}" for name, version in found.items())]
     for rank, process in enumerate(machine["processes"]):
-        lines.append(f"rank {rank}    {process['host']}: {_device(machine, process, rank)}")
+        lines.append(f"rank {rank}    {process['host']}: {_device(machine, process)}")
     if machine["shares_gpus"]:
         lines.append("note      processes share a GPU and talk over sockets: figures of speed are not those of a link")
     reasons = machine["without GPUs because"]
@@ -118,11 +119,16 @@ def machine_lines(machine: dict[str, Any]) -> Sequence[str]:
     return lines
 
 
-def _device(machine: dict[str, Any], process: dict[str, Any], rank: int) -> str:
+def _gpu_of(process: dict[str, Any]) -> dict[str, Any]:
+    """The GPU that runs take, among those that the process sees."""
+    gpus: list[dict[str, Any]] = process["gpus"]
+    return gpus[process["local_rank"] % len(gpus)]
+
+
+def _device(machine: dict[str, Any], process: dict[str, Any]) -> str:
     if machine["backend"] == "gloo":
         return f"{process['cpu']}, {process['cores']} cores, over gloo"
-    gpus = process["gpus"]
-    gpu = gpus[rank % len(gpus)]
+    gpus, gpu = process["gpus"], _gpu_of(process)
     memory = f"{gpu['memory_bytes'] / 2**30:.0f} GiB"
     reach = f"reaches {len(gpu['peers'])} others directly" if len(gpus) > 1 else "the only one that it sees"
     return f"{gpu['name']}, {memory}, {gpu['uuid']}, compute capability {gpu['compute_capability']}; {reach}"

@@ -89,6 +89,8 @@ def _check(given: argparse.Namespace) -> int:
                 write_text(given.json, as_json(machine, results))
     except CheckFailed as error:
         raise LoptError(str(error)) from error
+    except torch.distributed.DistError as error:
+        raise LoptError("another task has ended; its own lines say why") from error
     return 0 if has_passed(results) else 1
 
 

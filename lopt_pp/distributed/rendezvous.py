@@ -155,16 +155,24 @@ def create_rendezvous(parameters: RendezvousParameters) -> Rendezvous:
     if num_nodes > 1:
         if port == 0:
             raise ValueError("--rdzv-endpoint: give ADDRESS:PORT, with an address of one of the machines")
-        _check_reachable(host)
+        try:
+            check_reachable(host)
+        except ValueError as error:
+            raise ValueError(f"--rdzv-endpoint: {error}") from error
     timeout = timedelta(seconds=parameters.get_as_int("timeout", 900) or 900)
     return Rendezvous(host, port, num_nodes, parameters.run_id, timeout)
 
 
-def _check_reachable(host: str) -> None:
-    """Refuses the name that a machine has for itself where /etc/hosts gives it a loopback address."""
+def check_reachable(host: str) -> None:
+    """Refuses the name that a machine has for itself where /etc/hosts gives it a loopback address.
+
+    Raises:
+        ValueError: no other machine can reach it.
+        OSError: it is not known.
+    """
     address = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     if ipaddress.ip_address(address).is_loopback and host not in ("localhost", address):
         raise ValueError(
-            f"--rdzv-endpoint: {host} is {address} on this machine, where no other machine can reach it (see "
+            f"{host} is {address} on this machine, where no other machine can reach it (see "
             f"/etc/hosts); give the address that it has in the network"
         )

@@ -6,8 +6,16 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 
-from lopt_pp.errors import LoptError
+from torch.distributed import Store, TCPStore
+
+from lopt_pp.distributed.rendezvous import check_reachable
+from lopt_pp.distributed.store import serve
+from lopt_pp.errors import LoptError, first_line
+
+MEETING_PATIENCE = timedelta(minutes=2)
+"""For the other tasks to come; `srun` starts all of them at once."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +29,7 @@ class SlurmTask:
         local_size: number of tasks on its node.
         host: address of the first node, where rank 0 is.
         port: of that node, where the tasks meet; another one for each job step.
+        in_blocks: whether the rank is what it is where each node has consecutive ones; a run needs that of all tasks.
     """
 
     rank: int
@@ -29,6 +38,7 @@ class SlurmTask:
     local_size: int
     host: str
     port: int
+    in_blocks: bool = True
 
     def environment(self) -> dict[str, str]:
         """What torchrun would put into the environment of this process."""
@@ -48,20 +58,58 @@ def slurm_task(environment: Mapping[str, str] = os.environ) -> SlurmTask | None:
     """
     # Only `srun` sets it; the others are also there in a job's script.
     size = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
-    if size == 1 or "RANK" in environment:
+    if size == 1 or _is_launched(environment, size):
         return None
     try:
         node, nodes = int(environment["SLURM_NODEID"]), environment["SLURM_STEP_NODELIST"]
         tasks = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
         number = int(environment["SLURM_JOB_ID"]) + 997 * int(environment["SLURM_STEP_ID"])
         rank, local_rank, local_size = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"]), tasks[node]
+        in_blocks = rank == sum(tasks[:node]) + local_rank
     except (KeyError, ValueError, IndexError) as error:
         raise LoptError(
             f"srun has started {size} tasks, and its variables do not say which this is: {error}"
         ) from error
     host = environment.get("MASTER_ADDR") or address_of(first_node(nodes))
     port = int(environment.get("MASTER_PORT") or 10000 + number % 10000)
-    return SlurmTask(rank, size, local_rank, local_size, host, port)
+    return SlurmTask(rank, size, local_rank, local_size, host, port, in_blocks)
+
+
+def _is_launched(environment: Mapping[str, str], size: int) -> bool:
+    """Whether a launcher inside the task has started this process. A job's script may set the same variables for each
+    task from those of Slurm."""
+    task = {"RANK": environment.get("SLURM_PROCID"), "WORLD_SIZE": str(size)}
+    others = "RANK" in environment and any(environment.get(name, value) != value for name, value in task.items())
+    return others or "TORCHELASTIC_RUN_ID" in environment
+
+
+def meet(task: SlurmTask, timeout: timedelta) -> Store:
+    """A store that all tasks have; the first holds it.
+
+    Args:
+        task: this one.
+        timeout: of waits on the store, once all have met.
+
+    Raises:
+        LoptError: the first task does not answer at the address, or cannot listen there.
+    """
+    try:
+        if task.local_size < task.size:
+            check_reachable(task.host)
+        if task.rank == 0:
+            store = serve(task.host, task.port, timeout=MEETING_PATIENCE)
+            store.set("first", "")
+        else:
+            store = TCPStore(task.host, task.port, is_master=False, timeout=MEETING_PATIENCE)
+            # Another program's store may be there.
+            store.wait(["first"])
+    except (OSError, RuntimeError, ValueError) as error:
+        raise LoptError(
+            f"the tasks of srun cannot meet at {task.host}:{task.port}: {first_line(error)}; set MASTER_ADDR to the "
+            f"first node's address and MASTER_PORT to a free port"
+        ) from error
+    store.set_timeout(timeout)
+    return store
 
 
 def tasks_per_node(text: str) -> list[int]:

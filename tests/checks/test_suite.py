@@ -18,7 +18,7 @@ from lopt_pp import cli
 from lopt_pp.checks import exactness, lifecycle, speed
 from lopt_pp.checks.result import CheckFailed, NotHere, Result, as_json, reason
 from lopt_pp.checks.session import Ran, Session
-from lopt_pp.checks.suite import checks_of, chosen, look_at_machine, run_check
+from lopt_pp.checks.suite import checks_of, chosen, look_at_machine, machine_lines, run_check
 from lopt_pp.checks.training import compare
 from lopt_pp.checks.waits import waits
 from lopt_pp.config.topology import Topology
@@ -234,6 +234,7 @@ def gpu(uuid: str) -> dict[str, Any]:
         ([[gpu("a")], [gpu("a")]], "auto", "nccl", True),
         ([[gpu("a")], [gpu("b")]], "auto", "nccl", False),
         ([[gpu("a"), gpu("b")]] * 2, "nccl", "nccl", False),
+        ([[gpu("a"), gpu("b")], [gpu("b"), gpu("a")]], "nccl", "nccl", True),
         ([[gpu("a")], []], "auto", "gloo", False),
         ([[gpu("a")], [gpu("b")]], "gloo", "gloo", False),
     ],
@@ -244,7 +245,10 @@ def test_the_backend_follows_from_the_devices(
     class Looked(Scripted):
         def run(self, name: str, *_: Any, **options: Any) -> Ran:
             common = {"host": "n1", "cpu": "CPU", "cores": 2}
-            found = [common | {"gpus": gpus, "unusable": "" if gpus else "no driver"} for gpus in seen]
+            found = [
+                common | {"local_rank": rank, "gpus": gpus, "unusable": "" if gpus else "no driver"}
+                for rank, gpus in enumerate(seen)
+            ]
             return Ran(self.folder, [0, 0], [""], found, set(), set())
 
     session = Looked(tmp_path)
@@ -254,6 +258,13 @@ def test_the_backend_follows_from_the_devices(
     if backend == "gloo" and asked == "auto":
         with pytest.raises(CheckFailed, match="--backend nccl, and rank 1: no driver; give --backend gloo"):
             look_at_machine(Looked(tmp_path), "nccl")
+
+
+def test_the_gpu_that_is_shown_is_the_one_that_is_taken() -> None:
+    node = {"host": "n2", "local_rank": 0, "gpus": [gpu("a"), gpu("b")], "unusable": ""}
+    machine = {"versions": {}, "backend": "nccl", "processes": [node, node], "shares_gpus": False, "links": ""}
+    lines = machine_lines(machine | {"without GPUs because": []})
+    assert "1 GiB, a," in lines[2] and lines[2].startswith("rank 1")
 
 
 def test_an_interruption_leaves_no_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

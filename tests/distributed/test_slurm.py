@@ -1,8 +1,13 @@
 """What a task of `srun` finds out about its place."""
 
+import socket
+from datetime import timedelta
+
 import pytest
 
-from lopt_pp.distributed.slurm import first_node, slurm_task, tasks_per_node
+from lopt_pp.distributed import slurm
+from lopt_pp.distributed.slurm import SlurmTask, first_node, meet, slurm_task, tasks_per_node
+from lopt_pp.distributed.store import LOOPBACK, serve
 from lopt_pp.errors import LoptError
 
 STEP = {
@@ -34,7 +39,15 @@ def test_a_task_knows_its_rank_and_where_the_others_are() -> None:
     assert other is not None and 1024 < task.port < 20000 and other.port != task.port
 
 
-@pytest.mark.parametrize("more", [{"RANK": "0"}, {"SLURM_STEP_NUM_TASKS": "1"}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"RANK": "0"},
+        {"SLURM_STEP_NUM_TASKS": "1"},
+        {"RANK": "3", "TORCHELASTIC_RUN_ID": "none"},
+        {"RANK": "3", "WORLD_SIZE": "10"},
+    ],
+)
 def test_torchrun_under_srun_and_a_shell_are_no_tasks(more: dict[str, str]) -> None:
     assert slurm_task(STEP | more) is None
     assert slurm_task({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}) is None, "a job's script"
@@ -44,6 +57,35 @@ def test_torchrun_under_srun_and_a_shell_are_no_tasks(more: dict[str, str]) -> N
 def test_what_is_missing_is_named(name: str) -> None:
     with pytest.raises(LoptError, match=name):
         slurm_task({key: value for key, value in STEP.items() if key != name})
+
+
+def test_a_job_script_that_sets_what_torchrun_sets_changes_nothing() -> None:
+    assert slurm_task(STEP | {"RANK": "3", "WORLD_SIZE": "5", "LOCAL_RANK": "1"}) == slurm_task(STEP)
+
+
+def test_ranks_of_a_node_that_are_not_consecutive_are_noticed() -> None:
+    places = [("0", "0", "0"), ("1", "1", "0"), ("2", "0", "1"), ("3", "1", "1")]  # --distribution=cyclic
+    names = ("SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID")
+    step = STEP | {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}
+    tasks = [slurm_task(step | dict(zip(names, place, strict=True))) for place in places]
+    assert [task is not None and task.in_blocks for task in tasks] == [True, False, False, True]
+    task = slurm_task(STEP)
+    assert task is not None and task.in_blocks
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_port_that_another_program_has(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "MEETING_PATIENCE", timedelta(milliseconds=100))
+    other = serve(LOOPBACK, 0)
+    with pytest.raises(LoptError, match=f"cannot meet at {LOOPBACK}:{other.port}: .*; set MASTER_ADDR to the first"):
+        meet(SlurmTask(rank, 2, rank, 2, LOOPBACK, other.port), timedelta(seconds=1))
+
+
+def test_an_address_that_other_nodes_cannot_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(LoptError, match=r"meet at n1:1: n1 is 127\.0\.1\.1 on this machine, where no other"):
+        meet(SlurmTask(0, 2, 0, 1, "n1", 1), timedelta(seconds=1))
 
 
 def test_tasks_per_node() -> None:
