@@ -164,7 +164,7 @@ def test_a_clock_that_was_set_back_does_not_make_it_older(
 ) -> None:
     last = read_manifest(stopped / "checkpoint-4").committed
     assert last is not None
-    monkeypatch.setattr("lopt_pp.checkpoint.writer.time.time", lambda: last - 3600)
+    monkeypatch.setattr("lopt_pp.checkpoint.committer.time.time", lambda: last - 3600)
     assert train(inputs, stopped, f"{LATEST} --save_total_limit 1")
     assert [path.name for path in complete_checkpoints(stopped)] == ["checkpoint-6"]
 
