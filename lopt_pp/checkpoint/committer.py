@@ -150,7 +150,9 @@ class Committer:
         """What the writers say of the parts of a checkpoint, once all of them do."""
         parts = []
         for spec in self._specs:
-            self._missing = spec.stage
+            with self._changed:
+                self._missing = spec.stage
+                self._changed.notify_all()
             parts.append(json.loads(self._store.get(f"part/{step}/{spec.stage}")))
         with self._changed:
             self._pending.remove(step)

@@ -19,7 +19,6 @@ from lopt_pp.util.compat_torch import (
     DispatchMode,
     arguments_by_name,
     is_fake,
-    python_code,
 )
 
 Kind = Literal["weights", "gradients", "optimizer", "activations"]
@@ -80,13 +79,7 @@ class MemoryTracker(DispatchMode):
         """Lets `peak` begin anew from what is alive now."""
         self._highest, self.peak = self._total, self.live.copy()
 
-    def __torch_dispatch__(
-        self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if (inside := python_code(function)) is not None:
-            with self:
-                return inside(*args, **kwargs)
+    def run(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if args and is_fake(args[0]) and (shape := _fake_shape(function, *args, **kwargs)) is not None:
             result = args[0].new_empty(shape)
         else:

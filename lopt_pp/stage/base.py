@@ -11,6 +11,7 @@ from torch import nn
 from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.model.block import BlockModel
 from lopt_pp.objectives import Objective
+from lopt_pp.stage.data_parallel import Replicated
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.stage.state import frozen_checksum, read_state, write_state
 from lopt_pp.util.pinned import PinnedMemory
@@ -77,6 +78,19 @@ class BaseStage:
     def learned_share(self, accumulation: int) -> float:
         """Of the microbatches of a step, `accumulation` in each replica, the share that the stage learns from."""
         return 1.0
+
+    def update(self, replicated: Mapping[Replicated, bool]) -> None:
+        """Makes the optimizer's step.
+
+        Args:
+            replicated: the modules that replicas train together, and whether each has learned in this step.
+        """
+        assert self.optimizer is not None
+        with self.updating, self.side.changing(), contextlib.ExitStack() as kept:
+            for module, learned in replicated.items():
+                kept.enter_context(module.stepping(learned))
+            self.optimizer.step()
+            self.steps_done += 1
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""

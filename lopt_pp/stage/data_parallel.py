@@ -7,7 +7,7 @@ A block and its objective are wrapped apart, since one may learn while the other
 gradients of its own parameters, once there are any.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Placement, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from lopt_pp.errors import LoptError
@@ -75,7 +75,8 @@ class Replicas:
         made: dict[ShareOf, nn.Parameter] = {}
         for owner, name, parameter in kept:
             if parameter not in made:
-                made[parameter] = nn.Parameter(self._joined(parameter), requires_grad=parameter.requires_grad)
+                whole = joined(parameter.share, parameter, self.mesh, [Shard(0)])
+                made[parameter] = nn.Parameter(whole, requires_grad=parameter.requires_grad)
             setattr(owner, name, made[parameter])
 
     def keep(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -86,16 +87,6 @@ class Replicas:
         """
         share = _part(parameter.detach(), Shard(0), self.mesh).clone()
         return ShareOf.make(parameter, share)
-
-    def _joined(self, parameter: ShareOf) -> DTensor:
-        return DTensor.from_local(
-            parameter.share,
-            self.mesh,
-            [Shard(0)],
-            run_check=False,
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        )
 
     def replicate(self, module: nn.Module) -> "Replicated":
         """Wraps a module so that the gradients of its parameters become the mean over the replicas."""
@@ -167,6 +158,11 @@ def share_of(tensor: torch.Tensor, target: DTensor) -> torch.Tensor:
     """
     (placement,) = target.placements
     return _part(tensor, placement, target.device_mesh) if isinstance(placement, Shard) else tensor
+
+
+def joined(share: torch.Tensor, like: torch.Tensor, mesh: DeviceMesh, placements: Sequence[Placement]) -> DTensor:
+    """Of the shares that the processes hold, one tensor with the shape of `like`; nothing is sent."""
+    return DTensor.from_local(share, mesh, placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
 def _part(tensor: torch.Tensor, placement: Shard, mesh: DeviceMesh) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """One process's part of an end-to-end run: a block of the pipeline with its optimizer."""
 
-import contextlib
 import math
 from collections.abc import Iterable, Sequence
 
@@ -88,12 +87,7 @@ class EndToEndStage(BaseStage):
                 if not math.isfinite(record["loss"]):
                     raise NotFiniteError(f"the loss of step {step + 1} is {record['loss']}; lower the learning rate")
             check_finite(self.index, step, {}, norm)
-            with self.updating, self.side.changing(), contextlib.ExitStack() as kept:
-                for module in self._pipeline.wrapped:
-                    if isinstance(module, Replicated):
-                        kept.enter_context(module.stepping())
-                self.optimizer.step()
-                self.steps_done += 1
+            self.update({module: True for module in self._pipeline.wrapped if isinstance(module, Replicated)})
         return record
 
     def evaluate(self, batches: Iterable[Microbatch]) -> list[torch.Tensor]:

@@ -282,11 +282,7 @@ class Stage(BaseStage):
         check_finite(self.index, step, named, norm)
         rate = self.optimizer.learning_rate if self.block_learns else 0.0
         record = {self.objective.name: sum(values), "grad_norm": norm, "learning_rate": rate}
-        with self.updating, self.side.changing(), contextlib.ExitStack() as kept:
-            for ddp in self._ddp:
-                kept.enter_context(ddp.stepping(ddp.module is not self.block or self.block_learns))
-            self.optimizer.step()
-            self.steps_done += 1
+        self.update({ddp: ddp.module is not self.block or self.block_learns for ddp in self._ddp})
         return record
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lopt_pp.errors import LoptError
-from lopt_pp.stage.data_parallel import share_of
+from lopt_pp.stage.data_parallel import joined, share_of
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.util.pinned import PinnedMemory
 
@@ -183,14 +183,7 @@ def _restored(tensor: torch.Tensor, parameter: nn.Parameter, optimizer: Optimize
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor.to(parameter.device, copy=True)
     share = share_of(tensor, parameter).to(parameter.to_local().device, copy=True)
-    return DTensor.from_local(
-        share,
-        parameter.device_mesh,
-        parameter.placements,
-        run_check=False,
-        shape=parameter.shape,
-        stride=parameter.stride(),
-    )
+    return joined(share, parameter, parameter.device_mesh, parameter.placements)
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

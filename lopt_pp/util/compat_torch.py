@@ -39,11 +39,25 @@ def nccl_options(timeout: timedelta, max_ctas: int) -> Any:
 
 
 class DispatchMode(TorchDispatchMode):
-    """Sees every operator that runs while it is on: a subclass has `__torch_dispatch__`.
+    """Sees every operator that runs while it is on, those within operators that are written in Python included.
+
+    A subclass has `run`, which runs one.
 
     Private: the module `torch.utils._python_dispatch`. PyTorch's own notes on extending it import the class from there,
     and there is no other name. Seen in 2.13; 2.11 and 2.14 have it in the same place.
     """
+
+    def __torch_dispatch__(
+        self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if (inside := python_code(function)) is not None:
+            with self:
+                return inside(*args, **(kwargs or {}))
+        return self.run(function, args, kwargs or {})
+
+    def run(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Runs an operator, and gives what it gives."""
+        return function(*args, **kwargs)
 
 
 def fake_tensors() -> AbstractContextManager[object]:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.overrides import TorchFunctionMode
 
-from lopt_pp.util.compat_torch import DispatchMode, python_code
+from lopt_pp.util import compat_torch
+from lopt_pp.util.compat_torch import DispatchMode
 
 _READS = {"_local_scalar_dense", "item", "is_nonzero", "equal"}
 """The operators that give Python a value of a tensor; `item()`, `bool(...)` and `if tensor:` are mostly the first."""
@@ -47,6 +48,8 @@ _COPIES: dict[Any, str] = {
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OWN = os.sep + "lopt_pp" + os.sep
+_OWN_FILES = {__file__, compat_torch.__file__}
+"""Through which every operator comes here."""
 _SHOWN = 3
 """Places in the code that a wait is known by, from the innermost."""
 
@@ -142,13 +145,7 @@ class _Operators(DispatchMode):
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self._note = note
 
-    def __torch_dispatch__(
-        self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if (inside := python_code(function)) is not None:
-            with self:
-                return inside(*args, **kwargs)
+    def run(self, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         if waits(function, args, kwargs):
             self._note(str(getattr(function, "overloadpacket", function)))
         return function(*args, **kwargs)
@@ -224,5 +221,5 @@ def _frames(but_torch: bool = True) -> Iterator[tuple[str, int]]:
     """The file and line of each caller outside of this file, and of PyTorch, from the innermost."""
     for frame, line in traceback.walk_stack(None):
         name = frame.f_code.co_filename
-        if name != __file__ and not name.startswith("<") and not (but_torch and name.startswith(_TORCH)):
+        if name not in _OWN_FILES and not name.startswith("<") and not (but_torch and name.startswith(_TORCH)):
             yield name, line

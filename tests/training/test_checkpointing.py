@@ -2,8 +2,9 @@
 
 import logging
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from in_process import train
@@ -71,6 +72,28 @@ def test_a_stage_that_has_not_come_so_far_costs_no_checkpoint() -> None:
     assert committer.await_parts(0.0, store) == ""
     store.set(copied_key(2, 1), "")
     assert committer.await_parts(0.0, store) == "stage 1 is still writing its part of that of step 2"
+
+
+def test_who_waits_for_a_disk_hears_that_the_next_stage_has_not_come_so_far(tmp_path: Path) -> None:
+    shared, asked, nothing = HashStore(), threading.Event(), cast(Any, None)
+
+    class Noting:
+        def check(self, keys: list[str]) -> bool:
+            asked.set()
+            return bool(shared.check(keys))
+
+    committer = Committer(tmp_path, shared, split_evenly(2, 2), "", nothing, {}, nothing, None, 9)
+    shared.set(copied_key(2, 0), "")
+    committer.expect(2)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(committer.await_parts, 1e6, cast(Any, Noting()))
+        assert asked.wait(LONG) and not waiting.done()
+        shared.set("part/2/0", "{}")
+        try:
+            assert waiting.result(LONG) == ""
+        finally:
+            shared.set("part/2/1", '{"error": "a full disk"}')
+    committer.join()
 
 
 def test_a_fast_disk_is_waited_for(inputs: Path, tmp_path: Path) -> None:
