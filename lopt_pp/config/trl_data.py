@@ -1,0 +1,111 @@
+"""What becomes of the flags of `trl sft` on the model and the rows. `trl_flags.py` joins the sections."""
+
+from lopt_pp.config.foreign_rules import (
+    MISSING,
+    NO_EFFECT,
+    SAME,
+    Row,
+    by_value,
+    dtype,
+    ignored,
+    max_length,
+    renamed,
+    unless,
+    word_of,
+)
+
+DATA: dict[str, list[Row]] = {
+    "Model": [
+        Row("model_name_or_path model_revision attn_implementation trust_remote_code", SAME),
+        Row(
+            "dtype",
+            SAME,
+            "there the dtype of the weights as loaded; here that of the computation. Weights are float32 unless it is "
+            "`pure_bfloat16`; `--save_dtype` says in what the result is saved",
+            dtype,
+        ),
+        Row(
+            "bf16",
+            "dtype",
+            "`bfloat16`: weights, gradients and optimizer state in float32, as with `--bf16`; without it `float32`",
+            by_value({"true": {"dtype": "bfloat16"}, "false": {"dtype": "float32"}}),
+        ),
+        Row("fp16", MISSING, "float16 would need its loss scaled; take `--dtype bfloat16`", unless()),
+        Row("tf32", MISSING, "not switched by a flag; take `--dtype bfloat16` for speed", unless()),
+        Row("model_init_kwargs", MISSING, "the model is as its config says", unless()),
+        Row("use_cache", NO_EFFECT, "training has no cache of keys and values", ignored),
+        Row("router_aux_loss_coef", MISSING, "the loss is that of the tokens alone", unless()),
+        Row(
+            "use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save "
+            "lora_task_type use_rslora use_dora",
+            MISSING,
+            "all weights of a stage are trained; adapters are not supported",
+            unless("16", "32", "0.05", "causal_lm"),
+        ),
+        Row(
+            "load_in_8bit load_in_4bit bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage",
+            MISSING,
+            "weights are trained as they are, in float32 or bfloat16: `--dtype`",
+            unless("nf4"),
+        ),
+    ],
+    "Data": [
+        Row("dataset_name dataset_config", SAME, "or `--train_file`"),
+        Row("dataset_train_split", "dataset_split", "", renamed("dataset_split")),
+        Row("dataset_test_split", SAME, "or `--eval_file`"),
+        Row("test_split_size", "eval_split_size", "", renamed("eval_split_size")),
+        Row(
+            "dataset_streaming",
+            "streaming",
+            "rows are tokenized when their step comes; the order is the same",
+            renamed("streaming"),
+        ),
+        Row("streaming", SAME),
+        Row("datasets", MISSING, "`--train_file` takes several files", unless()),
+        Row("max_length", SAME, "longer rows are left out and counted, not cut", max_length),
+        Row("truncation_mode", MISSING, "rows are never cut", unless("keep_start")),
+        Row(
+            "shuffle_dataset",
+            SAME,
+            "true by default. `false` keeps the file's order in each epoch, as TRL does with "
+            "`--train_sampling_strategy sequential`",
+        ),
+        Row(
+            "train_sampling_strategy",
+            SAME,
+            "`batch_rebalance` by default, which changes no step; `sequential` is `--shuffle_dataset false`",
+            lambda name, value: {"shuffle_dataset": False} if word_of(value) == "sequential" else {name: value},
+        ),
+        Row(
+            "completion_only_loss",
+            SAME,
+            "true by default, for every row with a prompt and an answer",
+            lambda name, value: {} if word_of(value) in ("none", "null") else {name: value},
+        ),
+        Row(
+            "assistant_only_loss",
+            SAME,
+            "true by default, also without generation marks; answers need a stop token, or `--allow_no_stop_token`",
+        ),
+        Row("packing", SAME, "by `bfd`, and no row is cut. Attention never crosses from row to row, with any kernel"),
+        Row("packing_strategy", MISSING, "rows are packed by `bfd`, and never cut", unless("bfd")),
+        Row("eval_packing", NO_EFFECT, "held-out rows are not packed, which changes no loss", ignored),
+        Row("padding_free", SAME, "meant for flash attention here, too"),
+        Row("dataset_text_field chat_template_path dataset_num_proc", SAME),
+        Row("pad_to_multiple_of", NO_EFFECT, "padding changes no loss", ignored),
+        Row("length_column_name", NO_EFFECT, "lengths are those of the tokenized rows", ignored),
+        Row("dataset_kwargs", MISSING, "tokenized rows are known by their columns: see [Data](data.md)", unless()),
+        Row("eos_token pad_token", MISSING, "set them in the tokenizer, and save it with the model", unless()),
+        Row("dataloader_drop_last", MISSING, "what is left at the end of an epoch makes a smaller step", unless()),
+        Row(
+            "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
+            "dataloader_multiprocessing_context dataloader_in_order",
+            NO_EFFECT,
+            "tokens are cached on disk before training",
+            ignored,
+        ),
+        Row("remove_unused_columns", NO_EFFECT, "columns that are not used are left out", ignored),
+        Row("label_names", MISSING, "labels are made of the rows, or are their column `labels`", unless()),
+        Row("ignore_data_skip", MISSING, "a run that goes on goes on with the next rows", unless()),
+    ],
+}

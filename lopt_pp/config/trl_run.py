@@ -1,0 +1,109 @@
+"""What becomes of the flags of `trl sft` on checkpoints, logs and evaluation. `trl_flags.py` joins the sections."""
+
+from lopt_pp.config.foreign_rules import (
+    MISSING,
+    NO_EFFECT,
+    SAME,
+    Row,
+    by_value,
+    ignored,
+    resume,
+    share_of_steps,
+    trackers,
+    unless,
+)
+
+RUN: dict[str, list[Row]] = {
+    "Checkpoints, logs, the hub": [
+        Row(
+            "output_dir save_total_limit",
+            SAME,
+            "a directory with a model or another run's checkpoints is refused; see `--overwrite_output_dir`",
+        ),
+        Row("save_steps", SAME, "a whole number, 500 by default; the last step is saved as well", share_of_steps("")),
+        Row(
+            "save_strategy",
+            "save_steps",
+            "checkpoints are counted in steps: `steps` is that, `no` is `--save_steps 0`; for `best` see "
+            "`--load_best_model_at_end`",
+            by_value({"steps": {}, "no": {"save_steps": 0}}),
+        ),
+        Row("resume_from_checkpoint", SAME, "a directory, or `latest`", resume),
+        Row(
+            "enable_jit_checkpoint",
+            NO_EFFECT,
+            "always so: SIGTERM, SIGINT and SIGUSR1 save a [checkpoint](checkpoints.md#stopping)",
+            ignored,
+        ),
+        Row("save_only_model", MISSING, "`lopt-pp export` makes the model of a checkpoint", unless()),
+        Row("save_on_each_node", MISSING, "`--output_dir` is shared by all machines", unless()),
+        Row("restore_callback_states_from_checkpoint", NO_EFFECT, "there are no callbacks", ignored),
+        Row("logging_steps", SAME, "of the log lines; [metrics.jsonl](metrics.md) has every step", share_of_steps("")),
+        Row("logging_strategy", MISSING, "log lines are counted in steps: `--logging_steps`", by_value({"steps": {}})),
+        Row(
+            "logging_first_step log_on_each_node include_num_input_tokens_seen log_level log_level_replica "
+            "disable_tqdm",
+            NO_EFFECT,
+            "[metrics.jsonl](metrics.md) has every step, with its tokens; there are no bars",
+            ignored,
+        ),
+        Row("logging_nan_inf_filter", NO_EFFECT, "a loss that is not finite ends the run", ignored),
+        Row(
+            "report_to",
+            SAME,
+            "`tensorboard` or `wandb`; nothing by default. `lopt-pp report` makes a [page](insight.md) of any run",
+            trackers,
+        ),
+        Row("run_name", SAME),
+        Row(
+            "project trackio_space_id trackio_bucket_id trackio_static_space_id",
+            MISSING,
+            "trackers read their own environment variables, such as `WANDB_PROJECT`",
+            unless("huggingface"),
+        ),
+        Row("push_to_hub", MISSING, "upload `--output_dir` yourself", unless()),
+        Row(
+            "hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision",
+            NO_EFFECT,
+            "only `--push_to_hub` would read them",
+            ignored,
+        ),
+    ],
+    "Evaluation": [
+        Row(
+            "eval_steps",
+            SAME,
+            "500 by default; where there are rows to evaluate on: see [Evaluation](evaluation.md)",
+            share_of_steps(""),
+        ),
+        Row("per_device_eval_batch_size", SAME, "where there are rows to evaluate on"),
+        Row(
+            "eval_strategy",
+            "eval_steps",
+            "evaluations are counted in steps: `steps` is that, together with `--eval_steps`; `no` is to give no "
+            "held-out rows. For the last step alone: `--eval_steps 0`",
+            by_value({"steps": {}, "no": {}}),
+        ),
+        Row("eval_on_start", SAME, "as step 0"),
+        Row("load_best_model_at_end", SAME, "by the lowest `eval_loss`"),
+        Row(
+            "metric_for_best_model greater_is_better",
+            MISSING,
+            "the best model is that with the lowest `eval_loss`",
+            unless("loss", "eval_loss"),
+        ),
+        Row("eval_delay", MISSING, "evaluations begin with the first `--eval_steps`", unless()),
+        Row(
+            "prediction_loss_only eval_accumulation_steps eval_do_concat_batches eval_use_gather_object "
+            "batch_eval_metrics",
+            NO_EFFECT,
+            "loss and perplexity are measured, and no logits are kept",
+            ignored,
+        ),
+        Row("include_for_metrics", MISSING, "loss and perplexity are measured, and nothing else", unless()),
+        Row("bf16_full_eval fp16_full_eval", MISSING, "an evaluation computes in `--dtype`", unless()),
+        Row(
+            "do_train do_eval do_predict", NO_EFFECT, "a run trains, and evaluates where it has held-out rows", ignored
+        ),
+    ],
+}
