@@ -34,7 +34,7 @@ from lopt_pp import cli
 from lopt_pp.config.parser import parse_config
 from lopt_pp.errors import LoptError
 
-NEEDS = {"gpu", "hub", "machines", "registry", "slurm", "trl"}
+NEEDS = {"cloud", "docker", "gpu", "hub", "kubernetes", "machines", "registry", "slurm", "trl"}
 MARKS = {"file", "before", "needs", "takes", "tested by"}
 SHOWN = {"json", "text", "yaml", "jinja"}
 STARTERS = {"python", "bash", "lopt-pp", "torchrun"}

@@ -12,7 +12,14 @@ import yaml
 from ranks import ranks
 from results import weights
 from tiny import InputsWith, write_rows
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    LlamaConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from lopt_pp import cli, load_config
 
@@ -22,6 +29,37 @@ RECIPES = sorted(FOLDER.glob("*.yaml"))
 by_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
 MODELS: dict[str, PreTrainedConfig] = {
+    "HuggingFaceTB/SmolLM2-360M-Instruct": LlamaConfig(
+        vocab_size=49152,
+        hidden_size=960,
+        intermediate_size=2560,
+        num_hidden_layers=32,
+        num_attention_heads=15,
+        num_key_value_heads=5,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
+    "Qwen/Qwen3-1.7B": Qwen3Config(
+        vocab_size=151936,
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        max_position_embeddings=40960,
+        tie_word_embeddings=True,
+    ),
+    "google/gemma-2-9b-it": Gemma2Config(
+        vocab_size=256000,
+        hidden_size=3584,
+        intermediate_size=14336,
+        num_hidden_layers=42,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=256,
+        max_position_embeddings=8192,
+    ),
     "meta-llama/Llama-3.2-3B-Instruct": LlamaConfig(
         vocab_size=128256,
         hidden_size=3072,
@@ -140,7 +178,7 @@ def test_its_plan_is_what_plan_says(recipe: Path, tmp_path: Path, capsys: pytest
     given = settings(recipe)
     flags = dict(zip(words[3::2], words[4::2], strict=True))
     assert words[:3] == ["lopt-pp", "plan", given["model_name_or_path"]]
-    flags.pop("--gpu_memory")
+    memory = flags.pop("--gpu_memory")
     named = {name.removeprefix("--"): yaml.safe_load(value) for name, value in flags.items()}
     assert named == {name: given[name] for name in named}
 
@@ -155,7 +193,9 @@ def test_its_plan_is_what_plan_says(recipe: Path, tmp_path: Path, capsys: pytest
     MODELS[given["model_name_or_path"]].save_pretrained(tmp_path)
     run = tmp_path / "plan.yaml"
     run.write_text(yaml.safe_dump({name: given[name] for name in planned}))
-    assert cli.main(["plan", str(tmp_path / "config.json"), "--config", str(run), "--gpu_memory", "80", "--json"]) == 0
+    assert (
+        cli.main(["plan", str(tmp_path / "config.json"), "--config", str(run), "--gpu_memory", memory, "--json"]) == 0
+    )
     found = json.loads(capsys.readouterr().out)
 
     assert found["fits"]
@@ -190,16 +230,12 @@ def test_the_table_has_every_recipe() -> None:
         assert settings(recipe)["model_name_or_path"].split("/")[1].removesuffix("-Instruct") in rows[recipe.name]
 
 
-@pytest.fixture(scope="module")
-def files(inputs_with: InputsWith) -> Path:
-    """A tiny model with as many layers as the deepest recipe has stages, and rows."""
-    return inputs_with(rows=200, tie_word_embeddings=True)
-
-
 @pytest.mark.slow
 @by_recipe
-def test_it_trains_in_miniature(recipe: Path, files: Path, tmp_path: Path) -> None:
-    """With all of its flags but sizes and places, in at most four processes, on CPUs."""
+def test_it_trains_in_miniature(recipe: Path, inputs_with: InputsWith, tmp_path: Path) -> None:
+    """A model of its family with all of its flags but sizes and places, in at most four processes, on CPUs."""
+    model = MODELS[settings(recipe)["model_name_or_path"]]
+    files = inputs_with(rows=200, family=model.model_type, tie_word_embeddings=model.tie_word_embeddings)
     out = tmp_path / "out"
     places = {"model_name_or_path": files / "model", "train_file": files / "rows.jsonl", "output_dir": out}
     number = processes(recipe)
@@ -219,5 +255,5 @@ def test_it_trains_in_miniature(recipe: Path, files: Path, tmp_path: Path) -> No
     assert {step for _, step in trained} >= {1, 2}
     before, after = weights(files / "model"), weights(out)
     assert any(not torch.equal(after[name], tensor) for name, tensor in before.items())
-    model = AutoModelForCausalLM.from_pretrained(out)
-    assert model(input_ids=torch.tensor([[5, 6, 7]])).logits.isfinite().all()
+    trained_model = AutoModelForCausalLM.from_pretrained(out)
+    assert trained_model(input_ids=torch.tensor([[5, 6, 7]])).logits.isfinite().all()
