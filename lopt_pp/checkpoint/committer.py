@@ -17,6 +17,7 @@ from lopt_pp.checkpoint.lock import LockLostError
 from lopt_pp.checkpoint.manifest import read_manifest, write_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints, remove_checkpoint
 from lopt_pp.checkpoint.writer import copied_key
+from lopt_pp.distributed.shutdown import RunLength
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.util.files import UNFINISHED, replace_directory
@@ -40,7 +41,7 @@ class Committer:
         run: what the run's result depends on, by name; plain data.
         describe: puts the model's config and tokenizer into a directory.
         limit: number of this run's checkpoints to keep; None is all. Those of others are never removed.
-        last_step: of the run, after which there is no further checkpoint.
+        length: of the run.
         eval_loss: of the model after a step, on held-out rows; None where it is not measured. May wait for it.
         best: the checkpoint to keep whatever the limit; None where there is none.
     """
@@ -55,7 +56,7 @@ class Committer:
         run: Mapping[str, Any],
         describe: Callable[[Path], None],
         limit: int | None,
-        last_step: int,
+        length: RunLength,
         eval_loss: Callable[[int], float | None] = lambda step: None,
         best: Callable[[], Path | None] = lambda: None,
     ) -> None:
@@ -67,7 +68,7 @@ class Committer:
         self._run = run
         self._describe = describe
         self._limit = limit
-        self._last_step = last_step
+        self._length = length
         self._eval_loss = eval_loss
         self._best = best
         self.committed: int | None = None
@@ -143,7 +144,7 @@ class Committer:
                     "no checkpoint at step %d: %s. Earlier ones are as they were%s",
                     step,
                     first_line(error),
-                    "" if step == self._last_step else "; the next is tried in time",
+                    "" if self._length.is_last(step) else "; the next is tried in time",
                 )
 
     def _take_parts(self, step: int) -> Sequence[Mapping[str, Any]]:

@@ -30,17 +30,15 @@ def is_finished(start: Start, wanted: Wanted) -> bool:
             f"--output_dir {path} holds the model of another run; give another, or --overwrite_output_dir to replace it"
         )
     if origin.num_steps == wanted.num_steps:
+        longer = "--overwrite_output_dir" if origin.reason is not None else "a larger --max_steps or --num_train_epochs"
         logger.info(
-            "the run is finished: %s has its model, after %d steps; a larger --max_steps or --num_train_epochs goes on "
-            "from there",
-            path,
-            origin.num_steps,
+            "the run is finished: %s has its model, after %s; %s goes on from there", path, origin.how_far, longer
         )
         return True
     if start.manifest is None or origin.num_steps > wanted.num_steps:
         what = "it has no checkpoint to go on from" if start.manifest is None else f"the run has {wanted.num_steps}"
         raise LoptError(
-            f"--output_dir {path} holds the run's model after {origin.num_steps} steps, and {what}; give another, or "
+            f"--output_dir {path} holds the run's model after {origin.how_far}, and {what}; give another, or "
             f"--overwrite_output_dir to replace it"
         )
     return False

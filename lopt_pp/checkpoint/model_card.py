@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from lopt_pp.checkpoint.best import Measured
+from lopt_pp.checkpoint.output_dir import ModelOrigin
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import Rows, TokenizedRows
 from lopt_pp.evaluation.scores import perplexity
@@ -51,6 +52,7 @@ def model_card(
     held_out: TokenizedRows | None = None,
     measured: Measured | None = None,
     ties_embeddings: bool = False,
+    origin: ModelOrigin | None = None,
 ) -> str:
     """The card's text.
 
@@ -62,12 +64,15 @@ def model_card(
         held_out: not trained on; None where there are none.
         measured: which model this is, and its loss on the held-out rows; None where it was not measured.
         ties_embeddings: whether the output head is the input embedding.
+        origin: how many steps the run has made, where it may have finished early.
     """
     model = config.model.model_name_or_path
-    steps = str(num_steps)
-    if measured is not None and measured.step < num_steps:
-        steps = f"{num_steps}; these are the weights after {measured.step}, whose loss on held-out rows was the lowest"
-    elif set(steps_done) != {num_steps}:
+    made, steps = num_steps, str(num_steps)
+    if origin is not None and origin.reason is not None:
+        made, steps = origin.steps_done, f"{origin.steps_done} of {num_steps}; finished early: {origin.reason}"
+    if measured is not None and measured.step < made:
+        steps += f"; these are the weights after {measured.step}, whose loss on held-out rows was the lowest"
+    elif set(steps_done) != {made}:
         done = ", ".join(f"stage {stage} has done {done}" for stage, done in enumerate(steps_done))
         steps = f"{num_steps} planned; the run ended early: {done}"
     return _CARD.format(

@@ -89,11 +89,22 @@ class ModelOrigin:
 
     Attributes:
         run_id: of the run.
-        num_steps: that the run had.
+        num_steps: that were planned.
+        steps_done: that the run has made: fewer where it finished early.
+        reason: why it did; None where it did not.
     """
 
     run_id: str
     num_steps: int
+    steps_done: int
+    reason: str | None = None
+
+    @property
+    def how_far(self) -> str:
+        """The steps that the run has made, in words."""
+        if self.reason is None:
+            return f"{self.steps_done} steps"
+        return f"{self.steps_done} of {self.num_steps} steps ({self.reason})"
 
 
 def model_origin(path: Path) -> ModelOrigin | None:
@@ -101,14 +112,21 @@ def model_origin(path: Path) -> ModelOrigin | None:
     try:
         metadata = json.loads((path / INDEX_FILE).read_text(encoding="utf-8"))["metadata"]
         run_id, num_steps = metadata["lopt_pp_run_id"], metadata["lopt_pp_num_steps"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        # Only of a run that finished early.
+        steps_done, reason = metadata.get("lopt_pp_steps_done", num_steps), metadata.get("lopt_pp_finished_early")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return ModelOrigin(run_id, num_steps) if isinstance(run_id, str) and isinstance(num_steps, int) else None
+    if not (isinstance(run_id, str) and isinstance(num_steps, int) and isinstance(steps_done, int)):
+        return None
+    return ModelOrigin(run_id, num_steps, steps_done, None if reason is None else str(reason))
 
 
 def origin_as_metadata(origin: ModelOrigin) -> dict[str, str | int]:
     """For the metadata of a model's index."""
-    return {"lopt_pp_run_id": origin.run_id, "lopt_pp_num_steps": origin.num_steps}
+    metadata: dict[str, str | int] = {"lopt_pp_run_id": origin.run_id, "lopt_pp_num_steps": origin.num_steps}
+    if origin.reason is not None:
+        metadata |= {"lopt_pp_steps_done": origin.steps_done, "lopt_pp_finished_early": origin.reason}
+    return metadata
 
 
 def open_output_dir(path: Path, overwrites: bool, resumes: bool, resumes_from: str | None) -> None:

@@ -1,8 +1,12 @@
-"""Which steps a run makes: all of them, or those until somebody asks it to stop.
+"""Which steps a run makes: all of them, or those until somebody asks it to stop or to finish.
 
 Every stage must stop after the same step, and none may wait for another to find out which. So the first stage decides,
 step by step, before it announces a step's first message; the others learn it from the stream, where the end comes in
 place of that message. Replicas of the first stage agree, but only once a stop is asked for.
+
+A run that is asked to stop ends as soon as it can, and goes on later from its checkpoint. One that is asked to finish
+makes one step more, which nobody has begun yet: its last, with all that a last step has, the evaluation among it. The
+others learn which it is from the header of its first message.
 
 An evaluation changes no weights, so it ends early where it can: it is decided on microbatch by microbatch. `step` and
 `held_out` say what is decided on: the training of a step (`held_out` 0), or a microbatch of the evaluation after it
@@ -10,6 +14,8 @@ An evaluation changes no weights, so it ends early where it can: it is decided o
 """
 
 import json
+import logging
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +26,42 @@ from torch.distributed import Store
 from lopt_pp.distributed.world import World
 from lopt_pp.util.threads import in_background
 
+logger = logging.getLogger(__name__)
+
 _KEY, _END = "stop", "stop/end"
-_NEVER = "never"
+_STOP, _FINISH, _NEVER = "stop", "finish", "never"
+"""What may be asked for; the last by the run itself, once it has made all its steps."""
+
+
+class RunLength:
+    """How many steps a run makes: as many as were planned, or fewer where it finishes early.
+
+    A process knows that a step is the last before it begins it; so what is asked here about a step that the process
+    makes, or has made, is answered for good.
+
+    Args:
+        planned: steps, those before a resume included.
+
+    Attributes:
+        planned: likewise.
+        num_steps: that the run makes, as far as it is decided.
+    """
+
+    def __init__(self, planned: int) -> None:
+        self.planned = self.num_steps = planned
+
+    @property
+    def is_early(self) -> bool:
+        """Whether the run finishes before it has made all steps that were planned."""
+        return self.num_steps < self.planned
+
+    def is_last(self, steps_done: int) -> bool:
+        """Whether the run is finished when so many steps are done."""
+        return steps_done == self.num_steps
+
+    def finish_after(self, steps_done: int) -> None:
+        """Has the run finish when so many steps are done, and not later. For whoever decides it, or is told."""
+        self.num_steps = min(self.num_steps, steps_done)
 
 
 class StopSignal(Protocol):
@@ -51,20 +91,41 @@ NEVER_STOPS = NeverStops()
 def ask_to_stop(store: Store, reason: str) -> None:
     """Asks the run, from any of its processes and threads, to end as soon as the steps are done that have begun.
 
+    It can go on later from the checkpoint that it saves then.
+
     Args:
         store: of the run.
-        reason: one word, such as the name of a signal; that of who asks first is kept.
+        reason: one word, such as the name of a signal. Of all requests to stop or to finish the first one counts.
     """
-    store.compare_set(_KEY, "", reason)
+    _ask(store, _STOP, reason)
+
+
+def ask_to_finish(store: Store, reason: str) -> None:
+    """Asks the run, from any of its processes and threads, to finish early, as if fewer steps had been planned.
+
+    It makes the next step that no process has begun, evaluates, and leaves its model; started again, it is finished.
+    Does nothing in a run that makes its last step already.
+
+    Args:
+        store: of the run: in a thread of one's own, another `World.connection` than other threads have.
+        reason: one line for the log and the model card, such as `eval_loss has not improved for 3 evaluations`. Of all
+            requests to stop or to finish the first one counts.
+    """
+    _ask(store, _FINISH, reason)
+
+
+def _ask(store: Store, what: str, reason: str) -> None:
+    store.compare_set(_KEY, "", json.dumps([what, reason]))
 
 
 def stop_reason(store: Store) -> str:
-    """Why the run was asked to stop. Only once it was."""
-    return store.get(_KEY).decode()
+    """Why the run was asked to stop, or to finish. Only once it was."""
+    _, reason = json.loads(store.get(_KEY))
+    return str(reason)
 
 
 def await_end(store: Store) -> int | None:
-    """Waits until it is decided where a run ends that was asked to stop; None where all steps have been made by then.
+    """Waits until it is decided where a run ends that was asked to stop or finish; None where it makes all its steps.
 
     Returns:
         The number of steps that the run has done then.
@@ -84,9 +145,13 @@ class StopCoordinator:
         rank: of this process.
         deciders: ranks of all processes that decide.
         first_step: the first that a stop may come before.
+        length: of the run; is told where the run finishes early.
     """
 
-    def __init__(self, store: Store, rank: int, deciders: Sequence[int], first_step: int) -> None:
+    def __init__(
+        self, store: Store, rank: int, deciders: Sequence[int], first_step: int, length: RunLength | None = None
+    ) -> None:
+        self._length = length or RunLength(sys.maxsize)
         self._store = store
         self._rank = rank
         self._deciders = deciders
@@ -115,31 +180,41 @@ class StopCoordinator:
         Args:
             store: another connection than the thread's.
         """
-        ask_to_stop(store, _NEVER)
+        _ask(store, _NEVER, "")
         self._thread.join()
 
     def _await_request(self) -> None:
-        if self._store.get(_KEY).decode() == _NEVER:
+        what, reason = json.loads(self._store.get(_KEY))
+        if what == _NEVER:
             self._store.set(_END, json.dumps(None))
             return
         with self._changed:
             self._agreeing, own = True, self._decided
         self._store.set(f"{_KEY}/{self._rank}", json.dumps(own))
         step, held_out = max(json.loads(self._store.get(f"{_KEY}/{rank}")) for rank in self._deciders)
+        if what == _FINISH:
+            # With the next step, which nobody has begun, and all of its evaluation.
+            step, held_out = min(step + 1, self._length.planned - 1), sys.maxsize
+            self._length.finish_after(step + 1)
+            if self._length.is_early and self._rank == 0:
+                logger.info("the run finishes early, after step %d of %d: %s", step + 1, self._length.planned, reason)
         with self._changed:
             self._decided, self._is_last, self._agreeing = (step, held_out), True, False
             self._changed.notify_all()
-        self._store.set(_END, json.dumps(step + 1))
+        self._store.set(_END, json.dumps(None if step + 1 == self._length.planned else step + 1))
 
 
 @contextmanager
-def stop_coordinator(world: World, deciders: Sequence[int], first_step: int) -> Iterator[StopCoordinator | None]:
+def stop_coordinator(
+    world: World, deciders: Sequence[int], first_step: int, length: RunLength
+) -> Iterator[StopCoordinator | None]:
     """The stop signal of this process where it is one of those that decide, for as long as the run trains.
 
     Args:
         world: this process.
         deciders: ranks of all processes that decide.
         first_step: the first that a stop may come before.
+        length: of the run; is told where the run finishes early.
 
     Returns:
         A context; its value is None in the processes that the stream tells.
@@ -147,7 +222,7 @@ def stop_coordinator(world: World, deciders: Sequence[int], first_step: int) -> 
     if world.rank not in deciders:
         yield None
         return
-    coordinator = StopCoordinator(world.connection(), world.rank, deciders, first_step)
+    coordinator = StopCoordinator(world.connection(), world.rank, deciders, first_step, length)
     try:
         yield coordinator
     except BaseException:

@@ -1,6 +1,7 @@
 """`run.json`: what a run is, for the reports that are made of it later."""
 
 import json
+import logging
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from lopt_pp.metrics.clock_sync import Offset
 from lopt_pp.metrics.mfu import Work
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.util.files import write_text
+
+logger = logging.getLogger(__name__)
 
 
 def about_stage(stage: BaseStage, work: Work, loss: str | None) -> dict[str, Any]:
@@ -86,3 +89,19 @@ def write_about(
         "processes": processes,
     }
     write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def note_early_finish(path: Path, steps_done: int, reason: str) -> None:
+    """Adds to `run.json` that the run has finished before all steps were made that were planned.
+
+    Args:
+        path: of the file.
+        steps_done: that it has made.
+        reason: in one line.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["finished_early"] = {"step": steps_done, "reason": reason}
+        write_text(path, json.dumps(content, indent=1) + "\n")
+    except (OSError, ValueError, TypeError) as error:
+        logger.warning("%s cannot be written: %s. The model is not affected", path, error)

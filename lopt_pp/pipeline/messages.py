@@ -21,6 +21,8 @@ class Header:
     """As a number; see `dtype_code`."""
     held_out: int = 0
     """Which microbatch of an evaluation it is, from 1, where the evaluation may end early; otherwise 0."""
+    finishes: int = 0
+    """1 in the first message of a step with which the run finishes early; otherwise 0."""
 
     @classmethod
     def end(cls, step: int, held_out: int = 0) -> "Header":

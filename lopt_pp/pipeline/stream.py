@@ -5,17 +5,18 @@ messages ahead of it, over gloo; the payload goes over NCCL between GPUs and glo
 checked what is coming before it posts a buffer for it, and has up to `queue_depth` receives posted before they are
 needed. A header that differs from what the receiver's own data order expects is an error that names both sides, instead
 of a hang. Where the run is asked to stop, the end comes in place of the first header of the step that is not made, or
-in place of the next held-out microbatch.
+in place of the next held-out microbatch. Where the run finishes early, the first header of its last step says so.
 """
 
 import math
 from collections import deque
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 
-from lopt_pp.distributed.shutdown import NEVER_STOPS, StopSignal
+from lopt_pp.distributed.shutdown import NEVER_STOPS, RunLength, StopSignal
 from lopt_pp.errors import StreamError
 from lopt_pp.pipeline.boundary import Boundary
 from lopt_pp.pipeline.messages import Header, HeaderQueue, dtype_code
@@ -74,6 +75,7 @@ class StreamSender:
             `HeaderQueue`).
         queue_depth: messages that may be on their way at once.
         stop_signal: says which steps are made.
+        length: of the run, where it may finish early.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class StreamSender:
         headers: Iterable[Header | None],
         queue_depth: int,
         stop_signal: StopSignal = NEVER_STOPS,
+        length: RunLength | None = None,
     ) -> None:
+        self._length = length
         self._boundary = boundary
         self._announced: deque[Header] = deque()
         self._headers = HeaderQueue(headers)
@@ -102,6 +106,8 @@ class StreamSender:
             if header.may_be_end and not self._stop_signal.runs(*header.place):
                 header = Header.end(*header.place)
                 self._headers.is_over = True
+            elif header.microbatch == 0 and self._length is not None and self._length.is_early:
+                header = replace(header, finishes=int(self._length.is_last(header.step + 1)))
             self._send_header(header)
 
     def _send_header(self, header: Header) -> None:
@@ -148,9 +154,17 @@ class StreamReceiver:
         headers: of every message of the whole run that this process expects, in order, from its own data order; None
             while it does not know the next one's shape (see `HeaderQueue`).
         queue_depth: the same as the sender's, which is how far headers run ahead.
+        length: of the run; is told where the run finishes early, before any more of that step is expected.
     """
 
-    def __init__(self, boundary: Boundary, headers: Iterable[Header | None], queue_depth: int) -> None:
+    def __init__(
+        self,
+        boundary: Boundary,
+        headers: Iterable[Header | None],
+        queue_depth: int,
+        length: RunLength | None = None,
+    ) -> None:
+        self._length = length
         self._boundary = boundary
         self._expected = HeaderQueue(headers)
         self._depth = queue_depth
@@ -184,6 +198,9 @@ class StreamReceiver:
         arrival, packed = self._header_works.popleft()
         self._boundary.wait(arrival, "receiving a header", self._boundary.source, self._expected.peek())
         header = Header.unpack(packed)
+        if header.finishes == 1 and header.microbatch == 0 and self._length is not None:
+            self._length.finish_after(header.step + 1)
+            header = replace(header, finishes=0)  # No end knows it from its own data order.
         self._unchecked.append(header)
         self._check_known()
         if header.is_end:

@@ -76,7 +76,8 @@ class RunData:
     @property
     def is_over(self) -> bool:
         """Whether it makes no more steps; True as well where its number of steps is not known."""
-        return self.stopped is not None or self.steps >= self.about.get("num_steps", 0)
+        ended = self.stopped is not None or "finished_early" in self.about
+        return ended or self.steps >= self.about.get("num_steps", 0)
 
     @property
     def flags(self) -> dict[str, Any]:

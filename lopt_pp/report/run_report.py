@@ -92,6 +92,8 @@ def _tiles(run: RunData, times: Sequence[StageTimes]) -> list[tuple[str, str, st
     state = f"of {planned}" if planned else ""
     if run.stopped is not None:
         state += f", stopped by {run.stopped.get('signal', 'a signal')}"
+    elif "finished_early" in run.about:
+        state += ", finished early"
     minutes, seconds = divmod(round(run.seconds), 60)
     tiles = [("Steps", str(run.steps), state), ("Time in steps", f"{minutes} min {seconds:02d} s", "")]
     for stage, name in ((len(run.stages) - 1, "loss"), (0, "reconstruction_loss")):

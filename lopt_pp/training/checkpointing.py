@@ -16,6 +16,7 @@ from lopt_pp.checkpoint.lock import OutputLock
 from lopt_pp.checkpoint.output_dir import remove_unfinished_checkpoints
 from lopt_pp.checkpoint.run_day import DAY
 from lopt_pp.checkpoint.writer import PartWriter, StageCopy
+from lopt_pp.distributed.shutdown import RunLength
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.collector import Collector
 from lopt_pp.stage.base import BaseStage
@@ -38,6 +39,7 @@ class Checkpointer:
         collector: of the run's records, on rank 0: it knows the losses on the held-out rows.
         run_id: of the run.
         lock: of the output directory, on rank 0.
+        length: of the run.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class Checkpointer:
         collector: Collector | None,
         run_id: str,
         lock: OutputLock | None,
+        length: RunLength,
     ) -> None:
-        self._config, self._num_steps = setup.config.checkpoint, setup.num_steps
+        self._config, self._length = setup.config.checkpoint, length
         self._stages, self._steps_before = stages, stages[0].steps_done
         self._lock = lock
         self._store = world.connection()
@@ -65,7 +68,7 @@ class Checkpointer:
         self._writer = PartWriter(output_dir, world.connection(), setup.topology.num_stages, is_writer)
         self._committer: Committer | None = None
         if collector is not None and lock is not None:
-            self._committer = _committer(setup, world, output_dir, collector, run_id, lock)
+            self._committer = _committer(setup, world, output_dir, collector, run_id, lock, length)
 
     def after_step(self, steps_done: int) -> None:
         """Saves the stages if a checkpoint is due when `steps_done` steps are done; of the last one makes a copy only.
@@ -75,7 +78,7 @@ class Checkpointer:
         """
         if self._lock is not None and self._lock.is_lost:
             self._lock.check()
-        if steps_done == self._num_steps:
+        if self._length.is_last(steps_done):
             # The model comes first, so that a disk with room for one of the two gets the model.
             if self._config.save_steps > 0 and self._decide(steps_done, must=True):
                 self._last = self._writer.copy(self._stages)
@@ -83,12 +86,12 @@ class Checkpointer:
             self._save(steps_done)
 
     def after_last_step(self) -> None:
-        """Saves the stages of a run that ends early, unless they just were; waits until this process's part is written.
+        """Saves the stages of a run that is stopped, unless they just were; waits until this process's part is written.
 
         For after the last step that is made.
         """
         steps_done = self._stages[0].steps_done
-        is_due = self._config.save_steps > 0 and steps_done < self._num_steps and steps_done != self._saved
+        is_due = self._config.save_steps > 0 and steps_done < self._length.num_steps and steps_done != self._saved
         if is_due and self._decide(steps_done, must=True):
             self._save(steps_done)
         self._writer.finish()
@@ -97,8 +100,8 @@ class Checkpointer:
         """Saves what the stages had after the run's last step, once the model is in its place; waits until it is."""
         if self._last is not None:
             if self._committer is not None:
-                self._committer.expect(self._num_steps)
-            self._writer.write(self._last, self._num_steps)
+                self._committer.expect(self._length.num_steps)
+            self._writer.write(self._last, self._length.num_steps)
             self._last = None
         self._writer.finish()
         self.join()
@@ -139,7 +142,13 @@ class Checkpointer:
 
 
 def _committer(
-    setup: Setup, world: World, output_dir: Path, collector: Collector, run_id: str, lock: OutputLock
+    setup: Setup,
+    world: World,
+    output_dir: Path,
+    collector: Collector,
+    run_id: str,
+    lock: OutputLock,
+    length: RunLength,
 ) -> Committer:
     keeps_best = setup.held_out is not None and setup.config.evaluation.load_best_model_at_end
     best_of = setup.held_out.digest if setup.held_out is not None and keeps_best else None
@@ -153,7 +162,7 @@ def _committer(
         setup.must_match() | setup.may_change() | {DAY: setup.day.isoformat()},
         setup.write_description,
         setup.config.checkpoint.save_total_limit,
-        setup.num_steps,
+        length,
         eval_loss=collector.eval_loss if setup.held_out is not None else lambda step: None,
         best=(functools.partial(best_checkpoint, output_dir, run_id, best_of) if best_of is not None else lambda: None),
     )

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from lopt_pp.distributed.shutdown import NEVER_STOPS, StopSignal
+from lopt_pp.distributed.shutdown import NEVER_STOPS, RunLength, StopSignal
 from lopt_pp.distributed.world import World
 from lopt_pp.pipeline.boundary import boundaries
 from lopt_pp.pipeline.stream import LocalStream, Receiver, Sender, StreamReceiver, StreamSender
@@ -35,6 +35,7 @@ def connect(
     plan: StepPlan[Any],
     steps: range,
     decided: StopSignal | None,
+    length: RunLength,
 ) -> Segment[Any]:
     """Opens the streams at the boundaries of this process. All processes must call this.
 
@@ -45,6 +46,7 @@ def connect(
         plan: of each step.
         steps: of the run, that are to be made unless it is stopped.
         decided: says which steps are made, where this process is one of those that decide; None elsewhere.
+        length: of the run; where nothing is decided here, the stream says whether it finishes early.
 
     Returns:
         The stages with their ends of the streams; which steps this process makes is said by `decided`, or else by the
@@ -62,11 +64,11 @@ def connect(
         assert isinstance(stage, Stage)
         if stage.index - 1 in ends:
             headers = plan.headers(steps, stage, boundary=stage.index - 1)
-            receiver = StreamReceiver(ends[stage.index - 1], headers, depth)
+            receiver = StreamReceiver(ends[stage.index - 1], headers, depth, length)
             stop_signal = receivers[stage.index] = receiver
         if stage.index in ends:
             headers = plan.headers(steps, stage, boundary=stage.index)
-            senders[stage.index] = StreamSender(ends[stage.index], headers, depth, stop_signal)
+            senders[stage.index] = StreamSender(ends[stage.index], headers, depth, stop_signal, length)
         elif stage.index + 1 in topology.stages_of(world.rank):
             senders[stage.index] = receivers[stage.index + 1] = LocalStream()
     return Segment(stages, receivers, senders, stop_signal)

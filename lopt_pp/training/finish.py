@@ -17,10 +17,12 @@ from lopt_pp.checkpoint.manifest import note_unusable_rows
 from lopt_pp.checkpoint.model_card import model_card
 from lopt_pp.checkpoint.output_dir import STOPPED, ModelOrigin, is_checkpoint, remove_unfinished
 from lopt_pp.data import UnusableRowsError
-from lopt_pp.distributed.shutdown import stop_reason
+from lopt_pp.distributed.shutdown import RunLength, stop_reason
 from lopt_pp.distributed.world import Failure, World
 from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.metrics.collector import Collector, post_end
+from lopt_pp.metrics.records import FILE
+from lopt_pp.metrics.run_info import note_early_finish
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.training.checkpointing import Checkpointer
 from lopt_pp.training.setup import Setup
@@ -40,9 +42,11 @@ def check_end(setup: Setup) -> None:
     _card(setup, [0] * setup.topology.num_stages)
 
 
-def _card(setup: Setup, steps: Sequence[int], measured: Measured | None = None) -> str:
+def _card(
+    setup: Setup, steps: Sequence[int], measured: Measured | None = None, origin: ModelOrigin | None = None
+) -> str:
     tied = setup.builder.ties_embeddings
-    return model_card(setup.config, setup.rows, steps, setup.num_steps, setup.held_out, measured, tied)
+    return model_card(setup.config, setup.rows, steps, setup.num_steps, setup.held_out, measured, tied, origin)
 
 
 _LOST = "they are lost, since --save_steps 0 turns checkpoints off"
@@ -57,12 +61,19 @@ class RunFinalizer:
         stages: of this process.
         run_id: of the run.
         lock: of the output directory, on rank 0.
+        length: of the run.
     """
 
     def __init__(
-        self, setup: Setup, world: World, stages: Sequence[BaseStage], run_id: str, lock: OutputLock | None
+        self,
+        setup: Setup,
+        world: World,
+        stages: Sequence[BaseStage],
+        run_id: str,
+        lock: OutputLock | None,
+        length: RunLength,
     ) -> None:
-        self._run_id, self._lock = run_id, lock
+        self._run_id, self._lock, self._length = run_id, lock, length
         self._config, self._world, self._setup, self._stages = setup.config, world, setup, stages
         self._output_dir = Path(setup.config.run.output_dir)
         self._replica = setup.topology.replica_of(world.rank)
@@ -83,8 +94,12 @@ class RunFinalizer:
         Raises:
             LoptError: it cannot be written.
         """
+        if collector is not None and self._length.is_early:
+            post_end(self._world.store, self._length.num_steps)
         self._choose(collector, checkpointer)
         self._save(self._output_dir, self._world.store)
+        if collector is not None and self._length.is_early:
+            note_early_finish(self._output_dir / FILE, self._length.num_steps, stop_reason(self._world.store))
         checkpointer.after_model()
         if collector is not None:
             collector.join()
@@ -99,7 +114,7 @@ class RunFinalizer:
         checkpointer: Checkpointer,
         unusable: UnusableRowsError | None,
     ) -> None:
-        """Brings log and checkpoint of a run that ends early to their end. All must call this.
+        """Brings log and checkpoint of a run that is stopped to their end. All must call this.
 
         Args:
             steps_before: that were done when the process began.
@@ -191,8 +206,8 @@ class RunFinalizer:
         models: list[Measured] = []
         if collector is not None:
             checkpointer.join()
-            loss = collector.eval_loss(self._setup.num_steps)
-            self._measured = Measured(math.inf if loss is None else loss, self._setup.num_steps)
+            loss = collector.eval_loss(self._length.num_steps)
+            self._measured = Measured(math.inf if loss is None else loss, self._length.num_steps)
             models = rank_models(self._output_dir, self._run_id, self._setup.held_out.digest, self._measured)
         if self._config.evaluation.load_best_model_at_end:
             self._measured = load_best(
@@ -213,8 +228,10 @@ class RunFinalizer:
             keep_shards(self._stages if self._replica == 0 else [], path, store)
             return
         setup = self._setup
-        card = functools.partial(_card, setup, measured=self._measured)
-        origin, stages = ModelOrigin(self._run_id, setup.num_steps), setup.topology.num_stages
+        reason = stop_reason(store) if self._length.is_early else None
+        origin = ModelOrigin(self._run_id, setup.num_steps, self._length.num_steps, reason)
+        card = functools.partial(_card, setup, measured=self._measured, origin=origin)
+        stages = setup.topology.num_stages
         finish_model(path, store, stages, setup.write_description, card, origin, self._may_publish)
 
     def _say_how_it_went(self, collector: Collector) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts, TokenizedRows
+from lopt_pp.distributed.shutdown import RunLength
 
 
 class Evaluation:
@@ -21,7 +22,7 @@ class Evaluation:
     Args:
         rows: that are not trained on.
         eval_steps: steps between evaluations; 0 for the last step only.
-        num_steps: of the run.
+        length: of the run.
         on_start: whether they are run before the first step, too.
         chooses: whether the losses say which model is the result.
         per_device_eval_batch_size: rows of a microbatch.
@@ -39,7 +40,7 @@ class Evaluation:
         rows: TokenizedRows,
         *,
         eval_steps: int,
-        num_steps: int,
+        length: RunLength,
         per_device_eval_batch_size: int,
         pad_token_id: int,
         on_start: bool = False,
@@ -48,7 +49,7 @@ class Evaluation:
         num_replicas: int = 1,
     ) -> None:
         self._eval_steps = eval_steps
-        self._num_steps = num_steps
+        self._length = length
         self._on_start = on_start
         self._chooses = chooses
         # One pass, in the order of the file. A step of this order is one microbatch of each replica.
@@ -72,11 +73,11 @@ class Evaluation:
         """Whether the rows are run when `steps_done` steps are done; 0 are after `START`."""
         if steps_done == 0:
             return self._on_start
-        return steps_done == self._num_steps or (self._eval_steps > 0 and steps_done % self._eval_steps == 0)
+        return self._length.is_last(steps_done) or (self._eval_steps > 0 and steps_done % self._eval_steps == 0)
 
     def may_end_early(self, steps_done: int) -> bool:
         """Whether a run that is asked to stop leaves off: where its result depends on the loss, it does not."""
-        return steps_done == 0 or (steps_done != self._num_steps and not self._chooses)
+        return steps_done == 0 or (not self._length.is_last(steps_done) and not self._chooses)
 
     def microbatches(self) -> Iterator[Microbatch]:
         """This replica's microbatches, one after another, on the CPU."""

@@ -15,7 +15,7 @@ from lopt_pp.checkpoint.resume import LATEST, find_start
 from lopt_pp.checkpoint.run_day import run_day
 from lopt_pp.config.train_config import Config
 from lopt_pp.data.dates import today
-from lopt_pp.distributed.shutdown import stop_coordinator
+from lopt_pp.distributed.shutdown import RunLength, stop_coordinator
 from lopt_pp.distributed.world import World, check_shared
 from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.metrics.trackers import check_installed
@@ -45,7 +45,8 @@ def run(
             this returns or raises.
 
     Returns:
-        Whether the run came to its end; False where it was asked to stop, and has saved a checkpoint.
+        Whether the run came to its end, or finished early; False where it was asked to stop, and has saved a
+        checkpoint.
 
     Raises:
         NotFiniteError: a loss or a gradient is not finite; the stages have the weights from before that step.
@@ -112,18 +113,19 @@ def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Cal
     # Resume: afterwards all processes have done the same number of steps, none where the run is new.
     start.load(stages, setup.specs)
     steps_before = start.steps_done
-    finalizer = RunFinalizer(setup, world, stages, start.run_id, lock)
+    length = RunLength(setup.num_steps)
+    finalizer = RunFinalizer(setup, world, stages, start.run_id, lock, length)
     on_prepared(finalizer)
 
     # Train: every process does its part of each step, and waits for its neighbours only.
-    plan = step_plan(setup, world, probe)
+    plan = step_plan(setup, world, probe, length)
     evaluates_start = steps_before == 0 and config.evaluation.eval_on_start
     steps = range(START if evaluates_start else steps_before, setup.num_steps)
     report, collector = open_reporting(setup, world, stages, steps, start.run_id)
-    checkpointer = Checkpointer(setup, world, stages, collector, start.run_id, lock)
+    checkpointer = Checkpointer(setup, world, stages, collector, start.run_id, lock, length)
     try:
-        with stop_coordinator(world, deciders(setup, world), steps_before) as decided:
-            segment = connect(setup, world, stages, plan, steps, decided)
+        with stop_coordinator(world, deciders(setup, world), steps_before, length) as decided:
+            segment = connect(setup, world, stages, plan, steps, decided, length)
             train(segment, plan, steps, report, checkpointer.after_step)
         checkpointer.after_last_step()
     except NotFiniteError as error:
@@ -131,8 +133,8 @@ def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Cal
 
     # Finish: the model, or word of where the run was stopped.
     steps_done = stages[0].steps_done
-    if steps_done == setup.num_steps:
+    if length.is_last(steps_done):
         finalizer.finish(collector, checkpointer)
     else:
         finalizer.stop(steps_before, collector, checkpointer, plan.unusable(steps_done))
-    return steps_done == setup.num_steps
+    return length.is_last(steps_done)

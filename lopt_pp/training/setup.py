@@ -18,6 +18,7 @@ from lopt_pp.config.topology import Topology
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import MicrobatchSampler, RowLimits, Rows, TokenizedRows, with_chat_template
 from lopt_pp.data.splits import load_split
+from lopt_pp.distributed.shutdown import RunLength
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel
@@ -85,14 +86,14 @@ class Setup:
         """The microbatches of a replica."""
         return _sampler(self.config, self.rows, self.pad_token_id, replica, self.topology.num_replicas)
 
-    def evaluation(self, replica: int) -> Evaluation | None:
-        """The held-out rows of a replica, and when they are run."""
+    def evaluation(self, replica: int, length: RunLength) -> Evaluation | None:
+        """The held-out rows of a replica, and when they are run in a run of this length."""
         if self.held_out is None:
             return None
         return Evaluation(
             self.held_out,
             eval_steps=self.config.evaluation.eval_steps,
-            num_steps=self.num_steps,
+            length=length,
             per_device_eval_batch_size=self.config.evaluation.per_device_eval_batch_size,
             pad_token_id=self.pad_token_id,
             on_start=self.config.evaluation.eval_on_start,

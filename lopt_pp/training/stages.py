@@ -9,6 +9,7 @@ import torch
 
 from lopt_pp.data import MicrobatchesAhead
 from lopt_pp.distributed.groups import pipeline_group, replica_mesh
+from lopt_pp.distributed.shutdown import RunLength
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.drift import Probe
 from lopt_pp.model.build import Keep
@@ -101,10 +102,10 @@ def remember_pretrained(setup: Setup, world: World, stages: Sequence[BaseStage])
     return probe
 
 
-def step_plan(setup: Setup, world: World, probe: Probe | None) -> StepPlan[Any]:
-    """What each step of the run consists of, in order."""
+def step_plan(setup: Setup, world: World, probe: Probe | None, length: RunLength) -> StepPlan[Any]:
+    """What each step of a run of this length consists of, in order."""
     replica = setup.topology.replica_of(world.rank)
-    sampler, evaluation = setup.sampler(replica), setup.evaluation(replica)
+    sampler, evaluation = setup.sampler(replica), setup.evaluation(replica, length)
     on_gpu = world.device.type == "cuda"
     ahead = MicrobatchesAhead(sampler, setup.num_steps, in_thread=on_gpu, pins=on_gpu)
     training = EndToEndTraining if setup.is_end_to_end else LocalTraining

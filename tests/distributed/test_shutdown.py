@@ -2,9 +2,17 @@
 
 import threading
 
+import pytest
 import torch.distributed as dist
 
-from lopt_pp.distributed.shutdown import StopCoordinator, ask_to_stop, await_end, stop_reason
+from lopt_pp.distributed.shutdown import (
+    RunLength,
+    StopCoordinator,
+    ask_to_finish,
+    ask_to_stop,
+    await_end,
+    stop_reason,
+)
 
 
 def walk(stop_signal: StopCoordinator, steps: int) -> int:
@@ -55,6 +63,33 @@ def test_the_farthest_decider_is_in_an_evaluation() -> None:
     assert await_end(store) == 2
     for stop_signal in (near, far):
         assert [stop_signal.runs(*place) for place in ((1, 0), (1, 1), (1, 2), (2, 0))] == [True, True, False, False]
+
+
+def test_a_run_finishes_with_the_step_after_the_farthest_one() -> None:
+    """Which nobody has begun, whose evaluation is made, and which is known to be the last before it begins."""
+    store = dist.HashStore()
+    lengths = [RunLength(9), RunLength(9)]
+    near, far = (StopCoordinator(store, rank, [0, 1], 0, lengths[rank]) for rank in (0, 1))
+    assert walk(near, 1) == 1 and walk(far, 2) == 2 and far.runs(1, 1)
+    ask_to_finish(store, "that is enough")
+    ask_to_stop(store, "SIGTERM")
+    assert await_end(store) == 3 and stop_reason(store) == "that is enough"
+    for stop_signal, length in zip((near, far), lengths, strict=True):
+        assert [stop_signal.runs(*place) for place in ((1, 2), (2, 0), (2, 7), (3, 0))] == [True, True, True, False]
+        assert length.is_early and length.is_last(3) and not length.is_last(9)
+
+
+@pytest.mark.parametrize("made", [7, 8, 9])
+def test_a_run_that_has_no_further_step_finishes_as_planned(made: int) -> None:
+    """Or one whose next step is the last."""
+    store, length = dist.HashStore(), RunLength(9)
+    stop_signal = StopCoordinator(store, 0, [0], 0, length)
+    assert walk(stop_signal, made) == made
+    ask_to_finish(store, "that is enough")
+    assert await_end(store) == (8 if made == 7 else None)
+    assert stop_signal.runs(7) and stop_signal.runs(8) == (made > 7)
+    assert length.is_early == (made == 7) and length.is_last(8 if made == 7 else 9)
+    stop_signal.close(store)
 
 
 def test_nothing_is_made_of_a_run_that_was_asked_to_stop_before_it_began() -> None:

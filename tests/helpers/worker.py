@@ -2,6 +2,7 @@
 
 A case is {"name", "flags": [...], "slow_stage": null or a number, "seconds": of delay}. With "count_bytes" it writes
 what the kernel's TCP counters say of the traffic between this process and the others to OUTPUT_DIR/bytes-RANK.json.
+With "finish" the run is asked to finish when all stages have reported that step.
 """
 
 import dataclasses
@@ -9,9 +10,10 @@ import json
 import os
 import socket
 import struct
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,8 +22,11 @@ import torch.distributed as dist
 
 import lopt_pp.training.run
 from lopt_pp.config.parser import parse_config
+from lopt_pp.distributed.shutdown import StopCoordinator, ask_to_finish
 from lopt_pp.distributed.world import connect
+from lopt_pp.metrics.collector import Collector
 from lopt_pp.stage.stage import Stage
+from lopt_pp.training.checkpointing import Checkpointer
 
 # Offsets of tcpi_bytes_acked and tcpi_bytes_received in the kernel's struct tcp_info.
 _BYTES_ACKED, _BYTES_RECEIVED = 120, 128
@@ -50,6 +55,34 @@ def tcp_traffic() -> dict[str, int]:
     return total
 
 
+@contextmanager
+def asking_to_finish(after: int) -> Iterator[None]:
+    """Has a run's collector ask for it in its thread, when it has the records of a step; rank 0 waits to be heard."""
+    keep, await_request, after_step = Collector._keep, StopCoordinator._await_request, Checkpointer.after_step
+    heard = threading.Event()
+
+    def ask(collector: Collector, step: int, record: dict[str, Any]) -> None:
+        if step == after:
+            ask_to_finish(collector._store, "that is enough")
+        keep(collector, step, record)
+
+    def hear(coordinator: StopCoordinator) -> None:
+        await_request(coordinator)
+        heard.set()
+
+    def wait(checkpointer: Checkpointer, steps_done: int) -> None:
+        after_step(checkpointer, steps_done)
+        if steps_done == after + 3 and checkpointer._committer is not None:
+            assert heard.wait(60)
+
+    with (
+        mock.patch.object(Collector, "_keep", ask),
+        mock.patch.object(StopCoordinator, "_await_request", hear),
+        mock.patch.object(Checkpointer, "after_step", wait),
+    ):
+        yield
+
+
 def main(arguments: Sequence[str]) -> int:
     cases: list[dict[str, Any]] = json.loads(Path(arguments[0]).read_text())
     forward, train = Stage.forward, lopt_pp.training.run.train
@@ -74,5 +107,7 @@ def main(arguments: Sequence[str]) -> int:
                 patched.enter_context(mock.patch.object(Stage, "forward", slow_forward))
                 if case.get("count_bytes"):
                     patched.enter_context(mock.patch.object(lopt_pp.training.run, "train", counted_train))
-                lopt_pp.training.run.run(parse_config(case["flags"]), own)
+                if "finish" in case:
+                    patched.enter_context(asking_to_finish(case["finish"]))
+                assert lopt_pp.training.run.run(parse_config(case["flags"]), own)
     return 0

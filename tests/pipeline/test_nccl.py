@@ -54,7 +54,7 @@ class Rank:
     def run(self, expected: Sequence[Header], is_last: bool, depth: int) -> list[torch.Tensor]:
         """Has every message plus one sent on, or gives what has come; all computation is by the device."""
         receiver = StreamReceiver(self.boundary(self._stage - 1), expected, depth) if self._stage > 0 else None
-        decided = {} if receiver is None else {"stop_signal": receiver}
+        decided: dict[str, Any] = {} if receiver is None else {"stop_signal": receiver}
         sender = None if is_last else StreamSender(self.boundary(self._stage), expected, depth, **decided)
         arrived = []
         for number, header in enumerate(expected):

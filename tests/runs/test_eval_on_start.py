@@ -28,7 +28,7 @@ from synthetic_runs import record
 
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.config.parser import parse_config
-from lopt_pp.distributed.shutdown import StopCoordinator
+from lopt_pp.distributed.shutdown import StopCoordinator, ask_to_stop
 from lopt_pp.errors import LoptError
 from lopt_pp.metrics.collector import Collector, post, post_end
 from lopt_pp.report.harm import harm
@@ -161,7 +161,7 @@ def test_a_stop_never_comes_before_the_start() -> None:
     """All stages must make it or none; nobody has to tell another that it is made."""
     store = dist.HashStore()
     stop_signal = StopCoordinator(store, 0, [0], 0)
-    store.compare_set("stop", "", "SIGTERM")
+    ask_to_stop(store, "SIGTERM")
     store.wait(["stop/0"])
     assert stop_signal.runs(START) and not stop_signal.runs(0)
     stop_signal.close(store)

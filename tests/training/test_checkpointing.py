@@ -16,7 +16,7 @@ from lopt_pp.checkpoint import writer
 from lopt_pp.checkpoint.committer import Committer
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.checkpoint.writer import copied_key
-from lopt_pp.distributed.shutdown import StopCoordinator, ask_to_stop
+from lopt_pp.distributed.shutdown import RunLength, StopCoordinator, ask_to_stop
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.training import checkpointing
 from lopt_pp.training.checkpointing import Checkpointer
@@ -67,7 +67,7 @@ def test_a_stage_that_has_not_come_so_far_costs_no_checkpoint() -> None:
     """Its disk may be as fast as any; once it has come, the disk is waited for, and then given up."""
     store, specs = HashStore(), split_evenly(2, 2)
     nothing: Any = None
-    committer = Committer(Path(), nothing, specs, "", nothing, {}, nothing, None, 9)
+    committer = Committer(Path(), nothing, specs, "", nothing, {}, nothing, None, RunLength(9))
     committer._pending, committer._missing = [2], 1
     assert committer.await_parts(0.0, store) == ""
     store.set(copied_key(2, 1), "")
@@ -82,7 +82,7 @@ def test_who_waits_for_a_disk_hears_that_the_next_stage_has_not_come_so_far(tmp_
             asked.set()
             return bool(shared.check(keys))
 
-    committer = Committer(tmp_path, shared, split_evenly(2, 2), "", nothing, {}, nothing, None, 9)
+    committer = Committer(tmp_path, shared, split_evenly(2, 2), "", nothing, {}, nothing, None, RunLength(9))
     shared.set(copied_key(2, 0), "")
     committer.expect(2)
     with ThreadPoolExecutor(1) as pool:
