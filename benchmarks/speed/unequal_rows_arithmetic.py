@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from benchmarks.helpers.own_shapes import one_forward_one_backward
 from benchmarks.speed.unequal_rows_process import MAX_LENGTH, rows_of_gsm8k
 from lopt_pp.data import MicrobatchSampler
-from lopt_pp.data.dataset import PackedRows
+from lopt_pp.data.packed_rows import PackedRows
 
 FORWARD, BACKWARD = 1, 2
 ORDERS = 10

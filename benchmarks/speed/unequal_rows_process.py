@@ -19,8 +19,9 @@ from benchmarks.speed.methods import OneForwardOneBackward, OwnShapes
 from benchmarks.speed.pipeline_process import seconds_per_step
 from benchmarks.speed.shared_model import Cut, Method, SharedModel
 from lopt_pp.data import MicrobatchSampler, TokenizedRows
-from lopt_pp.data.dataset import Pack, PackedRows
+from lopt_pp.data.dataset import Pack
 from lopt_pp.data.formats import IGNORE_INDEX
+from lopt_pp.data.packed_rows import PackedRows
 from lopt_pp.distributed.world import World
 from lopt_pp.objectives import ObjectiveConfig
 

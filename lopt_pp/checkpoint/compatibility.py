@@ -26,7 +26,7 @@ EVALUATION_ROWS = "evaluation_rows_sha256"
 EMBEDDINGS_TIED = "embeddings_tied"
 """In a manifest's `run`, of models whose config ties them."""
 
-LEFT_OUT = {EMBEDDINGS_TIED: False}
+LEFT_OUT: dict[str, object] = {EMBEDDINGS_TIED: False, "packing_strategy": "bfd"}
 """What it means that a manifest does not have a name: it is older than the name."""
 
 TRAIN_FILES = "train_files_sha256"

@@ -20,6 +20,9 @@ class HubDataset:
     config: str | None = None
 
 
+PackingStrategy = Literal["bfd", "bfd_split", "wrapped"]
+"""How rows are packed; see `DataConfig.packing_strategy`."""
+
 PRESETS = {
     "metamathqa": HubDataset("meta-math/MetaMathQA"),
     "alpaca": HubDataset("tatsu-lab/alpaca"),
@@ -162,7 +165,8 @@ class DataConfig:
         default=1024,
         metadata=flag(
             "Longest row that is trained on, in tokens, and the length of packed rows. Longer rows are left "
-            "out and counted, never cut: a cut answer would teach the model not to finish.",
+            "out and counted, since a cut answer would teach the model not to finish; --packing_strategy may split "
+            "them.",
             on_resume=Resume.DERIVED,
             shared_by_ranks=True,
             compared=True,
@@ -171,8 +175,20 @@ class DataConfig:
     packing: bool = field(
         default=False,
         metadata=flag(
-            "Put several rows into one of at most --max_length tokens, best fit first (TRL's `bfd`), so that "
-            "--per_device_train_batch_size counts packed rows. Attention and positions never cross from row to row.",
+            "Put several rows into one of at most --max_length tokens, so that --per_device_train_batch_size "
+            "counts packed rows; --packing_strategy says how.",
+            on_resume=Resume.MUST_MATCH,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    packing_strategy: PackingStrategy = field(
+        default="bfd",
+        metadata=flag(
+            "How --packing packs, as in TRL. bfd: whole rows, best fit first; attention and positions never cross "
+            "from row to row, and longer rows are left out. bfd_split: the same, but longer rows are cut into pieces, "
+            "each a row of its own. wrapped: all rows one behind the other, cut every --max_length tokens; attention "
+            "and positions run on from row to row.",
             on_resume=Resume.MUST_MATCH,
             shared_by_ranks=True,
             compared=True,
@@ -243,5 +259,10 @@ class DataConfig:
 
     @property
     def packs_rows(self) -> bool:
-        """Whether rows share a sequence of a microbatch, so that the model has to keep them apart."""
-        return self.packing or self.padding_free
+        """Whether rows share a sequence of a microbatch, and the model has to keep them apart."""
+        return self.padding_free or (self.packing and self.packing_strategy != "wrapped")
+
+    @property
+    def splits_rows(self) -> bool:
+        """Whether rows of more than `max_length` tokens are split, and not left out."""
+        return self.packing and self.packing_strategy != "bfd"

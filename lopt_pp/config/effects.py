@@ -104,6 +104,8 @@ def _unused_flags(config: Config, given: Set[str]) -> list[str]:
         lines.append("--lr_scheduler_type constant has no warm-up; constant_with_warmup has")
     if model.model_revision != "main" and Path(model.model_name_or_path).is_dir():
         lines.append(f"of no effect on a local directory: --model_revision {model.model_revision}")
+    if config.data.packing_strategy != "bfd" and not config.data.packing:
+        lines.append(f"of no effect without --packing: --packing_strategy {config.data.packing_strategy}")
     if config.data.streaming and config.data.dataset_num_proc is not None:
         lines.append("of no effect with --streaming: --dataset_num_proc")
     return lines

@@ -62,8 +62,13 @@ DATA: dict[str, list[Row]] = {
         ),
         Row("streaming", SAME),
         Row("datasets", MISSING, "`--train_file` takes several files", unless()),
-        Row("max_length", SAME, "longer rows are left out and counted, not cut", max_length),
-        Row("truncation_mode", MISSING, "rows are never cut", unless("keep_start")),
+        Row("max_length", SAME, "longer rows are left out and counted, not cut, unless they are split", max_length),
+        Row(
+            "truncation_mode",
+            MISSING,
+            "no row is cut short; `--packing_strategy bfd_split` or `wrapped` splits long ones",
+            unless("keep_start"),
+        ),
         Row(
             "shuffle_dataset",
             SAME,
@@ -87,9 +92,14 @@ DATA: dict[str, list[Row]] = {
             SAME,
             "true by default, also without generation marks; answers need a stop token, or `--allow_no_stop_token`",
         ),
-        Row("packing", SAME, "by `bfd`, and no row is cut. Attention never crosses from row to row, with any kernel"),
-        Row("packing_strategy", MISSING, "rows are packed by `bfd`, and never cut", unless("bfd")),
-        Row("eval_packing", NO_EFFECT, "held-out rows are not packed, which changes no loss", ignored),
+        Row("packing", SAME),
+        Row(
+            "packing_strategy",
+            SAME,
+            "with `bfd`, longer rows are left out and counted, not cut. With `bfd` and `bfd_split` attention never "
+            "crosses from row to row, with any kernel",
+        ),
+        Row("eval_packing", NO_EFFECT, "held-out rows are not packed; they are split where training rows are", ignored),
         Row("padding_free", SAME, "meant for flash attention here, too"),
         Row("dataset_text_field chat_template_path dataset_num_proc", SAME),
         Row("pad_to_multiple_of", NO_EFFECT, "padding changes no loss", ignored),

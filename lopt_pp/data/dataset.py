@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from lopt_pp.data.encoding import EncodedRow
-from lopt_pp.data.packing import pack
+from lopt_pp.data.formats import IGNORE_INDEX
 from lopt_pp.errors import LoptError
 
 
@@ -45,8 +45,9 @@ class UnusableRowsError(LoptError):
 class Rows(Protocol):
     """What a data order permutes: rows, or packs of rows."""
 
-    rows_per_pack: int
-    """How many of what is permuted make a sequence of a microbatch, on average."""
+    @property
+    def rows_per_pack(self) -> float:
+        """How many of what is permuted make a sequence of a microbatch, on average."""
 
     @property
     def source(self) -> str:
@@ -83,6 +84,7 @@ class TokenizedRows:
     """The rows to train on, in the order of the data set; their tokens stay on disk until a row is asked for.
 
     Attributes:
+        dataset: the columns that it is made of.
         source: the file or data set that they come from, for messages.
         dropped: how many rows were left out, by reason; reasons without rows are absent.
         changed: how many of the others were changed, by what was done; changes without rows are absent.
@@ -92,7 +94,7 @@ class TokenizedRows:
             first, which nothing predicts.
     """
 
-    rows_per_pack = 1
+    rows_per_pack = 1.0
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class TokenizedRows:
         unused: Sequence[str] = (),
     ) -> None:
         """Takes a data set with the columns `input_ids`, `labels`, `length` and `num_targets`; see `load_rows`."""
-        self._dataset = dataset
+        self.dataset = dataset
         self.source = source
         self.dropped = dict(dropped)
         self.changed = dict(changed or {})
@@ -112,10 +114,10 @@ class TokenizedRows:
         self.num_targets = column(dataset, "num_targets")
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self.dataset)
 
     def __getitem__(self, index: int) -> EncodedRow:
-        row = self._dataset[index]
+        row = self.dataset[index]
         return EncodedRow(row["input_ids"], row["labels"])
 
     def select(self, numbers: np.ndarray, others: str) -> "TokenizedRows":
@@ -126,11 +128,33 @@ class TokenizedRows:
             others: why the rest is left out, for `dropped`.
         """
         dropped = self.dropped | {others: len(self) - len(numbers)}
-        return TokenizedRows(self._dataset.select(numbers), self.source, dropped, self.changed, self.unused)
+        return TokenizedRows(self.dataset.select(numbers), self.source, dropped, self.changed, self.unused)
 
     def read(self, numbers: np.ndarray) -> list[EncodedRow]:
         """Some rows, by their numbers."""
         return [self[int(number)] for number in numbers]
+
+    def count_targets(self, rows: np.ndarray, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
+        """Of pieces of rows, the labels other than -100, int64 [pieces].
+
+        Args:
+            rows: int64 [pieces], the numbers of the rows.
+            starts: int64 [pieces], of the first token that counts.
+            stops: int64 [pieces], behind the last.
+        """
+        numbers, places = np.unique(rows, return_inverse=True)
+        counts = np.zeros(len(rows), dtype=np.int64)
+        order, done, first = np.argsort(places, kind="stable"), 0, 0
+        for table in self.dataset.select(numbers).with_format("arrow").iter(batch_size=1000):
+            labels = table["labels"].combine_chunks()
+            firsts = np.concatenate(([0], np.cumsum(labels.value_lengths().to_numpy())))
+            before = np.concatenate(([0], np.cumsum(labels.flatten().to_numpy() != IGNORE_INDEX)))
+            stop = int(np.searchsorted(places[order], first + len(table)))
+            own = order[done:stop]
+            begins = firsts[places[own] - first]
+            counts[own] = before[begins + stops[own]] - before[begins + starts[own]]
+            done, first = stop, first + len(table)
+        return counts
 
     def fetch(self, numbers: np.ndarray) -> list[Pack]:
         sizes = zip(self.lengths[numbers].tolist(), self.num_targets[numbers].tolist(), strict=True)
@@ -145,7 +169,7 @@ class TokenizedRows:
     def digest(self) -> str:
         """The SHA-256, in hex, of all token ids and labels in order: processes with other data have another one."""
         sha = hashlib.sha256()
-        for table in self._dataset.with_format("arrow").iter(batch_size=1000):
+        for table in self.dataset.with_format("arrow").iter(batch_size=1000):
             for name in ("input_ids", "labels"):
                 values = table[name].combine_chunks()
                 sha.update(values.value_lengths().to_numpy().tobytes())
@@ -158,55 +182,6 @@ class TokenizedRows:
     def summary(self) -> str:
         """One line for the log, such as `12 rows of train.jsonl: 10 used, 2 left out (2 without a target token)`."""
         return summarize(self.source, len(self), self.dropped, self.changed, self.unused)
-
-
-class PackedRows:
-    """Rows that were packed into rows of at most `max_length` tokens, which is what the order permutes."""
-
-    rows_per_pack = 1
-
-    def __init__(self, rows: TokenizedRows, max_length: int) -> None:
-        self._rows = rows
-        self._max_length = max_length
-        self._packs = pack(rows.lengths, max_length)
-        self.lengths = np.array([rows.lengths[numbers].sum() for numbers in self._packs])
-        self._num_targets = np.array([rows.num_targets[numbers].sum() for numbers in self._packs])
-
-    def __len__(self) -> int:
-        return len(self._packs)
-
-    def fetch(self, numbers: np.ndarray) -> list[Pack]:
-        return [
-            Pack(
-                int(self.lengths[number]),
-                int(self._num_targets[number]),
-                functools.partial(self._rows.read, self._packs[number]),
-            )
-            for number in numbers
-        ]
-
-    def prefetch(self, numbers: np.ndarray) -> None:
-        """Nothing to do: they are on disk."""
-
-    @property
-    def source(self) -> str:
-        """That of the rows."""
-        return self._rows.source
-
-    @property
-    def digest(self) -> str:
-        """Of the rows; `max_length` decides the packs."""
-        return self._rows.digest
-
-    def digest_without(self, numbers: Sequence[int]) -> str:
-        return self.digest  # All of them are usable.
-
-    def summary(self) -> str:
-        """That of the rows, and how full the packs are."""
-        filled = self.lengths.mean() / self._max_length
-        return (
-            f"{self._rows.summary()}; packed into {len(self)} of {self._max_length} tokens, {filled:.1%} of them filled"
-        )
 
 
 _SHOWN = 12

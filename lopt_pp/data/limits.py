@@ -1,5 +1,6 @@
 """What a model can take of a row: rows beyond it are refused by name before they are trained on."""
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,19 @@ class RowLimits:
     num_outputs: int
     num_positions: int | None = None
     trained_positions: int | None = None
+
+    def for_pieces(self, max_length: int) -> "RowLimits":
+        """The limits of rows that are split into pieces of `max_length` tokens: they may be of any length.
+
+        Raises:
+            LoptError: the model cannot take such pieces.
+        """
+        if self.num_positions is not None and max_length > self.num_positions:
+            raise LoptError(
+                f"--packing_strategy makes rows of --max_length {max_length} tokens, and the model's table of "
+                f"positions has {self.num_positions}; give --max_length {self.num_positions}"
+            )
+        return dataclasses.replace(self, num_positions=None)
 
     def check(self, name: str, input_ids: np.ndarray, labels: np.ndarray) -> None:
         """Sees that the model can take a row.

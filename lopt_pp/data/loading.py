@@ -18,10 +18,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lopt_pp.config.data import DataConfig
 from lopt_pp.data.cache import cache_errors_named, cache_folder
-from lopt_pp.data.dataset import PackedRows, Rows, TokenizedRows, column, listed
+from lopt_pp.data.dataset import Rows, TokenizedRows, column, listed
 from lopt_pp.data.dates import Encoder, dated
 from lopt_pp.data.encoding import Note, RowEncoder
 from lopt_pp.data.limits import RowLimits
+from lopt_pp.data.packed_rows import PackedRows, SplitRows
 from lopt_pp.data.presets import find_preset, find_reader
 from lopt_pp.data.raw_rows import RawRows
 from lopt_pp.data.sources import quiet_unless, read_rows
@@ -103,45 +104,84 @@ def load_rows(
     tokenizer: PreTrainedTokenizerBase,
     limits: RowLimits | None = None,
     day: date | None = None,
+    seed: int = 0,
 ) -> Rows:
     """Reads the rows that `config` names and tokenizes them (see `read_row` for the formats of rows).
 
-    Left out are rows of more than `max_length` tokens and rows without a target token. The tokens are cached on disk by
-    `datasets`, which moves a finished file into place, so the processes of a run may all call this at once; where one
-    of them is first, the others find what it made. With `streaming` nothing is tokenized but a sample.
+    Left out are rows without a target token, and those of more than `max_length` tokens where they are not split. The
+    tokens are cached on disk by `datasets`, which moves a finished file into place, so the processes of a run may all
+    call this at once; where one of them is first, the others find what it made. With `streaming` nothing is tokenized
+    but a sample.
 
     Args:
         config: names the rows.
         tokenizer: of the model.
         limits: what the model can take of a row.
         day: that the chat template prints, if it prints one; None is today.
+        seed: of the run, for what is drawn of the rows.
 
     Raises:
         LoptError: the data cannot be read, a row is malformed or not for the model, as `limits` has it (the text has
             its number, from 1), or no row is left.
     """
-    reader, version = find_reader(config.dataset_mapping, config.dataset_text_field)
+    if config.streaming:
+        raw, encode, limits = _raw_rows(config, tokenizer, limits, day)
+        with quiet_unless(os.environ.get("RANK", "0") == "0"):
+            strategy = config.packing_strategy if config.packing else None
+            return StreamedRows(raw, encode, config.max_length, strategy, limits)
+    return packed(load_unpacked(config, tokenizer, limits, day), config, seed)
+
+
+def load_unpacked(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: RowLimits | None = None,
+    day: date | None = None,
+) -> TokenizedRows:
+    """What `load_rows` does, but for packing: rows that will be split are whole yet. The arguments are the same."""
+    raw, encode, limits = _raw_rows(config, tokenizer, limits, day)
+    _, version = find_reader(config.dataset_mapping, config.dataset_text_field)
+    with quiet_unless(os.environ.get("RANK", "0") == "0"):
+        encoded = _encode(raw, encode, config.dataset_num_proc, version)
+        return _usable(encoded, raw.source, config, raw.name, limits)
+
+
+def packed(rows: TokenizedRows, config: DataConfig, seed: int) -> Rows:
+    """Rows to train on, packed where `config` says so."""
+    if not config.packing:
+        return rows
+    shuffled_by = seed if config.shuffle_dataset else None
+    return PackedRows(rows, config.max_length, config.packing_strategy, shuffled_by)
+
+
+def to_evaluate_on(rows: TokenizedRows, config: DataConfig) -> TokenizedRows:
+    """Rows as they are evaluated on: not packed, which changes no loss; but split where the training rows are."""
+    return SplitRows(rows, config.max_length) if config.splits_rows else rows
+
+
+def _raw_rows(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, limits: RowLimits | None, day: date | None
+) -> tuple[RawRows, Encoder, RowLimits | None]:
+    """The rows as they are, what makes tokens of them, and what the model can take of one of them."""
+    reader, _ = find_reader(config.dataset_mapping, config.dataset_text_field)
     encoder = RowEncoder(
         tokenizer, reader, config.assistant_only_loss, config.completion_only_loss, config.allow_no_stop_token
     )
-    encode = dated(encoder, tokenizer, day)
+    if limits is not None and config.splits_rows:
+        limits = limits.for_pieces(config.max_length)
     with quiet_unless(os.environ.get("RANK", "0") == "0"):
-        raw = read_rows(config)
-        if config.streaming:
-            return StreamedRows(raw, encode, config.max_length, config.packing, limits)
-        encoded = _encode(raw, encode, config.dataset_num_proc, version)
-        rows = _usable(encoded, raw.source, config.max_length, raw.name, limits)
-        return PackedRows(rows, config.max_length) if config.packing else rows
+        return read_rows(config), dated(encoder, tokenizer, day), limits
 
 
 def _usable(
-    encoded: Dataset, source: str, max_length: int, name: Callable[[int], str], limits: RowLimits | None
+    encoded: Dataset, source: str, config: DataConfig, name: Callable[[int], str], limits: RowLimits | None
 ) -> TokenizedRows:
     """The rows that can be trained on."""
+    max_length = config.max_length
     lengths, num_targets, notes = (column(encoded, name) for name in ("length", "num_targets", "notes"))
     reasons = encoded.with_format("numpy")["unusable"][:]
     unwanted, unusable = lengths < 0, reasons != ""
-    too_long = ~unusable & (lengths > max_length)
+    too_long = ~unusable & (lengths > max_length) & (not config.splits_rows)
     untargeted = ~unwanted & ~unusable & ~too_long & (num_targets == 0)
     counts = {
         f"longer than --max_length {max_length}": int(too_long.sum()),
@@ -171,7 +211,7 @@ def _usable(
     if limits is not None:
         limits.check_all(rows, lengths[used], lambda place: name(int(used[place])))
         if os.environ.get("RANK", "0") == "0":
-            limits.warn_of(int(lengths[used].max()))
+            limits.warn_of(min(int(lengths[used].max()), max_length))
     return TokenizedRows(rows, source, dropped, changed, tuple(unused))
 
 

@@ -76,9 +76,8 @@ class MicrobatchSampler:
     ) -> None:
         self._rows = rows
         self._batch_size = per_device_train_batch_size
-        self._rows_per_step = (
-            per_device_train_batch_size * gradient_accumulation_steps * num_replicas * rows.rows_per_pack
-        )
+        sequences = per_device_train_batch_size * gradient_accumulation_steps * num_replicas
+        self._rows_per_step = max(1, int(sequences * rows.rows_per_pack))
         self._replica = replica
         self._num_replicas = num_replicas
         self._shuffle = shuffle

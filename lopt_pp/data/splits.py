@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from lopt_pp.config.data import DataConfig
 from lopt_pp.config.evaluation import EvaluationConfig
 from lopt_pp.data import Rows, TokenizedRows, load_rows
-from lopt_pp.data.dataset import PackedRows
 from lopt_pp.data.limits import RowLimits
+from lopt_pp.data.loading import load_unpacked, packed, to_evaluate_on
 from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.util.seeds import derive_seed
 
@@ -25,7 +25,7 @@ def load_split(
 ) -> tuple[Rows, TokenizedRows | None]:
     """Reads the rows to train on, and those to evaluate on; None where a run is not evaluated.
 
-    The latter are neither packed nor streamed: each counts, and they are few.
+    The latter are neither packed nor streamed: each counts, and they are few. They are split where the others are.
 
     Args:
         config: of the evaluation.
@@ -38,15 +38,15 @@ def load_split(
     Raises:
         LoptError: rows cannot be read, none of them can be used, or nothing would be left to train on.
     """
-    plain = dataclasses.replace(data, streaming=False, packing=False, padding_free=False)
+    plain = dataclasses.replace(data, streaming=False)
     if (size := config.eval_split_size) is not None:
         if data.streaming:
             raise LoptError(
                 "--eval_split_size must know which rows can be used, as --streaming does not; give --eval_file"
             )
-        kept, held = _draw(_load(plain, tokenizer, limits, day), size, seed)
-        return (PackedRows(kept, data.max_length) if data.packing else kept), held
-    rows = load_rows(data, tokenizer, limits, day)
+        kept, held = _draw(load_unpacked(plain, tokenizer, limits, day), size, seed)
+        return packed(kept, data, seed), to_evaluate_on(held, data)
+    rows = load_rows(data, tokenizer, limits, day, seed)
     if config.eval_file is not None:
         source = dataclasses.replace(plain, train_file=[config.eval_file], dataset_name=None, dataset_config=None)
         with renamed_in_errors("--train_file", "--eval_file"):
@@ -64,9 +64,7 @@ def load_split(
 def _load(
     plain: DataConfig, tokenizer: PreTrainedTokenizerBase, limits: RowLimits | None, day: date | None
 ) -> TokenizedRows:
-    rows = load_rows(plain, tokenizer, limits, day)
-    assert isinstance(rows, TokenizedRows)
-    return rows
+    return to_evaluate_on(load_unpacked(plain, tokenizer, limits, day), plain)
 
 
 def _draw(rows: TokenizedRows, size: float, seed: int) -> tuple[TokenizedRows, TokenizedRows]:

@@ -10,11 +10,13 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from lopt_pp.config.data import PackingStrategy
 from lopt_pp.data.dataset import Pack, UnusableRowsError, listed, summarize
 from lopt_pp.data.dates import Encoder
 from lopt_pp.data.encoding import EncodedRow
+from lopt_pp.data.formats import IGNORE_INDEX
 from lopt_pp.data.limits import RowLimits
-from lopt_pp.data.packing import pack
+from lopt_pp.data.packing import Packs, pack
 from lopt_pp.data.raw_rows import RawRows
 from lopt_pp.errors import LoptError
 
@@ -35,6 +37,10 @@ class _Encoded:
     unusable: str = ""
     unused: tuple[str, ...] = ()
 
+    def piece(self, start: int, stop: int) -> "_Encoded":
+        """Tokens of it as a row of their own."""
+        return _encoded(self.input_ids[start:stop], self.labels[start:stop])
+
     def read(self) -> EncodedRow:
         return EncodedRow(self.input_ids.tolist(), self.labels.tolist())
 
@@ -49,8 +55,8 @@ class StreamedRows:
     Args:
         raw: the rows.
         encoder: makes tokens of them.
-        max_length: longest row that is used, and the length of packs, in tokens.
-        packing: whether the rows of a step are packed.
+        max_length: longest row that is used, or that rows are split into, and the length of packs, in tokens.
+        strategy: how the rows of a step are packed; None where they are not.
         limits: what the model can take of a row; None where it does not matter.
 
     Raises:
@@ -62,13 +68,13 @@ class StreamedRows:
         raw: RawRows,
         encoder: Encoder,
         max_length: int,
-        packing: bool,
+        strategy: PackingStrategy | None,
         limits: RowLimits | None = None,
     ) -> None:
         self._raw = raw
         self._encoder = encoder
         self._max_length = max_length
-        self._packing = packing
+        self._strategy = strategy
         self._limits = limits
         self._dropped: dict[int, str] = {}
         self._unused: dict[str, None] = {}
@@ -87,8 +93,18 @@ class StreamedRows:
                 f"({listed(reasons)}); check --max_length and the answers"
             )
         if limits is not None and os.environ.get("RANK", "0") == "0":
-            limits.warn_of(max(lengths))
-        self.rows_per_pack = max(1, int(max_length / np.mean(lengths))) if packing else 1
+            limits.warn_of(min(max(lengths), max_length))
+        self.rows_per_pack = self._rows_per_pack(float(np.mean(lengths)))
+
+    def _rows_per_pack(self, mean_length: float) -> float:
+        if self._strategy is None:
+            return 1.0
+        filling = self._max_length / mean_length
+        return filling if self._splits else max(1.0, float(int(filling)))
+
+    @property
+    def _splits(self) -> bool:
+        return self._strategy in ("bfd_split", "wrapped")
 
     def __len__(self) -> int:
         return len(self._raw)
@@ -126,10 +142,17 @@ class StreamedRows:
         """Encodes the rows of a step, and packs those that can be used."""
         encoded = self._encode_all(numbers)
         usable = [row for row in encoded if not row.unusable]
-        if not self._packing:
+        if self._strategy is None:
             return encoded, [_pack([row]) for row in usable]
         lengths = np.array([len(row.input_ids) for row in usable], dtype=np.int64)
-        return encoded, [_pack([usable[place] for place in places]) for places in pack(lengths, self._max_length)]
+        return encoded, self._packs(usable, pack(lengths, self._max_length, self._strategy))
+
+    def _packs(self, usable: Sequence[_Encoded], packs: Packs) -> list[Pack]:
+        made = []
+        for number in range(len(packs)):
+            pieces = [usable[row].piece(start, stop) for row, start, stop in packs[number]]
+            made.append(_pack([_joined(pieces)] if self._strategy == "wrapped" else pieces))
+        return made
 
     def _encode_all(self, numbers: np.ndarray) -> list[_Encoded]:
         encoded: list[_Encoded] = []
@@ -153,7 +176,7 @@ class StreamedRows:
             row, unusable = EncodedRow([], []), "by --dataset_mapping"
         elif row.unusable:
             unusable = row.unusable
-        elif len(row.input_ids) > self._max_length:
+        elif len(row.input_ids) > self._max_length and not self._splits:
             unusable = f"longer than --max_length {self._max_length}"
         elif row.num_targets == 0:
             unusable = "without a target token"
@@ -198,6 +221,15 @@ def _unusable(raw: RawRows, errors: Mapping[int, LoptError]) -> UnusableRowsErro
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         message += f"; nor can these be used: {names}{more}"
     return UnusableRowsError(message, list(errors))
+
+
+def _encoded(input_ids: np.ndarray, labels: np.ndarray) -> _Encoded:
+    return _Encoded(input_ids, labels, int((labels[1:] != IGNORE_INDEX).sum()))
+
+
+def _joined(rows: Sequence[_Encoded]) -> _Encoded:
+    """Rows as one, one behind the other."""
+    return _encoded(np.concatenate([row.input_ids for row in rows]), np.concatenate([row.labels for row in rows]))
 
 
 def _pack(rows: list[_Encoded]) -> Pack:

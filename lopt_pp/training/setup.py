@@ -295,5 +295,5 @@ def _sampler(config: Config, rows: Rows, pad_token_id: int, replica: int, num_re
         keep_apart=config.data.packs_rows,
         # Flash attention keeps rows apart only where all of them are in one sequence.
         padding_free=config.data.padding_free
-        or (config.data.packing and "flash" in (config.model.attn_implementation or "")),
+        or (config.data.packs_rows and "flash" in (config.model.attn_implementation or "")),
     )

@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 
 from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts, TokenizedRows
-from lopt_pp.data.dataset import PackedRows
+from lopt_pp.data.packed_rows import PackedRows
 
 PAD = 99
 NUM_ROWS = 11

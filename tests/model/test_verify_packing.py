@@ -14,7 +14,8 @@ from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_p
 
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.data import MicrobatchSampler, TokenizedRows
-from lopt_pp.data.dataset import PackedRows, Rows
+from lopt_pp.data.dataset import Rows
+from lopt_pp.data.packed_rows import PackedRows
 from lopt_pp.errors import LoptError
 from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_evenly

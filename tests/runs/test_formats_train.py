@@ -91,7 +91,9 @@ def test_every_preset_trains(preset: str, model: Path, tmp_path: Path) -> None:
     assert len(train(model, rows, tmp_path, f"--dataset_mapping {preset} --packing")) == 2
 
 
-@pytest.mark.parametrize("layout", ["", "--packing --max_length 64"])
+@pytest.mark.parametrize(
+    "layout", ["", "--packing --max_length 64", "--packing --packing_strategy wrapped --max_length 32"]
+)
 def test_a_streamed_run_goes_on_in_the_middle_of_an_epoch(layout: str, model: Path, tmp_path: Path) -> None:
     sums = [{"question": f"what is {i} + {i * i}?", "answer": f"{i + i * i}"} for i in range(60)]
     flags = f"--streaming --max_steps 5 --save_steps 2 {layout}"
