@@ -2,6 +2,7 @@
 
 from lopt_pp import Trainer, load_config
 
+trainer = Trainer("Qwen/Qwen3-0.6B", args={"output_dir": "out"}, train_dataset=dataset)  # As TRL's SFTTrainer.
 trainer = Trainer(load_config("run.yaml"))
 trainer.train()
 """
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
     from lopt_pp.config.parser import load_config
     from lopt_pp.config.train_config import Config
     from lopt_pp.errors import LoptError
-    from lopt_pp.training.trainer import RunError, Trainer
+    from lopt_pp.training.session import RunError
+    from lopt_pp.training.trainer import Trainer
 
     __version__: str
 
@@ -22,7 +24,7 @@ __all__ = ["Config", "LoptError", "RunError", "Trainer", "load_config"]
 _HOMES = {
     "Config": "lopt_pp.config.train_config",
     "LoptError": "lopt_pp.errors",
-    "RunError": "lopt_pp.training.trainer",
+    "RunError": "lopt_pp.training.session",
     "Trainer": "lopt_pp.training.trainer",
     "load_config": "lopt_pp.config.parser",
 }

@@ -48,7 +48,8 @@ def _train(config: Config) -> int:
     _set_up_logging(trainer.name)
     try:
         has_finished = trainer.train()
-    except RunError:
+    except RunError as error:
+        print_error(str(error))
         return 1
     return 0 if has_finished or "TORCHELASTIC_RUN_ID" in os.environ else STOPPED_STATUS
 

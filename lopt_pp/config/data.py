@@ -6,6 +6,9 @@ from typing import ClassVar, Literal
 from lopt_pp.config.fields import Resume, check_types, expand_home, flag
 from lopt_pp.errors import LoptError
 
+IN_MEMORY = "(in memory)"
+"""In place of a file, in the config of a run whose rows its `Trainer` was given as objects."""
+
 
 @dataclass(frozen=True)
 class HubDataset:

@@ -88,7 +88,12 @@ def without_effect(passed_over: Mapping[str, str]) -> str | None:
 
 def translate_file(path: object, settings: Mapping[str, Any]) -> Translation:
     """The flags of a file."""
-    translation = Translation(f"{path}: ")
+    return translate_settings(settings, f"{path}: ")
+
+
+def translate_settings(settings: Mapping[str, Any], source: str = "") -> Translation:
+    """Flags with their values; `source` stands before messages about them."""
+    translation = Translation(source)
     for name, value in settings.items():
         translation.add(name, value)
     return translation

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -11,7 +11,14 @@ from typing import Any
 
 from lopt_pp.config.arguments import DataclassParser
 from lopt_pp.config.effects import check_effects
-from lopt_pp.config.foreign import eval_strategy_of, translate_arguments, translate_file, without_effect
+from lopt_pp.config.foreign import (
+    Translation,
+    eval_strategy_of,
+    translate_arguments,
+    translate_file,
+    translate_settings,
+    without_effect,
+)
 from lopt_pp.config.other_trainers import HINTS
 from lopt_pp.config.train_config import COMPONENTS, EFFECTS, Config
 from lopt_pp.config.yaml_file import read_yaml
@@ -33,7 +40,10 @@ command line win over the file.
 
 
 def parse_config(
-    arguments: Sequence[str], prog: str = "lopt-pp train", warn: Callable[[str], object] = logger.warning
+    arguments: Sequence[str],
+    prog: str = "lopt-pp train",
+    warn: Callable[[str], object] = logger.warning,
+    settings: Mapping[str, object] | None = None,
 ) -> Config:
     """Reads the flags of a run, and the YAML file that `--config` names, whose `env` goes into the environment.
 
@@ -41,13 +51,14 @@ def parse_config(
         arguments: the command line.
         prog: of the help.
         warn: is given a line for each flag that can have no effect, where that does no harm.
+        settings: flags with their values, over which those of the command line win.
 
     Raises:
         LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
         SystemExit: after `--help`.
     """
     usage = "torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS"
-    configs, given = parse_components(COMPONENTS, arguments, prog, usage, _DESCRIPTION)
+    configs, given = parse_components(COMPONENTS, arguments, prog, usage, _DESCRIPTION, settings)
     config = Config(*configs)
     for warning in [*given.warnings, *check_effects(config, given.names, given.eval_strategy)]:
         warn(warning)
@@ -70,9 +81,16 @@ class Given:
 
 
 def parse_components(
-    components: Sequence[type], arguments: Sequence[str], prog: str, usage: str, description: str
+    components: Sequence[type],
+    arguments: Sequence[str],
+    prog: str,
+    usage: str,
+    description: str,
+    settings: Mapping[str, object] | None = None,
 ) -> tuple[list[Any], Given]:
     """Reads flags, ours or TRL's, and the YAML file that `--config` names, into one config of each of the components.
+
+    `settings` are flags with their values, as a file has them.
 
     Raises:
         LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
@@ -83,14 +101,11 @@ def parse_components(
     known = parser.names
     environment: dict[str, str] = {}
     passed_over: dict[str, str] = {}
+    if settings is not None:
+        passed_over |= _take(parser, translate_settings(plain_values(settings)), prog)
     if path is not None:
-        settings, environment = read_yaml(path)
-        in_file = translate_file(path, settings)
-        for name in in_file.flags:
-            if name not in known:
-                raise LoptError(f"{path}: unknown flag {name}{_suggest(name, known, prog)}")
-        parser.set_file(in_file.flags)
-        passed_over |= in_file.passed_over
+        in_file, environment = read_yaml(path)
+        passed_over |= _take(parser, translate_file(path, in_file), prog, f"{path}: ")
     arguments, on_line = translate_arguments(arguments, parser.options)
     passed_over |= on_line.passed_over
     configs, unknown, names = parser.parse(arguments)
@@ -104,6 +119,15 @@ def parse_components(
         raise LoptError(f"--config {path}: env: {shown(name)}: {shown(value)}: {first_line(error)}") from error
     warning = without_effect(passed_over)
     return configs, Given(names, eval_strategy_of(passed_over), [warning] if warning else [])
+
+
+def _take(parser: DataclassParser, found: Translation, prog: str, source: str = "") -> dict[str, str]:
+    """Has the parser take the flags of a file, or of a mapping, for its defaults; returns those that change nothing."""
+    for name in found.flags:
+        if name not in parser.names:
+            raise LoptError(f"{source}unknown flag {name}{_suggest(name, parser.names, prog)}")
+    parser.set_file(found.flags)
+    return found.passed_over
 
 
 def _take_config_path(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -130,27 +154,46 @@ def _suggest(name: str, known: set[str], prog: str) -> str:
     return f"; did you mean --{close[0]}?" if close else "; see --help"
 
 
-def load_config(source: str | Path | Sequence[str] = (), **flags: object) -> Config:
+def load_config(source: str | Path | Mapping[str, object] | Sequence[str] = (), **flags: object) -> Config:
     """Reads what a run is told.
 
     Args:
-        source: path of a YAML file with flags, or a list of flags as on the command line.
-        **flags: further ones by their names, such as `max_steps=100`; they win over the file.
+        source: path of a YAML file with flags; or a mapping of flags, ours or TRL's, to their values, as such a file
+            has them; or a list of flags as on the command line.
+        **flags: further ones by their names, such as `max_steps=100`; they win over `source`.
 
     Raises:
         LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
     """
+    # Of several processes, the first of each machine says what all of them would.
+    warn = logger.warning if os.environ.get("LOCAL_RANK", "0") == "0" else lambda message: None
+    if isinstance(source, Mapping):
+        return parse_config(list(_as_arguments(flags)), warn=warn, settings=source)
     given = ["--config", str(source)] if isinstance(source, str | Path) else list(source)
-    return parse_config([*given, *_as_arguments(flags)])
+    return parse_config([*given, *_as_arguments(flags)], warn=warn)
+
+
+def plain_values(settings: Mapping[str, object]) -> dict[str, object]:
+    """Values as a YAML file would have them: of enumerations their values, paths and dtypes of PyTorch as text."""
+    return {str(name): _plain(value) for name, value in settings.items()}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return plain_values(value)
+    is_plain = value is None or isinstance(value, str | int | float)
+    return value if is_plain else str(value).removeprefix("torch.")
 
 
 def _as_arguments(flags: dict[str, object]) -> Iterator[str]:
-    for name, value in flags.items():
+    for name, value in plain_values(flags).items():
         if value is None:
             raise LoptError(f"--{name}: None is not a value of a flag; leave it out")
-        if isinstance(value, list | tuple):
+        if isinstance(value, list):
             yield from (f"--{name}", *map(str, value))
-        elif isinstance(value, Enum):
-            yield f"--{name}={value.value}"
         else:  # "True" and "False" are among the words that a flag takes for a boolean.
             yield f"--{name}={value}"

@@ -21,6 +21,7 @@ from lopt_pp.data.cache import cache_errors_named, cache_folder
 from lopt_pp.data.dataset import Rows, TokenizedRows, column, listed
 from lopt_pp.data.dates import Encoder, dated
 from lopt_pp.data.encoding import Note, RowEncoder
+from lopt_pp.data.in_memory import NO_SOURCE, GivenSource, formatted
 from lopt_pp.data.limits import RowLimits
 from lopt_pp.data.packed_rows import PackedRows, SplitRows
 from lopt_pp.data.presets import find_preset, find_reader
@@ -105,6 +106,7 @@ def load_rows(
     limits: RowLimits | None = None,
     day: date | None = None,
     seed: int = 0,
+    given: GivenSource = NO_SOURCE,
 ) -> Rows:
     """Reads the rows that `config` names and tokenizes them (see `read_row` for the formats of rows).
 
@@ -119,17 +121,18 @@ def load_rows(
         limits: what the model can take of a row.
         day: that the chat template prints, if it prints one; None is today.
         seed: of the run, for what is drawn of the rows.
+        given: what a script says of the rows, in place of what `config` says.
 
     Raises:
         LoptError: the data cannot be read, a row is malformed or not for the model, as `limits` has it (the text has
             its number, from 1), or no row is left.
     """
     if config.streaming:
-        raw, encode, limits = _raw_rows(config, tokenizer, limits, day)
+        raw, encode, limits = _raw_rows(config, tokenizer, limits, day, given)
         with quiet_unless(os.environ.get("RANK", "0") == "0"):
             strategy = config.packing_strategy if config.packing else None
             return StreamedRows(raw, encode, config.max_length, strategy, limits)
-    return packed(load_unpacked(config, tokenizer, limits, day), config, seed)
+    return packed(load_unpacked(config, tokenizer, limits, day, given), config, seed)
 
 
 def load_unpacked(
@@ -137,9 +140,10 @@ def load_unpacked(
     tokenizer: PreTrainedTokenizerBase,
     limits: RowLimits | None = None,
     day: date | None = None,
+    given: GivenSource = NO_SOURCE,
 ) -> TokenizedRows:
     """What `load_rows` does, but for packing: rows that will be split are whole yet. The arguments are the same."""
-    raw, encode, limits = _raw_rows(config, tokenizer, limits, day)
+    raw, encode, limits = _raw_rows(config, tokenizer, limits, day, given)
     _, version = find_reader(config.dataset_mapping, config.dataset_text_field)
     with quiet_unless(os.environ.get("RANK", "0") == "0"):
         encoded = _encode(raw, encode, config.dataset_num_proc, version)
@@ -160,17 +164,23 @@ def to_evaluate_on(rows: TokenizedRows, config: DataConfig) -> TokenizedRows:
 
 
 def _raw_rows(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, limits: RowLimits | None, day: date | None
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: RowLimits | None,
+    day: date | None,
+    given: GivenSource,
 ) -> tuple[RawRows, Encoder, RowLimits | None]:
     """The rows as they are, what makes tokens of them, and what the model can take of one of them."""
     reader, _ = find_reader(config.dataset_mapping, config.dataset_text_field)
+    if given.formatting_func is not None:
+        reader = formatted(given.formatting_func)
     encoder = RowEncoder(
         tokenizer, reader, config.assistant_only_loss, config.completion_only_loss, config.allow_no_stop_token
     )
     if limits is not None and config.splits_rows:
         limits = limits.for_pieces(config.max_length)
     with quiet_unless(os.environ.get("RANK", "0") == "0"):
-        return read_rows(config), dated(encoder, tokenizer, day), limits
+        return read_rows(config) if given.rows is None else given.rows, dated(encoder, tokenizer, day), limits
 
 
 def _usable(

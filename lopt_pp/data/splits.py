@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from lopt_pp.config.data import DataConfig
 from lopt_pp.config.evaluation import EvaluationConfig
 from lopt_pp.data import Rows, TokenizedRows, load_rows
+from lopt_pp.data.in_memory import NO_GIVEN_ROWS, GivenRows, GivenSource
 from lopt_pp.data.limits import RowLimits
 from lopt_pp.data.loading import load_unpacked, packed, to_evaluate_on
 from lopt_pp.errors import LoptError, renamed_in_errors
@@ -22,6 +23,7 @@ def load_split(
     seed: int,
     limits: RowLimits | None = None,
     day: date | None = None,
+    given: GivenRows = NO_GIVEN_ROWS,
 ) -> tuple[Rows, TokenizedRows | None]:
     """Reads the rows to train on, and those to evaluate on; None where a run is not evaluated.
 
@@ -34,6 +36,7 @@ def load_split(
         seed: that draws the rows which `eval_split_size` holds out.
         limits: what the model can take of a row.
         day: that the chat template prints, if it prints one; None is today.
+        given: rows of a script, in place of those that flags name.
 
     Raises:
         LoptError: rows cannot be read, none of them can be used, or nothing would be left to train on.
@@ -44,27 +47,33 @@ def load_split(
             raise LoptError(
                 "--eval_split_size must know which rows can be used, as --streaming does not; give --eval_file"
             )
-        kept, held = _draw(load_unpacked(plain, tokenizer, limits, day), size, seed)
+        kept, held = _draw(load_unpacked(plain, tokenizer, limits, day, given.source(given.train)), size, seed)
         return packed(kept, data, seed), to_evaluate_on(held, data)
-    rows = load_rows(data, tokenizer, limits, day, seed)
+    rows = load_rows(data, tokenizer, limits, day, seed, given.source(given.train))
+    if given.held_out:
+        (held_out,) = given.held_out.values()
+        return rows, _load(plain, tokenizer, limits, day, given.source(held_out))
     if config.eval_file is not None:
         source = dataclasses.replace(plain, train_file=[config.eval_file], dataset_name=None, dataset_config=None)
         with renamed_in_errors("--train_file", "--eval_file"):
-            return rows, _load(source, tokenizer, limits, day)
+            return rows, _load(source, tokenizer, limits, day, given.source())
     if config.dataset_test_split is not None:
         if data.dataset_name is None:
             raise LoptError(f"--dataset_test_split {config.dataset_test_split} is a split of --dataset_name; give that")
         with renamed_in_errors("--dataset_split", "--dataset_test_split"):
-            return rows, _load(
-                dataclasses.replace(plain, dataset_split=config.dataset_test_split), tokenizer, limits, day
-            )
+            split = dataclasses.replace(plain, dataset_split=config.dataset_test_split)
+            return rows, _load(split, tokenizer, limits, day, given.source())
     return rows, None
 
 
 def _load(
-    plain: DataConfig, tokenizer: PreTrainedTokenizerBase, limits: RowLimits | None, day: date | None
+    plain: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    limits: RowLimits | None,
+    day: date | None,
+    given: GivenSource,
 ) -> TokenizedRows:
-    return to_evaluate_on(load_unpacked(plain, tokenizer, limits, day), plain)
+    return to_evaluate_on(load_unpacked(plain, tokenizer, limits, day, given), plain)
 
 
 def _draw(rows: TokenizedRows, size: float, seed: int) -> tuple[TokenizedRows, TokenizedRows]:

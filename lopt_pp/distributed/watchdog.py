@@ -207,7 +207,8 @@ class Watchdog:
         """Tells all others, tells the user unless another has a reason that came first, and ends this process."""
         self._told.set()
         failure = self._world.fail(message, keep)
-        if failure.rank == self._world.rank:
+        # Of the only process, the caller says it: `fail` returns to it.
+        if failure.rank == self._world.rank and self._world.size > 1:
             print_error(failure.message)
         self._end(failure)
 

@@ -104,6 +104,7 @@ def description(
     model_class: type[PreTrainedModel],
     dtype: torch.dtype,
     ties_embeddings: bool = False,
+    generation: GenerationConfig | None = None,
 ) -> dict[str, bytes]:
     """All of the trained model but its weights: config, generation settings, tokenizer.
 
@@ -118,6 +119,7 @@ def description(
         model_class: that was trained; the config of a classifier, say, may name another.
         dtype: of the weights.
         ties_embeddings: whether the output head is the input embedding.
+        generation: settings of a model that a script has loaded; None for those of its files.
 
     Returns:
         The content of each file, by its name.
@@ -126,7 +128,7 @@ def description(
         LoptError: one of them cannot be saved; the text says which.
     """
     name = config.model_name_or_path
-    own, generation, _ = aligned_configs(config, model_config, tokenizer)
+    own, generation, _ = aligned_configs(config, model_config, tokenizer, generation)
     own.tie_word_embeddings = ties_embeddings
     own.dtype, own.architectures = dtype, [model_class.__name__]
     shutil.rmtree(scratch, ignore_errors=True)
@@ -147,7 +149,10 @@ def description(
 
 
 def aligned_configs(
-    config: ModelConfig, model_config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase
+    config: ModelConfig,
+    model_config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    generation: GenerationConfig | None = None,
 ) -> tuple[PreTrainedConfig, GenerationConfig, list[str]]:
     """The configs of the result, with its tokenizer's ids of special tokens; and what these have changed, for the log.
 
@@ -155,12 +160,13 @@ def aligned_configs(
         config: names the pretrained model, for its generation settings.
         model_config: of the pretrained model.
         tokenizer: of the pretrained model.
+        generation: settings of a model that a script has loaded; None for those of its files.
 
     Raises:
         LoptError: the generation settings cannot be used.
     """
     own = copy.deepcopy(model_config)
-    generation = load_generation_config(config, own)
+    generation = load_generation_config(config, own) if generation is None else copy.deepcopy(generation)
     return own, generation, align_special_tokens(own, generation, tokenizer)
 
 

@@ -19,9 +19,11 @@ from lopt_pp.distributed.shutdown import RunLength, stop_coordinator
 from lopt_pp.distributed.world import World, check_shared
 from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.metrics.trackers import check_installed
+from lopt_pp.model.in_memory import write_back
 from lopt_pp.training.checkpointing import Checkpointer
 from lopt_pp.training.connect import connect, deciders
 from lopt_pp.training.finish import RunFinalizer, check_end
+from lopt_pp.training.given import NOTHING, Given
 from lopt_pp.training.loop import train
 from lopt_pp.training.reporting import open_reporting
 from lopt_pp.training.setup import prepare
@@ -34,6 +36,7 @@ def run(
     world: World,
     on_prepared: Callable[[RunFinalizer], None] = lambda finalizer: None,
     held: ExitStack | None = None,
+    given: Given = NOTHING,
 ) -> bool:
     """Trains a model, and leaves it in the output directory. All processes of the run must call this.
 
@@ -43,6 +46,8 @@ def run(
         on_prepared: called before the first step, with what can save the weights when the run must be given up.
         held: is given the lock of the output directory, to let it go when it is closed; by default that is done when
             this returns or raises.
+        given: objects of a script, in place of what flags would name. A model among them has the trained weights
+            afterwards where this is the only process.
 
     Returns:
         Whether the run came to its end, or finished early; False where it was asked to stop, and has saved a
@@ -57,7 +62,7 @@ def run(
     """
     with ExitStack() as own:
         lock = (own if held is None else held).enter_context(_output_dir(config, world))
-        return _run(config, world, lock, on_prepared)
+        return _run(config, world, lock, on_prepared, given)
 
 
 @contextmanager
@@ -81,13 +86,19 @@ def _output_dir(config: Config, world: World) -> Iterator[OutputLock | None]:
         yield lock
 
 
-def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Callable[[RunFinalizer], None]) -> bool:
+def _run(
+    config: Config,
+    world: World,
+    lock: OutputLock | None,
+    on_prepared: Callable[[RunFinalizer], None],
+    given: Given,
+) -> bool:
     # Prepare: what is wrong with the flags, the model or the rows comes out here, before anything is written.
     output_dir, which = Path(config.run.output_dir), config.checkpoint.resume_from_checkpoint
     overwrites, resumes = config.run.overwrite_output_dir, world.is_restart or which == LATEST
     if world.rank == 0:
         check_installed(config.report)
-    setup = prepare(config, world, run_day(world, which, output_dir, today))
+    setup = prepare(config, world, run_day(world, which, output_dir, today), given)
     world.barrier("prepared")  # What another process finds wrong comes before anything is written.
     if world.rank == 0:
         setup.log()
@@ -99,7 +110,11 @@ def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Cal
     wanted = setup.wanted()
     own, is_first_replica = setup.topology.stages_of(world.rank), setup.topology.replica_of(world.rank) == 0
     start = find_start(world, wanted, own, setup.specs, checks_parts=is_first_replica)
+    in_place = given.model if world.size == 1 else None
     if world.from_rank_0("finished", lambda: is_finished(start, wanted)):
+        if in_place is not None:
+            trained = setup.model_class.from_pretrained(output_dir)
+            write_back(in_place, dict(trained.named_parameters()), trained.config.tie_word_embeddings)
         return True
     if world.rank == 0:
         remove_leftovers(output_dir)
@@ -137,4 +152,7 @@ def _run(config: Config, world: World, lock: OutputLock | None, on_prepared: Cal
         finalizer.finish(collector, checkpointer)
     else:
         finalizer.stop(steps_before, collector, checkpointer, plan.unusable(steps_done))
+    if in_place is not None:
+        trained_here = {name: own for stage in stages for name, own in stage.block.model.named_parameters()}
+        write_back(in_place, trained_here, setup.builder.ties_embeddings)
     return length.is_last(steps_done)

@@ -9,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, shared_by_ranks
 from lopt_pp.checkpoint.output_dir import DESCRIPTION
 from lopt_pp.checkpoint.resume import Wanted
 from lopt_pp.config.topology import Topology
 from lopt_pp.config.train_config import Config
-from lopt_pp.data import MicrobatchSampler, RowLimits, Rows, TokenizedRows, with_chat_template
+from lopt_pp.data import MicrobatchSampler, RowLimits, Rows, TokenizedRows
 from lopt_pp.data.splits import load_split
 from lopt_pp.distributed.shutdown import RunLength
 from lopt_pp.distributed.world import World
@@ -25,22 +25,16 @@ from lopt_pp.model.block import BlockModel
 from lopt_pp.model.build import BlockBuilder, Keep
 from lopt_pp.model.dtypes import AUTO, dtype_of
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
-from lopt_pp.model.pretrained import (
-    aligned_configs,
-    description,
-    load_model_config,
-    load_tokenizer,
-    model_class_of,
-    write_description,
-)
+from lopt_pp.model.pretrained import aligned_configs, description, write_description
 from lopt_pp.model.special_tokens import pad_token_id
-from lopt_pp.model.stored import warn_of_unused, without_quantization
+from lopt_pp.model.stored import warn_of_unused
 from lopt_pp.model.verify import check_sample, check_split
 from lopt_pp.model.verify_packing import check_packing
 from lopt_pp.model.verify_positions import row_limits
 from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.objectives import local_objective_class, task_objective_class
 from lopt_pp.planning.auto_split import find_cuts
+from lopt_pp.training.given import NOTHING, Given, find_pretrained, find_tokenizer
 from lopt_pp.training.held_out import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -66,6 +60,7 @@ class Setup:
         num_steps: of the run.
         day: of its start, which its rows have where the chat template prints a date.
         pad_token_id: that rows are padded with.
+        generation: settings of a model that a script has loaded; None where they are read from its files.
     """
 
     config: Config
@@ -81,6 +76,7 @@ class Setup:
     num_steps: int
     day: date
     pad_token_id: int
+    generation: GenerationConfig | None = None
 
     def sampler(self, replica: int) -> MicrobatchSampler:
         """The microbatches of a replica."""
@@ -164,7 +160,7 @@ class Setup:
                 "the input and output embeddings, which the pretrained model ties, are two tensors: each learns by "
                 "itself, and the result has both"
             )
-        *_, changes = aligned_configs(self.config.model, self.model_config, self.tokenizer)
+        *_, changes = aligned_configs(self.config.model, self.model_config, self.tokenizer, self.generation)
         if self.tokenizer.pad_token_id not in (None, self.pad_token_id):
             logger.warning(
                 "the tokenizer's padding token %s has the id %d, which the model has no embedding for: rows are padded "
@@ -209,6 +205,7 @@ class Setup:
             self.model_class,
             self._saved_dtype(),
             self.builder.ties_embeddings,
+            self.generation,
         )
 
     def write_description(self, directory: Path) -> None:
@@ -216,23 +213,22 @@ class Setup:
         write_description(directory, self.description)
 
 
-def prepare(config: Config, world: World, day: date) -> Setup:
+def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> Setup:
     """Reads what a run is made of, but for the weights. All processes must call this.
 
     Args:
         config: the flags.
         world: this process.
         day: of the run's start, the same in all processes.
+        given: objects of a script, in place of what flags would name.
 
     Raises:
         LoptError: something in the flags, the model or the data is unusable, or not the same in all processes.
     """
     # The model: its class and its cuts, and the proof that it splits there.
     topology = config.topology(world.size)
-    said = load_model_config(config.model)
-    weights = PretrainedWeights(config.model.model_name_or_path, config.model.model_revision)
-    model_config = without_quantization(said, weights.name_or_path, weights, warns=world.rank == 0)
-    model_class = model_class_of(model_config, config.model.trust_remote_code)
+    pretrained = find_pretrained(config.model, given.model, warns=world.rank == 0)
+    model_class, model_config, weights = pretrained.model_class, pretrained.config, pretrained.weights
     depth = model_config.num_hidden_layers
     cuts = config.pipeline.boundaries if topology.num_stages > 1 else None
     specs = split_at(cuts, depth) if cuts is not None else split_evenly(depth, topology.num_stages)
@@ -247,10 +243,10 @@ def prepare(config: Config, world: World, day: date) -> Setup:
     if config.data.packs_rows:
         check_packing(model_class, model_config, specs, structure)
     # The rows. One process of each node tokenizes; the others read what it has cached.
-    tokenizer = with_chat_template(load_tokenizer(config.model), config.data)
+    tokenizer = find_tokenizer(config.model, config.data, given.tokenizer)
     limits = RowLimits(*row_limits(builder.whole, config.data.max_length))
     with world.one_process_first("rows"):
-        rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed, limits, day)
+        rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed, limits, day, given.rows)
     pad = pad_token_id(tokenizer, limits.num_embeddings)
     sampler = _sampler(config, rows, pad, topology.replica_of(world.rank), topology.num_replicas)
     run = config.run
@@ -278,6 +274,7 @@ def prepare(config: Config, world: World, day: date) -> Setup:
         num_steps=num_steps,
         day=day,
         pad_token_id=pad,
+        generation=pretrained.generation,
     )
 
 

@@ -62,7 +62,7 @@ def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     out = tmp_path_factory.mktemp("alone") / "out"
     trainer = Trainer(load_config(**flags(inputs, out)))
     with pytest.raises(LoptError, match=f"--output_dir {out} has no trained model"):
-        trainer.model()
+        trainer.model  # noqa: B018
     assert trainer.train() is True
     return trainer
 
@@ -70,7 +70,7 @@ def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
 def test_alone(inputs: Path, alone: Trainer) -> None:
     assert (alone.rank, alone.name) == (0, "stages 0, 1 (rank 0)")
     before = AutoModelForCausalLM.from_pretrained(inputs / "model").state_dict()
-    after = alone.model().state_dict()
+    after = alone.model.state_dict()
     assert after.keys() == before.keys()
     assert not any(torch.equal(tensor, before[name]) for name, tensor in after.items() if "proj" in name)
 
@@ -85,8 +85,8 @@ def test_full_determinism(inputs: Path, tmp_path: Path, alone: Trainer, objectiv
             trainer.train()
         return
     assert trainer.train() and not torch.are_deterministic_algorithms_enabled()
-    before = alone.model().state_dict()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model().state_dict().items())
+    before = alone.model.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
 
 
 def test_a_failure(inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -95,7 +95,7 @@ def test_a_failure(inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[st
     with pytest.raises(RunError, match="--train_file nothing.jsonl does not exist") as failure:
         trainer.train()
     assert isinstance(failure.value.__cause__, LoptError)
-    assert capfd.readouterr().err.count("lopt-pp: error: --train_file nothing.jsonl does not exist") == 1
+    assert "nothing.jsonl" not in capfd.readouterr().err, "it is raised, and not printed as well"
     assert not list(tmp_path.iterdir())
     (tmp_path / "out").mkdir()
     with pytest.raises(RunError):
@@ -120,8 +120,8 @@ def test_in_a_thread(inputs: Path, alone: Trainer, tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert results == [True]
-    got = trainer.model().state_dict()
-    assert all(torch.equal(tensor, got[name]) for name, tensor in alone.model().state_dict().items())
+    got = trainer.model.state_dict()
+    assert all(torch.equal(tensor, got[name]) for name, tensor in alone.model.state_dict().items())
 
 
 def test_processes_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +160,7 @@ except LoptError as error:
 else:
     raise AssertionError("it trains twice")
 if trainer.rank == 0:
-    print("parameters:", trainer.model().num_parameters())
+    print("parameters:", trainer.model.num_parameters())
 """
 
 
@@ -172,6 +172,6 @@ def test_two_processes(inputs: Path, alone: Trainer, tmp_path: Path) -> None:
     words = [f"--{name}={value}" for name, value in flags(inputs, tmp_path / "out").items()]
     result = run(torchrun(2, str(script), *words))
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"parameters: {alone.model().num_parameters()}\n"
+    assert result.stdout == f"parameters: {alone.model.num_parameters()}\n"
     got = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
-    assert all(torch.equal(tensor, got[name]) for name, tensor in alone.model().state_dict().items())
+    assert all(torch.equal(tensor, got[name]) for name, tensor in alone.model.state_dict().items())

@@ -1,0 +1,171 @@
+"""Rows that a script holds in memory: data sets of `datasets`, finite streams of them, and lists of dicts.
+
+They become the same `RawRows` that files become, and go the same way from there.
+"""
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import datasets
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets.fingerprint import Hasher
+
+from lopt_pp.data.formats import Format, Reader, Row, Text, read_row
+from lopt_pp.data.raw_rows import RawRows
+from lopt_pp.data.table_files import TABLE_ERRORS, TableRows
+from lopt_pp.errors import LoptError, first_line, shown
+from lopt_pp.util.user_code import describe
+
+AnyRows: TypeAlias = Dataset | IterableDataset | Sequence[Mapping[str, Any]]
+"""What a script may give: a data set, a stream that ends, or a list of dicts."""
+
+Formatting = Callable[[dict[str, Any]], str]
+"""TRL's `formatting_func`: makes the text to train on of a row."""
+
+_PER_TABLE = 10_000
+"""Rows of a stream that are put into one table."""
+
+
+@dataclass(frozen=True)
+class GivenSource:
+    """What a script says of some rows, in place of what flags say.
+
+    Attributes:
+        rows: likewise; None where flags name them.
+        formatting_func: makes texts of them; None where their columns, or flags, say what they are.
+    """
+
+    rows: RawRows | None = None
+    formatting_func: Formatting | None = None
+
+
+NO_SOURCE = GivenSource()
+
+
+@dataclass(frozen=True)
+class GivenRows:
+    """The rows of a run that are given as objects, and not named by its flags.
+
+    Attributes:
+        train: to train on; None where flags name them.
+        held_out: to evaluate on, by the names of the sets; none where flags name them, or there are none.
+        formatting_func: makes texts of all rows, also of those that flags name.
+    """
+
+    train: RawRows | None = None
+    held_out: Mapping[str, RawRows] = field(default_factory=dict)
+    formatting_func: Formatting | None = None
+
+    def source(self, rows: RawRows | None = None) -> GivenSource:
+        """Of rows of a script; None for those that flags name."""
+        return GivenSource(rows, self.formatting_func)
+
+
+NO_GIVEN_ROWS = GivenRows()
+
+
+def raw_rows(rows: AnyRows, argument: str, most: int | None = None) -> RawRows:
+    """The rows that a script gives.
+
+    Args:
+        rows: a `Dataset`; an `IterableDataset`, of which all rows are read now, or the first `most`; or dicts.
+        argument: what they are called, in messages.
+        most: rows that the run can use.
+
+    Raises:
+        LoptError: they are something else, or cannot be read.
+    """
+    if isinstance(rows, DatasetDict | IterableDatasetDict):
+        raise LoptError(f"{argument} is a {type(rows).__name__} with the splits {', '.join(rows)}; give one of them")
+    if isinstance(rows, IterableDataset):
+        rows = _read_stream(rows, argument, most)
+    if not isinstance(rows, Dataset):
+        rows = _from_dicts(rows, argument)
+    if rows.format["type"] == "custom":
+        raise LoptError(
+            f"{argument} has a transform (set_transform), which would be passed over; apply it by map() and give that"
+        )
+    # Those of memory go by what they hold: what `datasets` names them by differs from process to process at times.
+    digest = None if rows.cache_files else _digest(rows)
+    return RawRows([TableRows(rows, argument, digest)], argument)
+
+
+def _from_dicts(rows: object, argument: str) -> Dataset:
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+        raise LoptError(
+            f"{argument} is a {type(rows).__name__}; give a datasets.Dataset, an IterableDataset or a list of dicts"
+        )
+    listed = list(rows)
+    for number, row in enumerate(listed, 1):
+        if not isinstance(row, Mapping):
+            raise LoptError(f"{argument}: row {number} is {shown(row)}; give dicts")
+    return _as_dataset(listed, argument)
+
+
+def _as_dataset(rows: Sequence[Mapping[str, Any]], argument: str) -> Dataset:
+    # A column that only some rows have is None in the others, as in a file.
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    try:
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    except TABLE_ERRORS as error:
+        raise LoptError(f"{argument}: its rows do not make a table: {first_line(error)}") from error
+
+
+def _read_stream(stream: IterableDataset, argument: str, most: int | None) -> Dataset:
+    """All rows of a stream, or the first ones: the order of a run, and a resume, need to know of all of them."""
+    rows, tables = iter(stream), list[Dataset]()
+    try:
+        while batch := list(itertools.islice(rows, _PER_TABLE if most is None else min(_PER_TABLE, most))):
+            tables.append(_as_dataset(batch, argument))
+            most = None if most is None else most - len(batch)
+        if not tables:
+            raise LoptError(f"{argument} has no rows; give data with a row or more")
+        return datasets.concatenate_datasets(tables)
+    except LoptError:
+        raise
+    except Exception as error:  # Whatever the user's generator, or the network behind it, may raise.
+        raise LoptError(f"{argument} cannot be read: {describe(error)}") from error
+
+
+def _digest(rows: Dataset) -> str:
+    """The SHA-256, in hex, of what a table holds."""
+    sha = hashlib.sha256()
+    for table in rows.with_format("arrow").iter(batch_size=1000):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table.combine_chunks())
+        sha.update(sink.getvalue())
+    return sha.hexdigest()
+
+
+def formatted(formatting: Formatting) -> Reader:
+    """A reader that has `formatting_func` make a text of each row; rows that are tokens stay as they are, as in TRL.
+
+    Raises:
+        LoptError: the function cannot be pickled, so that no cache could go by it.
+    """
+    try:
+        Hasher.hash(formatting)
+    except Exception as error:  # Of what it closes over, which may be anything.
+        raise LoptError(
+            f"formatting_func cannot be pickled, as it must be for the cache of tokenized rows ({first_line(error)}); "
+            f"let it use no open files, locks or connections"
+        ) from error
+    return functools.partial(_formatted, formatting=formatting)
+
+
+def _formatted(row: Row, formatting: Formatting) -> Format | None:
+    if row.get("input_ids") is not None:
+        return read_row(row)
+    try:
+        text = formatting(dict(row))
+    except Exception as error:  # Whatever the user's function may raise.
+        raise LoptError(f"formatting_func fails: {describe(error)}") from error
+    if not isinstance(text, str):
+        raise LoptError(f"formatting_func returns {shown(text)}; let it return one string for a row")
+    return Text(text)

@@ -1,0 +1,119 @@
+"""A pretrained model that a script has loaded: its config and weights as if they came from files, and the way back."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from lopt_pp.errors import LoptError
+from lopt_pp.model.weights import PretrainedWeights
+from lopt_pp.util.compat_transformers import attention_of, checkpoint_tensors
+
+_FORMATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""As safetensors files name them. Others are none that weights are trained in, and are named as PyTorch names them."""
+
+_CPU = torch.device("cpu")
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """What a loaded model is called: where it was loaded from, or its class where it was made in the script."""
+    return model.name_or_path or type(model).__name__
+
+
+def check_model(model: object) -> PreTrainedModel:
+    """Sees that what a script gives as a loaded model is one whose weights are there.
+
+    Raises:
+        LoptError: what it is instead.
+    """
+    if not isinstance(model, PreTrainedModel):
+        if hasattr(model, "peft_config"):
+            raise LoptError("model has an adapter (peft), and adapters are not supported yet; give merge_and_unload()")
+        raise LoptError(
+            f"model is a {type(model).__name__}; give a causal language model that transformers has loaded, its "
+            f"directory or its hub id"
+        )
+    if getattr(model, "peft_config", None):
+        raise LoptError("model has an adapter, and adapters are not supported yet; give the model without it")
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise LoptError(
+                f"model: {name} is on the meta device, or on the disk: load it without device_map, or give its "
+                f"directory in place of it"
+            )
+    return model
+
+
+def config_of(model: PreTrainedModel, attn_implementation: str | None = None) -> PreTrainedConfig:
+    """A copy of a loaded model's config.
+
+    Args:
+        model: loaded.
+        attn_implementation: its attention kernel; None for that which the model was loaded with.
+    """
+    own = type(model.config).from_dict(
+        copy.deepcopy(model.config.to_dict()), attn_implementation=attn_implementation or attention_of(model.config)
+    )
+    assert isinstance(own, PreTrainedConfig)
+    own.name_or_path = name_of(model)
+    return own
+
+
+def generation_of(model: PreTrainedModel) -> GenerationConfig:
+    """A copy of a loaded model's generation settings."""
+    return copy.deepcopy(model.generation_config or GenerationConfig.from_model_config(model.config))
+
+
+class LoadedWeights(PretrainedWeights):
+    """The weights of a loaded model, by the names and in the layout that its files would have.
+
+    Args:
+        model: loaded.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.name_or_path = name_of(model)
+        state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        self._tensors = checkpoint_tensors(model, state)
+        self.files = dict.fromkeys(self._tensors, "memory")
+
+    def read(
+        self, names: Sequence[str], device: torch.device = _CPU, dtype: torch.dtype | None = None
+    ) -> dict[str, torch.Tensor]:
+        return {name: self._tensors[name].to(device, dtype or self._tensors[name].dtype, copy=True) for name in names}
+
+    def formats(self, names: Iterable[str]) -> dict[str, str]:
+        dtypes = {name: self._tensors[name].dtype for name in names}
+        return {name: _FORMATS.get(dtype, _other(dtype)) for name, dtype in dtypes.items()}
+
+    @contextmanager
+    def kept_open(self) -> Iterator[None]:
+        yield
+
+
+def _other(dtype: torch.dtype) -> str:
+    """Such as F8_E4M3FN or I8."""
+    return str(dtype).removeprefix("torch.").upper().replace("FLOAT", "F").replace("UINT", "U").replace("INT", "I")
+
+
+def write_back(model: PreTrainedModel, trained: Mapping[str, torch.Tensor], ties_embeddings: bool) -> None:
+    """Gives a loaded model the weights that were trained of it, each in the dtype that it has there.
+
+    Where two blocks have trained its embeddings, which it had tied, the output head gets a tensor of its own.
+
+    Args:
+        model: loaded; changed in place.
+        trained: the parameters, by their names in the model.
+        ties_embeddings: whether the output head is the input embedding in them, too.
+    """
+    head = model.get_output_embeddings()
+    if model.config.tie_word_embeddings and not ties_embeddings and isinstance(head, nn.Linear):
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+        model.config.tie_word_embeddings = False
+    own = dict(model.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, parameter in trained.items():
+            own[name].copy_(parameter)

@@ -1,0 +1,103 @@
+"""What a script gives a run as objects, in place of what flags would name; and the same where flags name it."""
+
+import copy
+from dataclasses import dataclass
+
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from lopt_pp.config.data import DataConfig
+from lopt_pp.config.model import ModelConfig
+from lopt_pp.data import with_chat_template
+from lopt_pp.data.in_memory import NO_GIVEN_ROWS, GivenRows
+from lopt_pp.errors import LoptError
+from lopt_pp.model.in_memory import LoadedWeights, config_of, generation_of
+from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_class_of
+from lopt_pp.model.stored import without_quantization
+from lopt_pp.model.weights import PretrainedWeights
+
+
+@dataclass(frozen=True)
+class Given:
+    """The objects of a script; what is None, or empty, flags say.
+
+    Attributes:
+        model: loaded, to be trained.
+        tokenizer: of the model.
+        rows: to train and to evaluate on.
+    """
+
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    rows: GivenRows = NO_GIVEN_ROWS
+
+
+NOTHING = Given()
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model, of which no weights have been read yet.
+
+    Attributes:
+        model_class: of the model.
+        config: of the model.
+        weights: of the model.
+        generation: settings of a loaded model; None where they are read from its files.
+    """
+
+    model_class: type[PreTrainedModel]
+    config: PreTrainedConfig
+    weights: PretrainedWeights
+    generation: GenerationConfig | None
+
+
+def find_pretrained(config: ModelConfig, model: PreTrainedModel | None, warns: bool) -> Pretrained:
+    """The model that a run begins with.
+
+    Args:
+        config: names it.
+        model: loaded by the script, in place of that.
+        warns: whether to say what is left out of its config.
+
+    Raises:
+        LoptError: it is not there, or not one that can be trained.
+    """
+    if model is None:
+        said, generation = load_model_config(config), None
+        weights = PretrainedWeights(config.model_name_or_path, config.model_revision)
+    else:
+        said, generation = config_of(model, config.attn_implementation), generation_of(model)
+        weights = LoadedWeights(model)
+    own = without_quantization(said, weights.name_or_path, weights, warns)
+    model_class = model_class_of(own, config.trust_remote_code)
+    if model is not None and type(model) is not model_class:
+        raise LoptError(
+            f"model is a {type(model).__name__}, and the causal language model of its config is "
+            f"{model_class.__name__}; give one that AutoModelForCausalLM has loaded"
+        )
+    return Pretrained(model_class, own, weights, generation)
+
+
+def find_tokenizer(
+    config: ModelConfig, data: DataConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a run: a copy of the script's, which stays as it is, or that of the model; with its template.
+
+    Raises:
+        LoptError: there is none, or `--chat_template_path` has none for it.
+    """
+    found = load_tokenizer(config) if tokenizer is None else copy.deepcopy(tokenizer)
+    return with_chat_template(found, data)
+
+
+def check_tokenizer(tokenizer: object) -> PreTrainedTokenizerBase:
+    """Sees that a `processing_class` is a tokenizer.
+
+    Raises:
+        LoptError: it is something else, such as a processor of images.
+    """
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise LoptError(
+            f"processing_class is a {type(tokenizer).__name__}; give a tokenizer: models are trained on text only"
+        )
+    return tokenizer

@@ -1,0 +1,164 @@
+"""A run that is given a model, a tokenizer and rows as objects is the run that flags and files make, bit for bit."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import trl
+from datasets import Dataset, IterableDataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from lopt_pp import LoptError, RunError, Trainer, load_config
+
+STEPS: dict[str, Any] = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "save_steps": 2}
+
+
+def rows_of(inputs: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (inputs / "rows.jsonl").read_text().splitlines()]
+
+
+def text_of(row: dict[str, Any]) -> str:
+    return f"{row['question']} {row['answer']}"
+
+
+def same_weights(got: PreTrainedModel, expected: PreTrainedModel) -> bool:
+    theirs = expected.state_dict()
+    return got.state_dict().keys() == theirs.keys() and all(
+        torch.equal(tensor, theirs[name]) for name, tensor in got.state_dict().items()
+    )
+
+
+@pytest.fixture(scope="module")
+def by_files(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> PreTrainedModel:
+    """What flags and files give."""
+    flags = {"model_name_or_path": inputs / "model", "train_file": inputs / "rows.jsonl", **STEPS}
+    trainer = Trainer(load_config(flags, output_dir=tmp_path_factory.mktemp("by-files") / "out"))
+    assert trainer.train()
+    return trainer.model
+
+
+def test_a_script_for_trl(inputs: Path, tmp_path: Path, by_files: PreTrainedModel) -> None:
+    """With the import changed and the arguments as they are."""
+    trainer = Trainer(
+        model=str(inputs / "model"),
+        args=trl.SFTConfig(output_dir=str(tmp_path / "out"), bf16=False, use_cpu=True, **STEPS),
+        train_dataset=Dataset.from_list(rows_of(inputs)),
+    )
+    assert trainer.train()
+    assert same_weights(trainer.model, by_files)
+
+
+def test_a_loaded_model_is_trained_in_place(inputs: Path, tmp_path: Path, by_files: PreTrainedModel) -> None:
+    """As it is in memory; and a run goes on from its checkpoint with the rows in another form."""
+    model = AutoModelForCausalLM.from_pretrained(inputs / "model")
+    tokenizer = AutoTokenizer.from_pretrained(inputs / "model")
+    model.name_or_path = "nowhere"  # Nothing is read from there.
+    template = tokenizer.chat_template
+    common: dict[str, Any] = {"processing_class": tokenizer, "eval_dataset": rows_of(inputs)[:3]}
+    args = {"output_dir": tmp_path / "out", **STEPS, "max_steps": 2, "lr_scheduler_type": "constant"}
+    untouched = copy.deepcopy(model)
+    first = Trainer(model, args, train_dataset=IterableDataset.from_generator(rows_of, gen_kwargs={"inputs": inputs}))
+    with pytest.raises(RunError, match="nowhere: no tokenizer"):
+        first.train()
+    assert same_weights(model, untouched)
+    # A stream of which two steps need four rows would not be those rows: all are given.
+    first = Trainer(model, args, train_dataset=Dataset.from_list(rows_of(inputs)), **common)
+    assert first.train() and first.model is model
+    assert not same_weights(model, untouched) and tokenizer.chat_template == template
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert same_weights(model, saved)
+    # The same rows as a list of dicts go on from there, and what began as random weights has no say.
+    again = Trainer(untouched, args | {"max_steps": 3}, train_dataset=rows_of(inputs), **common)
+    assert again.train(resume_from_checkpoint=True) and (tmp_path / "out" / "checkpoint-3").exists()
+    finished = Trainer(copy.deepcopy(model), args | {"max_steps": 3}, train_dataset=rows_of(inputs), **common)
+    assert finished.train(resume_from_checkpoint=True) and same_weights(finished.model, untouched)
+    again.save_model(tmp_path / "copy")
+    assert same_weights(AutoModelForCausalLM.from_pretrained(tmp_path / "copy"), untouched)
+    assert (tmp_path / "copy" / "tokenizer.json").exists() and (tmp_path / "copy" / "README.md").exists()
+
+
+@pytest.mark.parametrize("num_stages", [1, 2])
+def test_tied_embeddings_and_unsaved_changes(inputs_with: Any, tmp_path: Path, num_stages: int) -> None:
+    inputs = inputs_with(tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_pretrained(inputs / "model")
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(2)
+    model.save_pretrained(tmp_path / "changed")
+    AutoTokenizer.from_pretrained(inputs / "model").save_pretrained(tmp_path / "changed")
+    flags = {**STEPS, "num_stages": num_stages, "save_steps": 0, "method": "e2e" if num_stages == 1 else "lopt"}
+    Trainer(
+        load_config(
+            flags,
+            model_name_or_path=tmp_path / "changed",
+            train_file=inputs / "rows.jsonl",
+            output_dir=tmp_path / "by-files",
+        )
+    ).train()
+    assert Trainer(model, flags | {"output_dir": tmp_path / "out"}, train_dataset=rows_of(inputs)).train()
+    assert same_weights(model, AutoModelForCausalLM.from_pretrained(tmp_path / "by-files"))
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == (num_stages == 1)
+
+
+def test_formatting_func(inputs: Path, tmp_path: Path) -> None:
+    flags = {**STEPS, "output_dir": tmp_path / "out", "model_name_or_path": inputs / "model", "save_steps": 0}
+    texts = [{"text": text_of(row)} for row in rows_of(inputs)]
+    plain = Trainer(args=flags, train_dataset=texts)
+    own = Trainer(
+        args=flags | {"output_dir": tmp_path / "own"},
+        train_dataset=Dataset.from_list(rows_of(inputs)),
+        formatting_func=lambda row: text_of(row),
+    )
+    assert plain.train() and own.train() and same_weights(own.model, plain.model)
+
+
+def endless() -> Iterator[dict[str, str]]:
+    while True:
+        yield {"prompt": "a", "completion": "b"}
+
+
+def test_an_endless_stream_is_read_as_far_as_the_run_needs_it(inputs: Path, tmp_path: Path) -> None:
+    stream = IterableDataset.from_generator(endless)
+    trainer = Trainer(inputs / "model", {**STEPS, "output_dir": tmp_path / "out", "save_steps": 0}, None, stream)
+    assert trainer.train()
+    assert "6 rows of train_dataset" in (tmp_path / "out" / "README.md").read_text()
+
+
+ROW = {"prompt": "a", "completion": "b"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"args": {"train_file": "a.jsonl"}}, "train_dataset and --train_file a.jsonl are both given"),
+        (
+            {"args": {"eval_split_size": 2}, "eval_dataset": [ROW]},
+            "eval_dataset and --eval_split_size 2 are both",
+        ),
+        ({"args": {"model_name_or_path": "other"}}, "model says --model_name_or_path m, and args say other"),
+        ({"args": {"lerning_rate": 1}}, "unknown flag lerning_rate; did you mean --learning_rate?"),
+        ({"args": {"max_steps": "many", "output_dir": "o"}}, "--max_steps"),
+        ({"args": {"deepspeed": {"zero": 3}}}, "--deepspeed .*: --sharding full"),
+        ({"args": 3}, "args is a int; give what load_config returns, a dict"),
+        (
+            {"args": trl.SFTConfig(output_dir="o", fp16=True, bf16=False, use_cpu=True)},
+            "--fp16: float16 would need its loss scaled",
+        ),
+        ({"peft_config": object()}, "peft_config: .*adapters are not supported yet"),
+        ({"data_collator": object()}, "data_collator: rows become microbatches here"),
+        ({"processing_class": object()}, "processing_class is a object; give a tokenizer"),
+        ({"model": object()}, "model is a object; give a causal language model"),
+        ({"train_dataset": {"train": [ROW]}}, "train_dataset is a dict; give a datasets.Dataset"),
+        ({"train_dataset": datasets.DatasetDict(train=Dataset.from_list([ROW]))}, "with the splits train; give one"),
+        ({"train_dataset": [ROW, "b"]}, "train_dataset: row 2 is 'b'; give dicts"),
+        ({"train_dataset": [{"prompt": 1}, {"prompt": "b"}]}, "train_dataset: its rows do not make a table"),
+        ({"train_dataset": Dataset.from_list([ROW]).with_transform(dict)}, "has a transform .*; apply it by map"),
+    ],
+)
+def test_mistakes(arguments: dict[str, Any], error: str) -> None:
+    with pytest.raises(LoptError, match=error):
+        Trainer(**{"model": "m", "train_dataset": [ROW], **arguments})
