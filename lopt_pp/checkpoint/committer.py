@@ -44,6 +44,7 @@ class Committer:
         length: of the run.
         eval_loss: of the model after a step, on held-out rows; None where it is not measured. May wait for it.
         best: the checkpoint to keep whatever the limit; None where there is none.
+        on_commit: called with the step of each checkpoint that was made, in the thread.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Committer:
         length: RunLength,
         eval_loss: Callable[[int], float | None] = lambda step: None,
         best: Callable[[], Path | None] = lambda: None,
+        on_commit: Callable[[int], None] = lambda step: None,
     ) -> None:
         self._output_dir = output_dir
         self._store = store
@@ -71,6 +73,7 @@ class Committer:
         self._length = length
         self._eval_loss = eval_loss
         self._best = best
+        self._on_commit = on_commit
         self.committed: int | None = None
         self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -133,6 +136,7 @@ class Committer:
                     raise OSError("; ".join(errors))
                 self._commit(unfinished, step, parts)
                 self.committed = step
+                self._on_commit(step)
             except LockLostError:  # The training ends of it; what is there is another run's.
                 with self._changed:
                     self._pending.clear()

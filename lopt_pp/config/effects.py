@@ -95,8 +95,10 @@ def _unused_flags(config: Config, given: Set[str]) -> list[str]:
         lines.append(f"of no effect with --num_stages 1: --probe_steps {report.probe_steps}; there is no boundary")
     if checkpoint.save_total_limit is not None and checkpoint.save_steps == 0:
         lines.append(f"of no effect with --save_steps 0: --save_total_limit {checkpoint.save_total_limit}")
-    if report.logging_dir is not None and report.report_to == "none":
-        lines.append(f"of no effect without --report_to: --logging_dir {report.logging_dir}")
+    if report.report_to in (None, ["none"]):
+        names = ("logging_dir", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+        unused = [f"--{name} {value}" for name in names if (value := getattr(report, name)) is not None]
+        lines += [f"of no effect without --report_to: {', '.join(unused)}"] if unused else []
     if config.optim.lr_scheduler_type != "constant" and 0 < config.run.max_steps <= config.optim.warmup_steps:
         warmup, steps = config.optim.warmup_steps, config.run.max_steps
         lines.append(f"--warmup_steps {warmup}: the run has {steps} steps, so no rate comes to its peak")

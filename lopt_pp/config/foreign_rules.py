@@ -84,10 +84,9 @@ def dtype(name: str, value: Any) -> dict[str, Any] | str:
 
 
 def trackers(name: str, value: Any) -> dict[str, Any] | str:
+    """One or several; YAML has them as a word or a list, and an empty list for none."""
     several = value if isinstance(value, list) else [value]
-    if len(several) > 1 or word_of(several) == "all":
-        return "one tracker, tensorboard or wandb; metrics.jsonl has everything besides"
-    return {name: several[0] if several else "none"}
+    return {name: several if several else ["none"]}
 
 
 def checkpointing_kwargs(name: str, value: Any) -> dict[str, Any] | str:

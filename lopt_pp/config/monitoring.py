@@ -2,10 +2,30 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from lopt_pp.config.fields import Resume, check_types, expand_home, flag
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, shown
+
+TRACKERS = (
+    "none",
+    "all",
+    "tensorboard",
+    "wandb",
+    "trackio",
+    "mlflow",
+    "comet_ml",
+    "swanlab",
+    "azure_ml",
+    "clearml",
+    "codecarbon",
+    "dagshub",
+    "dvclive",
+    "flyte",
+    "kubeflow",
+    "neptune",
+)
+"""What `--report_to` takes: the names of transformers."""
 
 
 @dataclass(frozen=True)
@@ -14,11 +34,13 @@ class ReportConfig:
 
     _argument_group_name: ClassVar[str] = "Insight"
 
-    report_to: Literal["none", "tensorboard", "wandb"] = field(
-        default="none",
+    report_to: list[str] | None = field(
+        default=None,
         metadata=flag(
-            "Where the metrics of all stages go, as one run, besides metrics.jsonl: TensorBoard or Weights & "
-            "Biases. Needs that package (pip install 'lopt-pp[insight]' brings TensorBoard) where rank 0 runs.",
+            "Trackers that get the metrics of all stages, as one run, besides metrics.jsonl: one or several of "
+            "tensorboard, wandb, trackio, mlflow, comet_ml, swanlab and the others of transformers; all: those that "
+            "are installed; none, as by default. Each needs its package where rank 0 runs (pip install "
+            "'lopt-pp[insight]' brings TensorBoard).",
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=False,
             compared=False,
@@ -38,6 +60,44 @@ class ReportConfig:
         default=None,
         metadata=flag(
             "Name of the run for trackers and reports; by default that of --output_dir.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
+        ),
+    )
+    project: str | None = field(
+        default=None,
+        metadata=flag(
+            "Name of the project, or experiment, of the trackers; by default what their environment variables say "
+            "(WANDB_PROJECT, MLFLOW_EXPERIMENT_NAME, ...), else their own default.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
+        ),
+    )
+    trackio_space_id: str | None = field(
+        default=None,
+        metadata=flag(
+            "With --report_to trackio: the Space of the hub that shows the run, such as me/runs; by default it stays "
+            "on this machine.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
+        ),
+    )
+    trackio_bucket_id: str | None = field(
+        default=None,
+        metadata=flag(
+            "With --trackio_space_id: the bucket of the hub that keeps the data.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
+        ),
+    )
+    trackio_static_space_id: str | None = field(
+        default=None,
+        metadata=flag(
+            "With --trackio_space_id: the static Space that is left of it after the run.",
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=False,
             compared=False,
@@ -66,8 +126,15 @@ class ReportConfig:
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.report_to, str):
+            object.__setattr__(self, "report_to", [self.report_to])
         expand_home(self)
         check_types(self)
+        for name in self.report_to or []:
+            if name not in TRACKERS:
+                raise LoptError(f"--report_to {shown(name)}: expected one or several of {', '.join(TRACKERS)}")
+        if len(self.report_to or []) > 1 and {"all", "none"} & set(self.report_to or []):
+            raise LoptError("--report_to: all and none stand alone")
         _ = self.trace_window
         if self.probe_steps < 0:
             raise LoptError(f"--probe_steps {self.probe_steps}: at least 0")

@@ -86,6 +86,7 @@ _CALLED: dict[str, str] = {
     "eval_steps": "eval_every eval_interval eval_freq val_interval val_check_interval evals_per_epoch evaluation_steps",
     "logging_steps": "log_every log_interval logging_interval log_steps log_freq log_every_n_steps logging_freq",
     "report_to": "wandb use_wandb tracker log_with with_tracking tensorboard logger",
+    "project": "wandb_project swanlab_project comet_project mlflow_experiment_name project_name",
     "run_name": "wandb_name wandb_run_name exp_name experiment_name experiment name wandb_run_id",
     "logging_dir": "log_dir tensorboard_dir",
     "num_stages": "stages pp pp_size pipeline_parallel_size pipeline_model_parallel_size pipeline_parallel "
@@ -128,7 +129,6 @@ _SAID: dict[str, str] = {
     "device": "a run takes the GPUs that there are; --backend gloo computes on CPUs",
     "device_map": "the stages are laid over the processes of torchrun: --num_stages",
     "cpu": "--backend gloo computes on CPUs",
-    "wandb_project": "set WANDB_PROJECT in the environment (in YAML below env:), and --report_to wandb",
     "wandb_entity": "set WANDB_ENTITY in the environment (in YAML below env:), and --report_to wandb",
     "stage": "there is one stage of post-training, supervised fine-tuning; --num_stages is the pipeline's",
     "early_stopping_patience": "a run does not stop early; --load_best_model_at_end keeps the best model",

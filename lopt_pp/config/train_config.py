@@ -93,10 +93,19 @@ class RunConfig:
     logging_steps: int = field(
         default=10,
         metadata=flag(
-            "Steps between log lines (metrics.jsonl has every step).",
+            "Steps between log lines, and between what trackers are given (metrics.jsonl has every step).",
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=False,
             compared=True,
+        ),
+    )
+    logging_first_step: bool = field(
+        default=False,
+        metadata=flag(
+            "A log line of the first step as well.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
         ),
     )
 

@@ -39,10 +39,10 @@ RUN: dict[str, list[Row]] = {
         Row("save_on_each_node", MISSING, "`--output_dir` is shared by all machines", unless()),
         Row("restore_callback_states_from_checkpoint", NO_EFFECT, "there are no callbacks", ignored),
         Row("logging_steps", SAME, "of the log lines; [metrics.jsonl](metrics.md) has every step", share_of_steps("")),
+        Row("logging_first_step", SAME),
         Row("logging_strategy", MISSING, "log lines are counted in steps: `--logging_steps`", by_value({"steps": {}})),
         Row(
-            "logging_first_step log_on_each_node include_num_input_tokens_seen log_level log_level_replica "
-            "disable_tqdm",
+            "log_on_each_node include_num_input_tokens_seen log_level log_level_replica disable_tqdm",
             NO_EFFECT,
             "[metrics.jsonl](metrics.md) has every step, with its tokens; there are no bars",
             ignored,
@@ -51,16 +51,13 @@ RUN: dict[str, list[Row]] = {
         Row(
             "report_to",
             SAME,
-            "`tensorboard` or `wandb`; nothing by default. `lopt-pp report` makes a [page](insight.md) of any run",
+            "one or several, with the names of transformers; nothing by default. `lopt-pp report` makes a "
+            "[page](insight.md) of any run",
             trackers,
         ),
         Row("run_name", SAME),
-        Row(
-            "project trackio_space_id trackio_bucket_id trackio_static_space_id",
-            MISSING,
-            "trackers read their own environment variables, such as `WANDB_PROJECT`",
-            unless("huggingface"),
-        ),
+        Row("project", SAME, "of all trackers that have projects or experiments"),
+        Row("trackio_space_id trackio_bucket_id trackio_static_space_id", SAME, "read by trackio"),
         Row("push_to_hub", MISSING, "upload `--output_dir` yourself", unless()),
         Row(
             "hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision",

@@ -11,11 +11,11 @@ from lopt_pp.config.train_config import Config
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.clock_sync import measure_offset
 from lopt_pp.metrics.collector import post
+from lopt_pp.metrics.listeners import Listener
 from lopt_pp.metrics.mfu import device_peak, work_of
 from lopt_pp.metrics.records import FILE, Record
 from lopt_pp.metrics.run_info import about_stage, gather_about, write_about
 from lopt_pp.metrics.trace import TraceFile
-from lopt_pp.metrics.trackers import Listener, open_tracker
 from lopt_pp.stage.base import BaseStage
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ def begin(
     loss_names: Sequence[str | None],
     run_info: Mapping[str, Any],
 ) -> tuple[Callable[[Record], None], list[Listener]]:
-    """Joins the processes' clocks, writes `run.json`, and opens the trace and the tracker. All must call this.
+    """Joins the processes' clocks, writes `run.json`, and opens the trace. All must call this.
 
     Args:
         world: this process.
@@ -41,9 +41,6 @@ def begin(
 
     Returns:
         What reports a record of this process's to rank 0; and, on rank 0, what is to be told of every step.
-
-    Raises:
-        LoptError: the tracker that the flags ask for cannot begin.
     """
     offset, replica = measure_offset(world), topology.replica_of(world.rank)
     accumulation = config.run.gradient_accumulation_steps
@@ -72,5 +69,4 @@ def begin(
         names = [f"stage {index}: layers {start}-{stop - 1}" for index, (start, stop) in sorted(layers.items())]
         clocks = {f"rank {process['rank']}": process["clock"] for process in processes}
         listeners.append(TraceFile(output_dir / "trace.json", window, names, about | {"clocks": clocks}))
-    tracker = open_tracker(config.report, output_dir, config.flags(), run_info["steps_done_before"])
-    return report, listeners if tracker is None else [*listeners, tracker]
+    return report, listeners

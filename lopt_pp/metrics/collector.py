@@ -20,9 +20,9 @@ from tqdm import tqdm
 from lopt_pp.errors import first_line
 from lopt_pp.evaluation.scores import perplexity
 from lopt_pp.metrics.jsonl import MetricsFile, is_evaluated
+from lopt_pp.metrics.listeners import Listener
 from lopt_pp.metrics.records import Record, time_shares
 from lopt_pp.metrics.trace import QueueLengths
-from lopt_pp.metrics.trackers import Listener
 from lopt_pp.util.threads import in_background
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,6 @@ class Collector:
                         with tqdm.external_write_mode():
                             logger.info("step %d/%d: %s", step, self._num_steps, self._status(records))
                 self._keep(step, records[-1])
-        self._tell(methodcaller("end"))
 
     def _keep(self, step: int, record: dict[str, Any]) -> None:
         """Keeps the last stage's evaluation of a step, where there was one, and says that the step is collected."""
@@ -205,9 +204,14 @@ class Collector:
     def _speed(self) -> str:
         return f"{self._num_tokens / self.seconds:.0f} tokens/s"
 
+    def saved(self, step: int) -> None:
+        """Tells the listeners of a checkpoint. May be called from any thread."""
+        self._tell(methodcaller("saved", step))
+
     def join(self) -> None:
-        """Waits for the last record of the last stage."""
+        """Waits for the last record of the last stage, and for the listeners."""
         self._thread.join()
+        self._tell(methodcaller("end"))
 
     def summary(self) -> list[dict[str, float]]:
         """By stage: the share of the run's wall time (from the first step) spent computing, receiving and sending.

@@ -108,6 +108,9 @@ class TraceFile:
         if step == self._window[-1]:
             self.end()
 
+    def saved(self, step: int) -> None:
+        """Checkpoints are written beside the steps, and have no place in the trace."""
+
     def end(self) -> None:
         """Writes what there is."""
         if not self._parts:

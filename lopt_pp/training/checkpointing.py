@@ -165,4 +165,5 @@ def _committer(
         length,
         eval_loss=collector.eval_loss if setup.held_out is not None else lambda step: None,
         best=(functools.partial(best_checkpoint, output_dir, run_id, best_of) if best_of is not None else lambda: None),
+        on_commit=collector.saved,
     )

@@ -129,8 +129,8 @@ class RunFinalizer:
         if collector is not None:
             self._may_publish()
             post_end(self._world.store, self.steps_done)
-            collector.join()
             checkpointer.join()
+            collector.join()
             is_saved = self.steps_done == steps_before or checkpointer.committed == self.steps_done
             if unusable is None:
                 problem = self._leave_word(is_saved)

@@ -10,6 +10,7 @@ from lopt_pp.config.model import ModelConfig
 from lopt_pp.data import with_chat_template
 from lopt_pp.data.in_memory import NO_GIVEN_ROWS, GivenRows
 from lopt_pp.errors import LoptError
+from lopt_pp.metrics.listeners import OwnCallbacks
 from lopt_pp.model.in_memory import LoadedWeights, config_of, generation_of
 from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_class_of
 from lopt_pp.model.stored import without_quantization
@@ -24,11 +25,13 @@ class Given:
         model: loaded, to be trained.
         tokenizer: of the model.
         rows: to train and to evaluate on.
+        callbacks: that rank 0 calls; None where there are none.
     """
 
     model: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     rows: GivenRows = NO_GIVEN_ROWS
+    callbacks: OwnCallbacks | None = None
 
 
 NOTHING = Given()

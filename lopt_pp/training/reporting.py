@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.begin import begin
 from lopt_pp.metrics.collector import Collector
+from lopt_pp.metrics.installed import tracks
+from lopt_pp.metrics.listeners import Listener, OwnCallbacks
 from lopt_pp.metrics.records import Record
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.training.setup import Setup
@@ -13,9 +16,14 @@ from lopt_pp.training.step_plan import START
 
 
 def open_reporting(
-    setup: Setup, world: World, stages: Sequence[BaseStage], steps: range, run_id: str
+    setup: Setup,
+    world: World,
+    stages: Sequence[BaseStage],
+    steps: range,
+    run_id: str,
+    own: OwnCallbacks | None = None,
 ) -> tuple[Callable[[Record], None], Collector | None]:
-    """Writes `run.json`, and opens the log, the trace and the tracker. All processes must call this.
+    """Writes `run.json`, and opens the log, the trace and the trackers. All processes must call this.
 
     Args:
         setup: of the run.
@@ -23,12 +31,13 @@ def open_reporting(
         stages: of this process.
         steps: that are to be made, and maybe `START` before them.
         run_id: of the run.
+        own: the user's callbacks.
 
     Returns:
         What reports a record of this process's to rank 0; and, on rank 0, what takes all of them.
 
     Raises:
-        LoptError: the tracker that the flags ask for cannot begin.
+        LoptError: a tracker that the flags ask for, or a callback, cannot begin.
     """
     steps_done = max(steps.start, 0)
     run_info = {
@@ -42,6 +51,8 @@ def open_reporting(
     report, listeners = begin(world, setup.config, setup.topology, stages, setup.loss_names, run_info)
     if world.rank != 0:
         return report, None
+    if own is not None or tracks(setup.config.report):
+        listeners.append(_open_callbacks(setup, world, run_id, steps_done, own))
     return report, Collector(
         world.connection(),
         Path(setup.config.run.output_dir) / "metrics.jsonl",
@@ -53,3 +64,31 @@ def open_reporting(
         listeners=listeners,
         from_start=steps.start == START,
     )
+
+
+def _open_callbacks(setup: Setup, world: World, run_id: str, steps_done: int, own: OwnCallbacks | None) -> Listener:
+    """What calls trackers and callbacks, which have begun."""
+    # Late, since they bring accelerate with them.
+    from lopt_pp.metrics.arguments import as_training_arguments
+    from lopt_pp.metrics.callbacks import Callbacks, called_as
+    from lopt_pp.metrics.trackers import chosen, open_trackers
+
+    config, evaluates = setup.config, setup.held_out is not None
+    names = chosen(config.report)
+    arguments = as_training_arguments(
+        config, setup.num_steps, evaluates=evaluates, num_processes=world.size, reports_to=names
+    )
+    called = open_trackers(names, config.report, arguments, run_id, steps_done)
+    own = own or OwnCallbacks()
+    callbacks = Callbacks(
+        [*called, *map(called_as, own.callbacks)],
+        arguments,
+        setup.num_steps,
+        steps_done,
+        model=SimpleNamespace(config=setup.model_config),
+        processing_class=setup.tokenizer,
+        act=own.act,
+    )
+    own.opened(callbacks)
+    callbacks.begin()
+    return callbacks

@@ -18,7 +18,7 @@ from lopt_pp.data.dates import today
 from lopt_pp.distributed.shutdown import RunLength, stop_coordinator
 from lopt_pp.distributed.world import World, check_shared
 from lopt_pp.errors import LoptError, NotFiniteError
-from lopt_pp.metrics.trackers import check_installed
+from lopt_pp.metrics.installed import check_installed
 from lopt_pp.model.in_memory import write_back
 from lopt_pp.training.checkpointing import Checkpointer
 from lopt_pp.training.connect import connect, deciders
@@ -136,7 +136,7 @@ def _run(
     plan = step_plan(setup, world, probe, length)
     evaluates_start = steps_before == 0 and config.evaluation.eval_on_start
     steps = range(START if evaluates_start else steps_before, setup.num_steps)
-    report, collector = open_reporting(setup, world, stages, steps, start.run_id)
+    report, collector = open_reporting(setup, world, stages, steps, start.run_id, given.callbacks)
     checkpointer = Checkpointer(setup, world, stages, collector, start.run_id, lock, length)
     try:
         with stop_coordinator(world, deciders(setup, world), steps_before, length) as decided:

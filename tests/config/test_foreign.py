@@ -66,7 +66,7 @@ def test_a_file_means_the_same_as_a_command_line(tmp_path: Path) -> None:
         ("--lr 1e-4", "^unknown flag --lr; it is --learning_rate here$"),
         ("--batch-size=4", "^unknown flag --batch_size; it is --per_device_train_batch_size here$"),
         ("--save_strategy epoch", "^--save_strategy epoch: checkpoints are counted in steps"),
-        ("--report_to tensorboard wandb", "^--report_to .*: one tracker"),
+        ("--report_to tensorboard wandby", "^--report_to 'wandby': expected one or several of none, all, tensorboard"),
         ("--eval_strategy no --eval_file e", "^--eval_strategy no, and rows to evaluate on are given"),
         ("--eval_strategy steps --eval_steps 5", "^--eval_strategy steps needs rows to evaluate on"),
         ("--evaluation_strategy steps --eval_file e", "^--eval_strategy steps: give --eval_steps as well"),

@@ -45,7 +45,7 @@ def another(name: str, value: object) -> object:
     if typing.get_origin(kind) is typing.Literal:
         return next(choice for choice in typing.get_args(kind) if choice != value)
     if typing.get_origin(kind) is list:
-        return ["other"]
+        return ["tensorboard"] if name == "report_to" else ["other"]
     if kind is bool:
         return not value
     if kind is int:

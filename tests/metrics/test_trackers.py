@@ -1,127 +1,198 @@
-"""Metrics in TensorBoard and Weights & Biases, and the flags for them."""
+"""Metrics in trackers, through the callbacks of transformers, and the flags for them.
 
+TensorBoard is tried in CI; the others are where their packages are installed, without a network.
+"""
+
+import json
 import logging
+import os
+import subprocess
 import sys
-import types
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
+import tracked
 from stores import clone
-from synthetic_runs import record
+from tracked import RUN_ID, of_step, track
 
 from lopt_pp.config.monitoring import ReportConfig
+from lopt_pp.config.parser import load_config
 from lopt_pp.errors import LoptError
 from lopt_pp.metrics.collector import Collector, post
+from lopt_pp.metrics.installed import check_installed, tracks
 from lopt_pp.metrics.records import Record
-from lopt_pp.metrics.trackers import check_installed, open_tracker, scalars
+from lopt_pp.metrics.trackers import chosen
 
-FLAGS = {"learning_rate": 1e-4, "method": "lopt"}
+Points = list[tuple[int, float]]
+"""(step, value) of the last stage's loss: 2 over the step."""
 
-
-def of_step(step: int) -> list[dict[str, Any]]:
-    return [
-        record(0, step, {"forward": 0.5, "wait_send": 0.25}, reconstruction_loss=1.0 / step, grad_norm=0.5),
-        record(1, step, {"forward": 0.5, "wait_receive": 0.125}, loss=2.0 / step, grad_norm=1.5),
-    ]
+UNTIL_4: Points = [(step, 2 / step) for step in (1, 2, 3, 4)]
+FROM_4: Points = [(step, 2 / step) for step in (4, 5, 6)]
 
 
-def test_scalars_are_named_by_metric_and_stage() -> None:
-    values = scalars(of_step(4))
-    assert values["reconstruction_loss/stage 0"] == 0.25 and values["loss/stage 1"] == 0.5
-    assert values["share computing/stage 0"] == 0.5 and values["share waiting to send/stage 0"] == 0.25
-    assert values["share waiting to receive/stage 1"] == 0.125
-    assert values["peak_memory_bytes/stage 1"] == 2**30 and values["step_seconds/stage 0"] == 1.0
-    assert not any(name.startswith(("forward_seconds", "stage/", "step/")) for name in values)
+def rounded(points: Points) -> Points:
+    """float32 is what TensorBoard keeps."""
+    return [(step, round(value, 6)) for step, value in points]
 
 
-def test_of_an_evaluation_before_the_first_step_there_is_what_it_measured() -> None:
-    records = [
-        record(0, 0, {"eval": 0.5}, eval_reconstruction_loss=0.5, epoch=0.0),
-        record(1, 0, {"eval": 0.5}, eval_loss=2.0, eval_perplexity=7.4),
-    ]
-    assert scalars(records) == {
-        "eval_reconstruction_loss/stage 0": 0.5,
-        "eval_loss/stage 1": 2.0,
-        "eval_perplexity/stage 1": 7.4,
-    }
-
-
-def test_tensorboard_has_all_stages_in_one_run(tmp_path: Path) -> None:
+def test_tensorboard_has_all_stages_in_one_run_and_goes_on_in_it(tmp_path: Path) -> None:
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    tracker = open_tracker(ReportConfig(report_to="tensorboard"), tmp_path, FLAGS, steps_done=0)
-    assert tracker is not None
-    for step in range(1, 6):
-        tracker.step(step, of_step(step), [])
-    tracker.end()
-    # The run goes on from step 3.
-    tracker = open_tracker(ReportConfig(report_to="tensorboard"), tmp_path, FLAGS, steps_done=3)
-    assert tracker is not None
-    tracker.step(4, of_step(8), [])
-    tracker.end()
+    track("tensorboard", str(tmp_path), 0)
+    track("tensorboard", str(tmp_path), 3)
     events = accumulators.EventAccumulator(str(tmp_path / "runs"))
     events.Reload()
-    losses = [(event.step, event.value) for event in events.Scalars("loss/stage 1")]
-    assert losses == [(1, 2.0), (2, 1.0), (3, pytest.approx(2 / 3)), (4, 0.25)]
-    assert [event.step for event in events.Scalars("grad_norm/stage 0")] == [1, 2, 3, 4]
-    assert b"`--learning_rate` | 0.0001" in events.Tensors("flags/text_summary")[0].tensor_proto.string_val[0]
+    losses = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert rounded(losses) == rounded([*UNTIL_4[:3], *FROM_4])
+    assert [event.step for event in events.Scalars("train/grad_norm/stage 0")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Scalars("train/train_runtime")] == [6]
+    shown = json.loads(events.Tensors("args/text_summary")[0].tensor_proto.string_val[0])
+    assert shown["learning_rate"] == 2e-5 and shown["num_stages"] == load_config(**_needed()).pipeline.num_stages
+    assert b"llama" in events.Tensors("model_config/text_summary")[0].tensor_proto.string_val[0]
 
 
-def test_places_and_names(tmp_path: Path) -> None:
+def test_places_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
-    config = ReportConfig(report_to="tensorboard", logging_dir=str(tmp_path / "logs"), run_name="first")
-    tracker = open_tracker(config, tmp_path / "out", FLAGS, steps_done=0)
-    assert tracker is not None
-    tracker.end()
+    track("tensorboard", str(tmp_path / "out"), 0, logging_dir=str(tmp_path / "logs"), run_name="first")
     assert list((tmp_path / "logs" / "first").glob("events.out.tfevents.*"))
-    assert open_tracker(ReportConfig(), tmp_path, FLAGS, 0) is None
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "elsewhere"))
+    track("tensorboard", str(tmp_path / "out"), 0)
+    assert list((tmp_path / "elsewhere").glob("events.out.tfevents.*")) and not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(LoptError, match="^--logging_dir .*/file cannot be written: "):
+        track("tensorboard", str(tmp_path), 0, logging_dir=str(tmp_path / "file"))
 
 
-class FakeRun:
-    def __init__(self) -> None:
-        self.logged: list[tuple[int, dict[str, float]]] = []
-        self.finished = False
-
-    def log(self, values: dict[str, float], step: int) -> None:
-        self.logged.append((step, values))
-
-    def finish(self) -> None:
-        self.finished = True
+def _needed() -> dict[str, Any]:
+    return {"model_name_or_path": "m", "train_file": "rows.jsonl", "output_dir": "out"}
 
 
-def test_weights_and_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the module's interface, without the module."""
-    run, given = FakeRun(), {}
-    module = types.ModuleType("wandb")
-    module.init = lambda **arguments: given.update(arguments) or run  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    tracker = open_tracker(ReportConfig(report_to="wandb"), tmp_path / "out", FLAGS, 0)
-    assert tracker is not None
-    tracker.step(7, of_step(7), [])
-    tracker.end()
-    assert given == {"name": "out", "dir": str(tmp_path / "out" / "runs"), "config": FLAGS}
-    assert run.logged == [(7, scalars(of_step(7)))] and run.finished
+def _wandb(directory: Path) -> list[Points]:
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    runs = []
+    for path in sorted(directory.glob(f"out/runs/wandb/offline-run-*-{RUN_ID}/run-{RUN_ID}.wandb")):
+        store, points = DataStore(), list[tuple[int, float]]()
+        store.open_for_scan(str(path))
+        while (data := store.scan_data()) is not None:
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(data)
+            values = {item.nested_key[0] or item.key: json.loads(item.value_json) for item in record.history.item}
+            if "train/loss" in values:
+                points.append((values["train/global_step"], values["train/loss"]))
+        runs.append(points)
+    return runs
 
 
-def test_weights_and_biases_that_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(**_: object) -> None:
-        raise RuntimeError("no API key configured\nand more")
+def _trackio(directory: Path) -> list[Points]:
+    os.environ["TRACKIO_DIR"] = str(directory / "trackio")
+    import trackio
 
-    module = types.ModuleType("wandb")
-    module.init = fail  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    with pytest.raises(LoptError, match="^--report_to wandb: no API key configured$"):
-        open_tracker(ReportConfig(report_to="wandb"), tmp_path, FLAGS, 0)
+    runs = list(trackio.Api().runs("lopt-test"))
+    return [[(h["train/global_step"], h["train/loss"]) for h in run.history() if "train/loss" in h] for run in runs]
+
+
+def _mlflow(directory: Path) -> list[Points]:
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{directory}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'lopt-test'")
+    runs = client.search_runs([experiment.experiment_id])
+    assert all(run.info.status == "FINISHED" and run.data.params["max_steps"] == "6" for run in runs)
+    return [[(m.step, m.value) for m in client.get_metric_history(run.info.run_id, "loss")] for run in runs]
+
+
+def _comet(directory: Path) -> list[Points]:
+    runs = []
+    for path in sorted((directory / "out" / "runs").glob(f"{RUN_ID}*.zip"), key=lambda path: path.stat().st_mtime_ns):
+        lines = zipfile.ZipFile(path).read("messages.json").decode().splitlines()
+        metrics = [message["payload"].get("metric") or {} for message in map(json.loads, lines)]
+        runs.append([(m["step"], m["metricValue"]) for m in metrics if m.get("metricName") == "train/loss"])
+    return runs
+
+
+def _swanlab(directory: Path) -> list[Points]:
+    runs = []
+    for path in sorted((directory / "out" / "runs").glob(f"run-*-{RUN_ID}")):
+        # Its first column is the loss, the first of what is logged.
+        lines = [line for file in sorted((path / "logs" / "1").glob("*.log")) for line in file.read_text().splitlines()]
+        runs.append([(point["index"], point["data"]) for point in map(json.loads, lines)])
+    return runs
+
+
+LIBRARIES: Mapping[str, tuple[Callable[[Path], list[Points]], list[Points], dict[str, str]]] = {
+    "wandb": (_wandb, [UNTIL_4, FROM_4], {"WANDB_MODE": "offline"}),
+    "trackio": (_trackio, [[*UNTIL_4, *FROM_4]], {}),
+    "mlflow": (_mlflow, [[*UNTIL_4, *FROM_4]], {"MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}),
+    "comet_ml": (_comet, [UNTIL_4, FROM_4], {"COMET_API_KEY": "none", "COMET_START_ONLINE": "0"}),
+    "swanlab": (_swanlab, [UNTIL_4, FROM_4], {"SWANLAB_MODE": "offline"}),
+}
+"""How to read what a tracker has, what that is, and its variables. Offline, what goes on is a run of the same id."""
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_each_library_takes_the_run_and_goes_on_with_it(name: str, tmp_path: Path) -> None:
+    pytest.importorskip(name)
+    read, expected, variables = LIBRARIES[name]
+    environment = (
+        os.environ | variables | {"TRACKIO_DIR": str(tmp_path / "trackio"), "COMET_ERROR_TRACKING_ENABLE": "0"}
+    )
+    for steps_done in ("0", "3"):
+        command = [sys.executable, tracked.__file__, name, str(tmp_path / "out"), steps_done]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert [rounded(points) for points in read(tmp_path)] == [rounded(points) for points in expected]
 
 
 def test_a_missing_package_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    for name in ("tensorboard", "wandb"):
-        with pytest.raises(LoptError, match=f"--report_to {name} needs the package {name}.*pip install {name}"):
-            check_installed(ReportConfig(report_to=name))
-    check_installed(ReportConfig())
+    for name, package in (("tensorboard", "tensorboard"), ("wandb", "wandb"), ("comet_ml", "comet-ml")):
+        with pytest.raises(
+            LoptError, match=f"^--report_to {name} needs the package {package},.*pip install {package}$"
+        ):
+            check_installed(ReportConfig(report_to=["kubeflow", name]))
+    for names in (None, ["none"], ["all"], ["kubeflow"]):
+        check_installed(ReportConfig(report_to=names))
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ("none", ()),
+        ("wandb", ("wandb",)),
+        (["tensorboard", "trackio", "tensorboard"], ("tensorboard", "trackio")),
+        (None, ()),
+    ],
+)
+def test_trackers_are_chosen_as_in_transformers(given: Any, names: Sequence[str]) -> None:
+    config = load_config(**_needed(), **({} if given is None else {"report_to": given})).report
+    assert chosen(config) == tuple(names) and tracks(config) == bool(names)
+
+
+def test_all_trackers_are_those_that_are_installed() -> None:
+    pytest.importorskip("tensorboard")
+    assert "tensorboard" in chosen(ReportConfig(report_to=["all"]))
+
+
+def test_a_job_of_kubeflow_is_told_how_far_the_run_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "http://127.0.0.1:9")
+    assert tracks(ReportConfig()) and chosen(ReportConfig()) == ("kubeflow",)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["tensorbord"], "--report_to 'tensorbord': expected one or several of none, all, tensorboard, wandb"),
+        (["all", "wandb"], "--report_to: all and none stand alone"),
+    ],
+)
+def test_unusable_trackers(given: list[str], message: str) -> None:
+    with pytest.raises(LoptError, match=f"^{message}"):
+        ReportConfig(report_to=given)
 
 
 class Failing:
@@ -133,6 +204,9 @@ class Failing:
     def step(self, step: int, records: object, replicas: object) -> None:
         self.steps.append(step)
         raise ValueError("disk full")
+
+    def saved(self, step: int) -> None:
+        raise AssertionError("it has failed before")
 
     def end(self) -> None:
         raise AssertionError("it has failed before")
@@ -146,6 +220,9 @@ class Good:
 
     def step(self, step: int, records: Sequence[Record], replicas: Sequence[Sequence[Record]]) -> None:
         self.told.append((step, [own["stage"] for own in records], [len(own) for own in replicas]))
+
+    def saved(self, step: int) -> None:
+        self.told.append(f"saved {step}")
 
     def end(self) -> None:
         self.told.append("end")
@@ -166,8 +243,9 @@ def test_a_tracker_that_fails_does_not_end_the_run(tmp_path: Path, caplog: pytes
         for own in of_step(step):
             post(store, 0, own)
     collector.join()
+    collector.saved(2)
     assert failing.steps == [1]
-    assert good.told == [*[(step, [0, 1], [1, 1]) for step in (1, 2, 3)], "end"]
+    assert good.told == [*[(step, [0, 1], [1, 1]) for step in (1, 2, 3)], "end", "saved 2"]
     assert [m for m in caplog.messages if "failing" in m] == [
         "the failing one has failed: disk full. Training goes on without it"
     ]

@@ -1,0 +1,97 @@
+"""What logs say of the steps since the last ones: of the last stage under the names that transformers has, and of all.
+
+The names are those of `transformers.Trainer`: `loss`, `grad_norm`, `learning_rate`, `eval_loss`, `epoch`. They are of
+the last stage, which has the task's loss. What a stage reports besides is there as `NAME/stage INDEX`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lopt_pp.metrics.records import Record, is_measured, time_shares
+
+_OF_THE_RUN = ("loss", "grad_norm", "learning_rate")
+"""Of the last stage, also without its number."""
+
+
+class Window:
+    """The steps since the last logs.
+
+    Losses are their means, as in transformers; seconds are added up, and tokens a second are those of all of them.
+    The rest is of the last step.
+    """
+
+    def __init__(self) -> None:
+        self._records: list[Sequence[Record]] = []
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Takes a step's records, one of each stage; not of step 0, in which nothing is trained."""
+        self._records.append(records)
+
+    def __bool__(self) -> bool:
+        return bool(self._records)
+
+    def take(self) -> list[Record]:
+        """One record of each stage for all the steps; the next steps begin a new window."""
+        taken, self._records = self._records, []
+        return [_joined(own) for own in zip(*taken, strict=True)]
+
+
+def _joined(steps: Sequence[Record]) -> Record:
+    joined = {name: value for name, value in steps[-1].items() if not is_measured(name)}
+    sums: Counter[str] = Counter()
+    losses: dict[str, list[float]] = {}
+    for record in steps:
+        for name, value in record.items():
+            if name.endswith("loss") and not is_measured(name):
+                losses.setdefault(name, []).append(value)
+            elif name.endswith("_seconds") or name == "num_tokens":
+                sums[name] += value
+    joined |= {name: sum(values) / len(values) for name, values in losses.items()}
+    return joined | sums | {"tokens_per_second": sums["num_tokens"] / sums["step_seconds"], "steps": len(steps)}
+
+
+def training_logs(records: Sequence[Record]) -> dict[str, float]:
+    """What trackers and callbacks are given of some steps.
+
+    Args:
+        records: of each stage, as `Window.take` gives them.
+
+    Returns:
+        Numbers by name. Times are shares of the wall time, and the seconds of a step.
+    """
+    last = records[-1]
+    values = {name: float(last[name]) for name in _OF_THE_RUN if name in last}
+    for record in records:
+        own = {
+            name: value
+            for name, value in record.items()
+            if not name.endswith("_seconds") and name not in ("step", "stage", "epoch", "steps", "num_targets")
+        }
+        own |= {f"share {what}": share for what, share in time_shares(record).items()}
+        own["step_seconds"] = record["step_seconds"] / record["steps"]
+        values |= {f"{name}/stage {record['stage']}": float(value) for name, value in own.items()}
+    return values | _epoch(last)
+
+
+def evaluation_logs(records: Sequence[Record]) -> dict[str, float]:
+    """What was measured on held-out rows after a step; empty where nothing was.
+
+    Args:
+        records: of each stage.
+
+    Returns:
+        Numbers by name: those of the last stage as they are (`eval_loss`), those of the others with their stage.
+    """
+    *others, last = records
+    values = {name: float(last[name]) for name in last if is_measured(name)}
+    for record in others:
+        values |= {f"{name}/stage {record['stage']}": float(record[name]) for name in record if is_measured(name)}
+    if values:
+        values["eval_runtime"] = max(record.get("eval_seconds", 0.0) for record in records)
+        values |= _epoch(last)
+    return values
+
+
+def _epoch(record: Mapping[str, Any]) -> dict[str, float]:
+    return {"epoch": float(record["epoch"])} if "epoch" in record else {}
