@@ -1,4 +1,4 @@
-"""Which steps a run makes: all of them, or those until somebody asks it to stop or to finish.
+"""Which steps a run makes: all of them, or those until somebody asks it to stop or to finish; and what it does besides.
 
 Every stage must stop after the same step, and none may wait for another to find out which. So the first stage decides,
 step by step, before it announces a step's first message; the others learn it from the stream, where the end comes in
@@ -8,11 +8,16 @@ A run that is asked to stop ends as soon as it can, and goes on later from its c
 makes one step more, which nobody has begun yet: its last, with all that a last step has, the evaluation among it. The
 others learn which it is from the header of its first message.
 
+It may also be asked, any number of times, to evaluate or to save. That is done after the next step that nobody has
+begun, in the same way: those who decide agree on the step, and its first header tells the others. Each process that
+decides takes the requests in order, by their numbers.
+
 An evaluation changes no weights, so it ends early where it can: it is decided on microbatch by microbatch. `step` and
 `held_out` say what is decided on: the training of a step (`held_out` 0), or a microbatch of the evaluation after it
 (from 1). They are made, and asked for, in this order.
 """
 
+import itertools
 import json
 import logging
 import sys
@@ -30,7 +35,13 @@ logger = logging.getLogger(__name__)
 
 _KEY, _END = "stop", "stop/end"
 _STOP, _FINISH, _NEVER = "stop", "finish", "never"
-"""What may be asked for; the last by the run itself, once it has made all its steps."""
+"""How a run may be asked to end; the last by the run itself, once it has made all its steps."""
+
+_REQUEST = "request"
+"""Before the number of each request: to end, or for an evaluation or a checkpoint."""
+
+EVALUATE, SAVE = 1, 2
+"""What a run may be asked to do after a step; both are their sum."""
 
 
 class RunLength:
@@ -49,6 +60,8 @@ class RunLength:
 
     def __init__(self, planned: int) -> None:
         self.planned = self.num_steps = planned
+        self._besides: dict[int, int] = {}
+        """By step, what it was asked to do after it."""
 
     @property
     def is_early(self) -> bool:
@@ -62,6 +75,20 @@ class RunLength:
     def finish_after(self, steps_done: int) -> None:
         """Has the run finish when so many steps are done, and not later. For whoever decides it, or is told."""
         self.num_steps = min(self.num_steps, steps_done)
+
+    def do_after(self, step: int, what: int) -> None:
+        """Has the run evaluate or save after a step, whatever its flags say. For whoever decides it, or is told.
+
+        Args:
+            step: from 0, that this process has not begun.
+            what: `EVALUATE`, `SAVE` or their sum.
+        """
+        if what:
+            self._besides[step] = self._besides.get(step, 0) | what
+
+    def besides(self, step: int) -> int:
+        """What is done after a step, from 0, besides what flags say; 0 for nothing."""
+        return self._besides.get(step, 0)
 
 
 class StopSignal(Protocol):
@@ -116,6 +143,25 @@ def ask_to_finish(store: Store, reason: str) -> None:
 
 def _ask(store: Store, what: str, reason: str) -> None:
     store.compare_set(_KEY, "", json.dumps([what, reason]))
+    _put(store, None)
+
+
+def ask_for(store: Store, what: int) -> None:
+    """Asks the run, from any of its processes and threads, to evaluate or to save after the next step.
+
+    That is the next one which no process has begun. Of a run that makes its last step already nothing is asked for: it
+    does both then.
+
+    Args:
+        store: of the run: in a thread of one's own, another `World.connection` than other threads have.
+        what: `EVALUATE`, `SAVE` or their sum.
+    """
+    _put(store, what)
+
+
+def _put(store: Store, request: int | None) -> None:
+    """Numbers a request; None is to end, as `_KEY` says."""
+    store.set(f"{_REQUEST}/{store.add(_REQUEST, 1) - 1}", json.dumps(request))
 
 
 def stop_reason(store: Store) -> str:
@@ -161,7 +207,7 @@ class StopCoordinator:
         """Whether nothing is made after what is decided."""
         self._agreeing = False
         self._changed = threading.Condition()
-        self._thread = in_background(self._await_request)
+        self._thread = in_background(self._await_requests)
 
     def is_decided(self, step: int, held_out: int = 0) -> bool:
         return True
@@ -183,15 +229,32 @@ class StopCoordinator:
         _ask(store, _NEVER, "")
         self._thread.join()
 
-    def _await_request(self) -> None:
+    def _farthest(self, number: int) -> tuple[int, int]:
+        """How far the farthest of those who decide has decided. From then on none decides more, until it is agreed."""
+        with self._changed:
+            self._agreeing, own = True, self._decided
+        self._store.set(f"{_REQUEST}/{number}/{self._rank}", json.dumps(own))
+        step, held_out = max(json.loads(self._store.get(f"{_REQUEST}/{number}/{rank}")) for rank in self._deciders)
+        return step, held_out
+
+    def _await_requests(self) -> None:
+        for number in itertools.count():
+            request = json.loads(self._store.get(f"{_REQUEST}/{number}"))
+            if request is None:
+                self._end(number)
+                return
+            step, _ = self._farthest(number)
+            with self._changed:
+                self._length.do_after(step + 1, request)
+                self._agreeing = False
+                self._changed.notify_all()
+
+    def _end(self, number: int) -> None:
         what, reason = json.loads(self._store.get(_KEY))
         if what == _NEVER:
             self._store.set(_END, json.dumps(None))
             return
-        with self._changed:
-            self._agreeing, own = True, self._decided
-        self._store.set(f"{_KEY}/{self._rank}", json.dumps(own))
-        step, held_out = max(json.loads(self._store.get(f"{_KEY}/{rank}")) for rank in self._deciders)
+        step, held_out = self._farthest(number)
         if what == _FINISH:
             # With the next step, which nobody has begun, and all of its evaluation.
             step, held_out = min(step + 1, self._length.planned - 1), sys.maxsize

@@ -23,6 +23,8 @@ class Header:
     """Which microbatch of an evaluation it is, from 1, where the evaluation may end early; otherwise 0."""
     finishes: int = 0
     """1 in the first message of a step with which the run finishes early; otherwise 0."""
+    besides: int = 0
+    """In the first message of a step, what is done after it besides what flags say: see `RunLength.besides`."""
 
     @classmethod
     def end(cls, step: int, held_out: int = 0) -> "Header":

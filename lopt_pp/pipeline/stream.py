@@ -5,7 +5,8 @@ messages ahead of it, over gloo; the payload goes over NCCL between GPUs and glo
 checked what is coming before it posts a buffer for it, and has up to `queue_depth` receives posted before they are
 needed. A header that differs from what the receiver's own data order expects is an error that names both sides, instead
 of a hang. Where the run is asked to stop, the end comes in place of the first header of the step that is not made, or
-in place of the next held-out microbatch. Where the run finishes early, the first header of its last step says so.
+in place of the next held-out microbatch. Where the run finishes early, the first header of its last step says so; where
+it is asked to evaluate or to save, that of the step after which it does.
 """
 
 import math
@@ -106,8 +107,9 @@ class StreamSender:
             if header.may_be_end and not self._stop_signal.runs(*header.place):
                 header = Header.end(*header.place)
                 self._headers.is_over = True
-            elif header.microbatch == 0 and self._length is not None and self._length.is_early:
-                header = replace(header, finishes=int(self._length.is_last(header.step + 1)))
+            elif header.microbatch == 0 and self._length is not None:
+                is_end = self._length.is_early and self._length.is_last(header.step + 1)
+                header = replace(header, finishes=int(is_end), besides=self._length.besides(header.step))
             self._send_header(header)
 
     def _send_header(self, header: Header) -> None:
@@ -198,9 +200,11 @@ class StreamReceiver:
         arrival, packed = self._header_works.popleft()
         self._boundary.wait(arrival, "receiving a header", self._boundary.source, self._expected.peek())
         header = Header.unpack(packed)
-        if header.finishes == 1 and header.microbatch == 0 and self._length is not None:
-            self._length.finish_after(header.step + 1)
-            header = replace(header, finishes=0)  # No end knows it from its own data order.
+        if header.microbatch == 0 and self._length is not None:
+            if header.finishes == 1:
+                self._length.finish_after(header.step + 1)
+            self._length.do_after(header.step, header.besides)
+            header = replace(header, finishes=0, besides=0)  # No end knows it from its own data order.
         self._unchecked.append(header)
         self._check_known()
         if header.is_end:

@@ -16,7 +16,7 @@ from lopt_pp.checkpoint.lock import OutputLock
 from lopt_pp.checkpoint.output_dir import remove_unfinished_checkpoints
 from lopt_pp.checkpoint.run_day import DAY
 from lopt_pp.checkpoint.writer import PartWriter, StageCopy
-from lopt_pp.distributed.shutdown import RunLength
+from lopt_pp.distributed.shutdown import SAVE, RunLength
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.collector import Collector
 from lopt_pp.stage.base import BaseStage
@@ -82,8 +82,12 @@ class Checkpointer:
             # The model comes first, so that a disk with room for one of the two gets the model.
             if self._config.save_steps > 0 and self._decide(steps_done, must=True):
                 self._last = self._writer.copy(self._stages)
-        elif self._config.saves_after(steps_done) and self._decide(steps_done):
+        elif self._is_due(steps_done) and self._decide(steps_done):
             self._save(steps_done)
+
+    def _is_due(self, steps_done: int) -> bool:
+        asked = self._config.save_steps > 0 and self._length.besides(steps_done - 1) & SAVE
+        return bool(asked) or self._config.saves_after(steps_done)
 
     def after_last_step(self) -> None:
         """Saves the stages of a run that is stopped, unless they just were; waits until this process's part is written.

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts, TokenizedRows
-from lopt_pp.distributed.shutdown import RunLength
+from lopt_pp.distributed.shutdown import EVALUATE, RunLength
 
 
 class Evaluation:
@@ -73,6 +73,8 @@ class Evaluation:
         """Whether the rows are run when `steps_done` steps are done; 0 are after `START`."""
         if steps_done == 0:
             return self._on_start
+        if self._length.besides(steps_done - 1) & EVALUATE:
+            return True
         return self._length.is_last(steps_done) or (self._eval_steps > 0 and steps_done % self._eval_steps == 0)
 
     def may_end_early(self, steps_done: int) -> bool:

@@ -6,8 +6,11 @@ import pytest
 import torch.distributed as dist
 
 from lopt_pp.distributed.shutdown import (
+    EVALUATE,
+    SAVE,
     RunLength,
     StopCoordinator,
+    ask_for,
     ask_to_finish,
     ask_to_stop,
     await_end,
@@ -77,6 +80,25 @@ def test_a_run_finishes_with_the_step_after_the_farthest_one() -> None:
     for stop_signal, length in zip((near, far), lengths, strict=True):
         assert [stop_signal.runs(*place) for place in ((1, 2), (2, 0), (2, 7), (3, 0))] == [True, True, True, False]
         assert length.is_early and length.is_last(3) and not length.is_last(9)
+
+
+def test_what_is_asked_for_is_done_after_a_step_that_nobody_has_begun() -> None:
+    """Each time it is asked for; the end is decided in its turn."""
+    store = dist.HashStore()
+    lengths = [RunLength(9), RunLength(9)]
+    near, far = (StopCoordinator(store, rank, [0, 1], 0, lengths[rank]) for rank in (0, 1))
+    assert walk(near, 1) == 1 and walk(far, 2) == 2
+    ask_for(store, EVALUATE)
+    store.wait(["request/0/0", "request/0/1"])
+    # Whoever comes there waits until it is agreed.
+    assert far.runs(2) and near.runs(2) and far.runs(3)
+    assert [length.besides(2) for length in lengths] == [EVALUATE] * 2
+    ask_for(store, SAVE)
+    ask_for(store, EVALUATE)
+    ask_to_finish(store, "that is enough")
+    assert await_end(store) == 5 and near.runs(4) and far.runs(4) and not near.runs(5)
+    for length in lengths:
+        assert [length.besides(step) for step in range(6)] == [0, 0, EVALUATE, 0, EVALUATE | SAVE, 0]
 
 
 @pytest.mark.parametrize("made", [7, 8, 9])

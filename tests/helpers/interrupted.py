@@ -13,7 +13,7 @@ from lopt_pp.training.held_out import Evaluation
 PASS, MICROBATCH = 2, 3
 """Which evaluation, from 1, and before which of its microbatches, from 0."""
 
-_microbatches, _await_request = Evaluation.microbatches, StopCoordinator._await_request
+_microbatches, _await_request = Evaluation.microbatches, StopCoordinator._await_requests
 _decided = threading.Event()
 _passes = 0
 
@@ -36,5 +36,5 @@ def _decide(self: StopCoordinator) -> None:
 def main(arguments: Sequence[str]) -> int:
     if os.environ["RANK"] == "0":
         Evaluation.microbatches = _interrupt  # type: ignore[method-assign]
-        StopCoordinator._await_request = _decide  # type: ignore[method-assign]
+        StopCoordinator._await_requests = _decide  # type: ignore[method-assign]
     return lopt_pp.train.main(arguments)

@@ -2,7 +2,7 @@
 
 A case is {"name", "flags": [...], "slow_stage": null or a number, "seconds": of delay}. With "count_bytes" it writes
 what the kernel's TCP counters say of the traffic between this process and the others to OUTPUT_DIR/bytes-RANK.json.
-With "finish" the run is asked to finish when all stages have reported that step.
+With "finish" the run is asked to evaluate and to save when all stages have reported that step, and then to finish.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 import lopt_pp.training.run
 from lopt_pp.config.parser import parse_config
-from lopt_pp.distributed.shutdown import StopCoordinator, ask_to_finish
+from lopt_pp.distributed.shutdown import EVALUATE, SAVE, RunLength, StopCoordinator, ask_for, ask_to_finish
 from lopt_pp.distributed.world import connect
 from lopt_pp.metrics.collector import Collector
 from lopt_pp.stage.stage import Stage
@@ -57,27 +57,41 @@ def tcp_traffic() -> dict[str, int]:
 
 @contextmanager
 def asking_to_finish(after: int) -> Iterator[None]:
-    """Has a run's collector ask for it in its thread, when it has the records of a step; rank 0 waits to be heard."""
-    keep, await_request, after_step = Collector._keep, StopCoordinator._await_request, Checkpointer.after_step
-    heard = threading.Event()
+    """Has a run's collector ask for an evaluation and a checkpoint, in its thread, when it has the records of a step.
+
+    When it has those of that evaluation, it asks the run to finish. Rank 0 waits to be heard, each time.
+    """
+    keep, do_after, end, after_step = Collector._keep, RunLength.do_after, StopCoordinator._end, Checkpointer.after_step
+    heard = [threading.Event(), threading.Event()]
+    besides: list[int] = []
 
     def ask(collector: Collector, step: int, record: dict[str, Any]) -> None:
         if step == after:
+            ask_for(collector._store, EVALUATE | SAVE)
+        if "eval_loss" in record:
             ask_to_finish(collector._store, "that is enough")
         keep(collector, step, record)
 
-    def hear(coordinator: StopCoordinator) -> None:
-        await_request(coordinator)
-        heard.set()
+    def hear(length: RunLength, step: int, what: int) -> None:
+        do_after(length, step, what)
+        if what:
+            besides.append(step)
+            heard[0].set()
+
+    def hear_end(coordinator: StopCoordinator, number: int) -> None:
+        end(coordinator, number)
+        heard[1].set()
 
     def wait(checkpointer: Checkpointer, steps_done: int) -> None:
         after_step(checkpointer, steps_done)
-        if steps_done == after + 3 and checkpointer._committer is not None:
-            assert heard.wait(60)
+        if checkpointer._committer is not None:
+            assert steps_done != after + 3 or heard[0].wait(60)
+            assert steps_done - 4 not in besides or heard[1].wait(60)
 
     with (
         mock.patch.object(Collector, "_keep", ask),
-        mock.patch.object(StopCoordinator, "_await_request", hear),
+        mock.patch.object(RunLength, "do_after", hear),
+        mock.patch.object(StopCoordinator, "_end", hear_end),
         mock.patch.object(Checkpointer, "after_step", wait),
     ):
         yield

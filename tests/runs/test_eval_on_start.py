@@ -162,7 +162,7 @@ def test_a_stop_never_comes_before_the_start() -> None:
     store = dist.HashStore()
     stop_signal = StopCoordinator(store, 0, [0], 0)
     ask_to_stop(store, "SIGTERM")
-    store.wait(["stop/0"])
+    store.wait(["request/0/0"])
     assert stop_signal.runs(START) and not stop_signal.runs(0)
     stop_signal.close(store)
 

@@ -1,4 +1,7 @@
-"""A run that is asked to finish early ends as if fewer steps had been planned, and is finished; in every layout."""
+"""A run that is asked to finish early ends as if fewer steps had been planned, and is finished; in every layout.
+
+Before, each is asked to evaluate and to save, which it does after a step that no flag names.
+"""
 
 import json
 from pathlib import Path
@@ -22,7 +25,7 @@ MORE = f"--max_steps {STEPS} --eval_steps 0 --save_steps 1000 --lr_scheduler_typ
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model, rows, and a run of every layout that was asked to finish when its third step was reported."""
+    """A model, rows, and a run of every layout that was asked for both, the first when its third step was reported."""
     folder = tmp_path_factory.mktemp("finishing")
     write_files(folder)
     cases = []
@@ -47,10 +50,11 @@ def arguments(files: Path, out: Path, more: str = "") -> list[str]:
 def test_it_ends_as_with_fewer_steps(files: Path, layout: str) -> None:
     """With the evaluation that comes after a last step, its model and its checkpoint."""
     out = run_of(files, "finished", layout)
-    steps = records(out)[-1]["step"]
-    assert 3 < steps < STEPS / 2 and [*eval_losses(out)] == [steps]
+    besides, steps = eval_losses(out)
+    assert 3 < besides < steps == records(out)[-1]["step"] < STEPS
     assert eval_losses(out)[steps] == pytest.approx(plain_loss(out, files / "held_out.jsonl"), rel=1e-5)
-    assert [path.name for path in complete_checkpoints(out)] == [f"checkpoint-{steps}"]
+    assert [path.name for path in complete_checkpoints(out)] == [f"checkpoint-{steps}", f"checkpoint-{besides}"]
+    assert not same(weights(out), saved_weights(out / f"checkpoint-{besides}"))
     assert same(weights(out), saved_weights(out / f"checkpoint-{steps}"))
     assert not (out / STOPPED).exists()
 
@@ -84,7 +88,7 @@ def test_started_again_it_is_finished(files: Path, caplog: pytest.LogCaptureFixt
 
 def test_it_goes_on_where_it_is_told_to(files: Path) -> None:
     out = run_of(files, "finished", "replicas")
-    steps = records(out)[-1]["step"]
+    before = list(eval_losses(out))
     train(arguments(files, out, f"--num_stages 2 {AGAIN} --max_steps {STEPS + 1} --per_device_train_batch_size 6"))
-    assert [*eval_losses(out)] == [steps, STEPS + 1] and "finished_early" not in (out / "run.json").read_text()
+    assert [*eval_losses(out)] == [*before, STEPS + 1] and "finished_early" not in (out / "run.json").read_text()
     assert f"Optimizer steps: {STEPS + 1}\n" in (out / "README.md").read_text()

@@ -106,7 +106,7 @@ def test_a_run_that_is_stopped_where_a_checkpoint_was_skipped_saves_it(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, store, decided = SlowDisk(monkeypatch), HashStore(), threading.Event()
-    after_step, await_request, decide = Checkpointer.after_step, StopCoordinator._await_request, Checkpointer._decide
+    after_step, await_request, decide = Checkpointer.after_step, StopCoordinator._await_requests, Checkpointer._decide
 
     def stop(self: Checkpointer, steps_done: int) -> None:
         after_step(self, steps_done)
@@ -125,7 +125,7 @@ def test_a_run_that_is_stopped_where_a_checkpoint_was_skipped_saves_it(
 
     monkeypatch.setattr(Checkpointer, "after_step", stop)
     monkeypatch.setattr(Checkpointer, "_decide", release)
-    monkeypatch.setattr(StopCoordinator, "_await_request", tell)
+    monkeypatch.setattr(StopCoordinator, "_await_requests", tell)
     monkeypatch.setattr(checkpointing, "_PATIENCE", 0.0)
     assert not train(inputs, tmp_path / "out", "--max_steps 50 --save_steps 2", store=store)
     assert saved(tmp_path / "out") == ["checkpoint-2", "checkpoint-4"]
