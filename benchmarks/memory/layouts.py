@@ -260,7 +260,7 @@ def measure(world: World, case: Case, structure: ModelStructure) -> ProcessMemor
         trainee.run(_sampler(case, case.steps), lambda: _fill_gradients(parameters))
     activations = tracker.peak() - fixed
 
-    states = [state for optimizer in trainee.optimizers for state in optimizer.adamw.state.values()]
+    states = [state for optimizer in trainee.optimizers for state in optimizer.inner.state.values()]
     weights = sum(parameter.nbytes for parameter in parameters)
     message = shape.rows * shape.tokens * hidden_size * case.stage_config.compute_dtype.itemsize
     return ProcessMemory(

@@ -101,7 +101,7 @@ class SharedModel:
         for block in blocks:
             for name, parameter in block.model.named_parameters():
                 state[parameter] = self._moments[name]
-        optimizer.adamw.state = state
+        optimizer.inner.state = state
 
     @property
     def config_of_stages(self) -> StageConfig:

@@ -15,7 +15,8 @@ from lopt_pp.checkpoint.manifest import TRAIN_ROWS
 from lopt_pp.config.data import DataConfig
 from lopt_pp.config.fields import Resume
 from lopt_pp.config.objective import EVEN, ObjectiveConfig
-from lopt_pp.config.train_config import Config
+from lopt_pp.config.optimizer_names import ADAMW_STATE
+from lopt_pp.config.train_config import DEFAULTS, Config
 from lopt_pp.data import Rows, TokenizedRows
 from lopt_pp.data.streaming import StreamedRows
 from lopt_pp.errors import shown
@@ -26,8 +27,16 @@ EVALUATION_ROWS = "evaluation_rows_sha256"
 EMBEDDINGS_TIED = "embeddings_tied"
 """In a manifest's `run`, of models whose config ties them."""
 
-LEFT_OUT: dict[str, object] = {EMBEDDINGS_TIED: False, "packing_strategy": "bfd"}
-"""What it means that a manifest does not have a name: it is older than the name."""
+OPTIMIZER_STATE = "optimizer_state"
+"""In a manifest's `run`: what state the optimizer keeps."""
+
+LEFT_OUT: dict[str, object] = {
+    **DEFAULTS,
+    EMBEDDINGS_TIED: False,
+    OPTIMIZER_STATE: ADAMW_STATE,
+    "packing_strategy": "bfd",
+}
+"""What it means that a manifest does not have a name: it is older than the name. A flag was at its default."""
 
 TRAIN_FILES = "train_files_sha256"
 """In a manifest's `run`, of streamed rows: the content of their files. That an older one lacks it says nothing."""
@@ -40,6 +49,7 @@ _WORDS = {
     "rows_per_step": "the rows of a step",
     "rows_grouped_by_length": "the rows that are grouped by length",
     "parameter_dtype": "the dtype of the weights",
+    OPTIMIZER_STATE: "the state that the optimizer (--optim) keeps",
     EMBEDDINGS_TIED: "whether the input and output embeddings are tied",
     "num_steps": "the number of steps",
     "torch_version": "the version of torch",
@@ -137,6 +147,7 @@ def must_match(
         **_length_of_packs(config.data),
         **_method(config.objective),
         "parameter_dtype": str(config.stage.parameter_dtype),
+        OPTIMIZER_STATE: config.optim.kind.state,
         **({EMBEDDINGS_TIED: ties_embeddings} if model_config.tie_word_embeddings else {}),
     }
 

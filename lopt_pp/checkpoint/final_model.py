@@ -40,7 +40,7 @@ def save_stage(stage: BaseStage, path: Path, store: Store, is_writer: bool, dtyp
     unfinished = path / UNFINISHED
     try:
         unfinished.mkdir(parents=True, exist_ok=True)
-        with stage.updating, stage.side.reading():
+        with stage.averaged(), stage.updating, stage.side.reading():
             sizes = write_shard(stage.block, unfinished if is_writer else None, dtype)
             steps = stage.steps_done
     except (OSError, SafetensorError) as error:

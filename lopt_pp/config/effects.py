@@ -99,6 +99,11 @@ def _unused_flags(config: Config, given: Set[str]) -> list[str]:
         names = ("logging_dir", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
         unused = [f"--{name} {value}" for name in names if (value := getattr(report, name)) is not None]
         lines += [f"of no effect without --report_to: {', '.join(unused)}"] if unused else []
+    if config.optim.optim.startswith("schedule_free") and not config.optim.lr_scheduler_type.startswith("constant"):
+        lines.append(
+            f"--optim {config.optim.optim} averages weights instead of lowering the rate: it is meant for "
+            f"--lr_scheduler_type constant, and the rate is {config.optim.lr_scheduler_type}"
+        )
     if config.optim.lr_scheduler_type != "constant" and 0 < config.run.max_steps <= config.optim.warmup_steps:
         warmup, steps = config.optim.warmup_steps, config.run.max_steps
         lines.append(f"--warmup_steps {warmup}: the run has {steps} steps, so no rate comes to its peak")

@@ -2,9 +2,17 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from lopt_pp.config.fields import Resume, check_types, flag
+from lopt_pp.config.optimizer_names import (
+    Optim,
+    OptimizerKind,
+    mapping_of,
+    mapping_text,
+    optimizer_kind,
+    parse_optim_args,
+)
 from lopt_pp.errors import LoptError, shown
 
 Schedule = Literal[
@@ -29,7 +37,7 @@ FOLLOW_A_METRIC: tuple[Schedule, ...] = ("reduce_lr_on_plateau", "greedy")
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Learning rates, AdamW and the schedule; every stage has its own."""
+    """Learning rates, the optimizer and the schedule; every stage has its own."""
 
     _argument_group_name: ClassVar[str] = "Optimizer"
 
@@ -72,10 +80,22 @@ class OptimConfig:
             compared=True,
         ),
     )
-    optim: Literal["adamw_torch_fused", "adamw_torch"] = field(
+    optim: Optim = field(
         default="adamw_torch_fused",
         metadata=flag(
-            "AdamW in one kernel per tensor list (fused), or in several; fused is the faster.",
+            "The optimizer, by transformers' names. AdamW in one kernel per tensor list (adamw_torch_fused), or in "
+            "several; fused is the faster. Names with 8bit or 32bit, lion and ademamix need bitsandbytes, "
+            "schedule_free needs schedulefree. muon is of PyTorch: for the matrices of the layers, at AdamW's rates, "
+            "and AdamW for all else.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    optim_args: str | None = field(
+        default=None,
+        metadata=flag(
+            "Further settings of the optimizer, such as momentum=0.9,nesterov=true of sgd.",
             on_resume=Resume.MAY_CHANGE,
             shared_by_ranks=True,
             compared=True,
@@ -127,6 +147,16 @@ class OptimConfig:
             compared=True,
         ),
     )
+    lr_scheduler_kwargs: str | None = field(
+        default=None,
+        metadata=flag(
+            "Settings of the schedule, as JSON (a mapping in YAML): '{\"min_lr_rate\": 0.1}' of cosine_with_min_lr. "
+            "Rates among them are of --learning_rate: stages that learn at another rate keep the same share of it.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     warmup_ratio: float = field(
         default=0.0,
         metadata=flag(
@@ -156,7 +186,10 @@ class OptimConfig:
             raise LoptError(
                 f"--lr_scheduler_type {shown(kind)}: {kind} is not a valid SchedulerType, please select one of {known}"
             )
+        settings = mapping_text("lr_scheduler_kwargs", self.lr_scheduler_kwargs)
+        object.__setattr__(self, "lr_scheduler_kwargs", settings)
         check_types(self)
+        parse_optim_args(self.optim_args)
         if kind in FOLLOW_A_METRIC:
             raise LoptError(
                 f"--lr_scheduler_type {kind} follows an evaluation, of which only the last stage would know; take "
@@ -171,6 +204,25 @@ class OptimConfig:
         for name in ("adam_beta1", "adam_beta2", "warmup_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise LoptError(f"--{name} {getattr(self, name)}: at least 0 and below 1")
+
+    @property
+    def kind(self) -> OptimizerKind:
+        """What is known of the optimizer."""
+        return optimizer_kind(self.optim)
+
+    @property
+    def optimizer_settings(self) -> dict[str, Any]:
+        """`--optim_args`, by name."""
+        return parse_optim_args(self.optim_args)
+
+    def schedule_settings(self, learning_rate: float) -> dict[str, Any]:
+        """`--lr_scheduler_kwargs`, by name, for a stage that learns at this peak rate."""
+        settings = mapping_of(self.lr_scheduler_kwargs)
+        if self.learning_rate and isinstance(settings.get("min_lr"), int | float) and "min_lr_rate" not in settings:
+            settings["min_lr_rate"] = settings.pop("min_lr") / self.learning_rate
+        if self.learning_rate and isinstance(settings.get("lr_end"), int | float):
+            settings["lr_end"] *= learning_rate / self.learning_rate
+        return settings
 
     def rates_of_earlier_stage(self, share: float) -> tuple[float, float]:
         """The peak learning rates of an earlier stage's block and of its head.

@@ -24,7 +24,7 @@ OLDER: list[Row] = [
         "nothing here depends on them",
         ignored,
     ),
-    Row("adafactor", MISSING, "`--optim` is AdamW", unless()),
+    Row("adafactor", "optim", "", by_value({"true": {"optim": "adafactor"}, "false": {}})),
     Row("use_mps_device", MISSING, "a run computes on CUDA or on CPUs", unless()),
 ]
 """Flags that earlier versions of TRL and transformers had."""

@@ -139,6 +139,11 @@ class Config:
     def __post_init__(self) -> None:
         self.objective.check_accumulation(self.run.gradient_accumulation_steps)
         self.evaluation.check_checkpoints(self.checkpoint.save_steps)
+        if self.pipeline.sharding == "full" and (reason := self.optim.kind.unsharded):
+            raise LoptError(
+                f"--optim {self.optim.optim} cannot be shared out among replicas (--sharding full): {reason}; take "
+                f"--optim adamw_torch_fused, or --sharding none"
+            )
         if self.objective.max_interface_drift is not None and self.report.probe_steps == 0:
             raise LoptError("--max_interface_drift needs a drift that is measured: --probe_steps above 0")
 

@@ -30,7 +30,7 @@ TRAINING: dict[str, list[Row]] = {
         Row(
             "lr_scheduler_type weight_decay adam_beta1 adam_beta2 adam_epsilon",
             SAME,
-            "schedules that follow a metric or need settings of their own are refused",
+            "schedules that follow a metric are refused",
         ),
         Row(
             "warmup_steps",
@@ -38,9 +38,19 @@ TRAINING: dict[str, list[Row]] = {
             "a number below 1 is a share of all steps: `--warmup_ratio`",
             share_of_steps("warmup_ratio"),
         ),
-        Row("lr_scheduler_kwargs", MISSING, "schedules have the settings that they have by default", unless()),
-        Row("optim", SAME, "`adamw_torch_fused` (the default of both) and `adamw_torch`"),
-        Row("optim_args optim_target_modules", MISSING, "`--optim` is AdamW, of all weights of a stage", unless()),
+        Row(
+            "lr_scheduler_kwargs",
+            SAME,
+            "rates among them are of `--learning_rate`; a stage that learns at another rate keeps the same share of it",
+        ),
+        Row(
+            "optim",
+            SAME,
+            "`adamw_torch_fused` (the default of both), `adafactor`, `sgd`, bitsandbytes' and schedule-free ones, and "
+            "PyTorch's `muon`: see [Optimizers](tuning.md#optimizers)",
+        ),
+        Row("optim_args", SAME, "TRL passes them over where the optimizer is AdamW"),
+        Row("optim_target_modules", MISSING, "GaLore and APOLLO, which read it, are not among `--optim`", unless()),
         Row("max_grad_norm", SAME, "of each stage's own gradient"),
         Row(
             "average_tokens_across_devices",

@@ -21,18 +21,28 @@ def place(modules: Sequence[torch.nn.Module], workload: Workload, tracker: Memor
 def prepare(optimizers: Sequence[Optimizer], workload: Workload, tracker: MemoryTracker, finds_gradients: bool) -> None:
     """Makes the optimizers' state, as their first step does, and if so the gradients that a microbatch finds."""
     for optimizer in optimizers:
-        for group in optimizer.adamw.param_groups:
-            # AdamW sees that its parameters are of no plain class, and would go through them one by one.
-            group["foreach"] = workload.device.type == "cuda" and not optimizer.is_fused
+        _without_values(optimizer.inner)
+        for group in optimizer.inner.param_groups:
+            # PyTorch's optimizers see that parameters are of no plain class, and would go through them one by one.
+            if group.get("foreach", True) is None:
+                group["foreach"] = workload.device.type == "cuda" and not group.get("fused")
         _fill_gradients(optimizer)
         optimizer.step()
-        tracker.note(list(optimizer.adamw.state.values()), "optimizer")
+        tracker.note(list(optimizer.inner.state.values()), "optimizer")
         if finds_gradients:
             _fill_gradients(optimizer)
             tracker.note([parameter.grad for parameter in optimizer.parameters], "gradients")
         for parameter in optimizer.parameters:
             parameter.register_post_accumulate_grad_hook(lambda own: tracker.note(own.grad, "gradients"))
     tracker.forget_peak()
+
+
+def _without_values(inner: torch.optim.Optimizer) -> None:
+    """Readies an optimizer of bitsandbytes: its tables of values are tensors without any, and memory is not paged."""
+    if hasattr(inner, "name2qmap"):
+        inner.name2qmap.update({"dynamic": torch.empty(256), "udynamic": torch.empty(256)})
+    if hasattr(inner, "is_paged"):
+        inner.is_paged = False
 
 
 def _fill_gradients(optimizer: Optimizer) -> None:

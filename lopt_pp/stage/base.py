@@ -3,7 +3,7 @@
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -91,6 +91,21 @@ class BaseStage:
                 kept.enter_context(module.stepping(learned))
             self.optimizer.step()
             self.steps_done += 1
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """While it lasts, the weights are as they are evaluated and saved, where the optimizer averages them."""
+        if self.optimizer is None or not self.optimizer.averages:
+            yield
+            return
+        averages = self.optimizer.evaluating()
+        with self.updating, self.side.changing():
+            averages.__enter__()
+        try:
+            yield
+        finally:
+            with self.updating, self.side.changing():
+                averages.__exit__(None, None, None)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Copies, on the CPU, of all that the next step depends on. Sharded replicas must all call this."""

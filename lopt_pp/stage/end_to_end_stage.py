@@ -16,6 +16,7 @@ from lopt_pp.stage.base import BaseStage, Clock, check_finite, untimed
 from lopt_pp.stage.data_parallel import Replicas, Replicated
 from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
 from lopt_pp.stage.optimizer import Optimizer
+from lopt_pp.stage.optimizer_kinds import OptimizerFactory, ParameterFacts
 
 
 class EndToEndStage(BaseStage):
@@ -23,7 +24,7 @@ class EndToEndStage(BaseStage):
 
     Args:
         block: the block, with its weights.
-        optim: learning rate and AdamW; all blocks have the last one's rate.
+        optim: learning rate and the optimizer; all blocks have the last one's rate.
         num_steps: of the whole run, for the schedule of the rate.
         group: the pipeline's processes.
         config: how the block computes.
@@ -31,6 +32,7 @@ class EndToEndStage(BaseStage):
         seed: of the run.
         device: where the block lives.
         replicas: of the pipeline; None if there is only this one.
+        optimizer_factory: makes the optimizer in the place of the one that `optim` names.
     """
 
     optimizer: Optimizer
@@ -47,6 +49,7 @@ class EndToEndStage(BaseStage):
         seed: int,
         device: torch.device,
         replicas: Replicas | None,
+        optimizer_factory: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(block, device)
         self._group = group
@@ -54,7 +57,14 @@ class EndToEndStage(BaseStage):
             [block], group, device, config=config, objective=objective, seed=seed, replicas=replicas
         )
         self._max_grad_norm = optim.max_grad_norm
-        self.optimizer = Optimizer(block.parameters(), optim, optim.learning_rate, num_steps)
+        self.optimizer = Optimizer(
+            block.parameters(),
+            optim,
+            optim.learning_rate,
+            num_steps,
+            facts=ParameterFacts.of(self._modules),
+            factory=optimizer_factory,
+        )
         self.side.changed()
 
     def train_step(
@@ -99,4 +109,5 @@ class EndToEndStage(BaseStage):
         Returns:
             The loss of each, summed over its target tokens, in the process that holds the last block.
         """
-        return self._pipeline.evaluate(batches)
+        with self.averaged():
+            return self._pipeline.evaluate(batches)

@@ -15,6 +15,7 @@ from lopt_pp.stage.base import BaseStage, Clock, check_finite, untimed
 from lopt_pp.stage.compute import measuring, prepare_block, prepare_objective
 from lopt_pp.stage.data_parallel import Replicas, Replicated, reshard
 from lopt_pp.stage.optimizer import Optimizer
+from lopt_pp.stage.optimizer_kinds import OptimizerFactory, ParameterFacts
 from lopt_pp.util.seeds import derive_seed
 
 _FROZEN = "stands"
@@ -27,7 +28,7 @@ class Stage(BaseStage):
     Args:
         block: the block, with its weights.
         objective: what it learns from; None for a block that is frozen.
-        optim: learning rates and AdamW.
+        optim: learning rates and the optimizer.
         num_steps: of the whole run, for the schedule.
         config: how it computes.
         local_head_warmup_steps: at the beginning of the run, in which the block is frozen and its objective learns.
@@ -35,6 +36,7 @@ class Stage(BaseStage):
         seed: of the run. Dropout is a function of (seed, stage, step, microbatch), whatever process runs it.
         device: where the stage lives.
         replicas: the processes that hold the same stage; None if there is only this one.
+        optimizer_factory: makes the optimizer in the place of the one that `optim` names.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Stage(BaseStage):
         seed: int = 0,
         device: torch.device | str = "cpu",
         replicas: Replicas | None = None,
+        optimizer_factory: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(prepare_block(block, config, torch.device(device)), device)
         self.objective = objective
@@ -84,7 +87,16 @@ class Stage(BaseStage):
         rate = head_rate = optim.learning_rate
         if not block.spec.is_last:
             rate, head_rate = optim.rates_of_earlier_stage(objective.rate_share)
-        self.optimizer = Optimizer(block.parameters(), optim, rate, num_steps, objective.parameters(), head_rate)
+        self.optimizer = Optimizer(
+            block.parameters(),
+            optim,
+            rate,
+            num_steps,
+            objective.parameters(),
+            head_rate,
+            facts=ParameterFacts.of(self._modules),
+            factory=optimizer_factory,
+        )
         self.side.changed()
 
     @property
@@ -111,6 +123,8 @@ class Stage(BaseStage):
         The objective and the optimizer are let go. All replicas of the stage must call this after the same step.
         """
         with self.updating:
+            if self.optimizer is not None:
+                self.optimizer.settle()
             self.block.eval()
             self._run = self.block
             self.block.zero_grad()  # DDP keeps gradients from step to step.
@@ -243,8 +257,9 @@ class Stage(BaseStage):
         parts = [module for own in (self.block, self.objective) if own is not None for module in own.modules()]
         self._measures = True
         try:
-            with measuring(parts, self._compiles):
+            with self.averaged(), measuring(parts, self._compiles):
                 yield
+                reshard(parts)  # What was gathered is of the weights as they were.
         finally:
             self._measures = False
             reshard(parts)

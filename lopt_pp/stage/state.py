@@ -64,9 +64,13 @@ def read_state(
 
 def _all(modules: Mapping[str, nn.Module], optimizer: Optimizer | None) -> Iterator[tuple[str, Any]]:
     """All that is saved, by name: tensors, and numbers of the optimizer's state."""
-    yield from _tensors(modules)
-    for name, parameter in _parameters(modules) if optimizer is not None else ():
-        assert optimizer is not None
+    if optimizer is None:
+        yield from _tensors(modules)
+        return
+    parameters = dict(_parameters(modules))
+    for name, value in _tensors(modules):
+        yield name, optimizer.as_saved(parameters[name]) if optimizer.averages and name in parameters else value
+    for name, parameter in parameters.items():
         for kind, value in optimizer.state_of(parameter).items():
             yield f"{kind}.{name}", value
 
@@ -101,7 +105,7 @@ def write_state(
     targets = dict(_tensors(modules))
     moments: dict[nn.Parameter, dict[str, str]] = {}
     if optimizer is not None and steps_done > 0:
-        moments = _moments(state, dict(_parameters(modules)))
+        moments = _moments(state, dict(_parameters(modules)), optimizer)
     for name, target in targets.items():
         _check(name, _described(state, name), target)
     with torch.no_grad():
@@ -112,14 +116,14 @@ def write_state(
                 target.copy_(state[name])
     if optimizer is not None:
         own = {
-            parameter: {kind: _restored(state[key], parameter, optimizer) for kind, key in kinds.items()}
+            parameter: {kind: _restored(kind, state[key], parameter, optimizer) for kind, key in kinds.items()}
             for parameter, kinds in moments.items()
         }
         optimizer.resume(own, steps_done)
 
 
 def _moments(
-    state: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter]
+    state: Mapping[str, torch.Tensor], parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
 ) -> dict[nn.Parameter, dict[str, str]]:
     """What each parameter's saved state is called, by the optimizer's own names; nothing of one without a gradient yet.
 
@@ -131,12 +135,14 @@ def _moments(
         kind, _, name = key.partition(".")
         if (parameter := parameters.get(name)) is not None:
             found.setdefault(parameter, {})[kind] = key
-    # All parameters of an optimizer have the same kinds of state: one that lacks one of them was damaged.
-    kinds = {kind: None for own in found.values() for kind in own}
+    # Parameters that are alike have the same kinds of state: one that lacks one of them was damaged.
+    kinds: dict[object, dict[str, None]] = {}
+    for parameter, own in found.items():
+        kinds.setdefault(optimizer.likeness(parameter), {}).update(dict.fromkeys(own))
     for name, parameter in parameters.items():
-        for kind in kinds if parameter in found else ():
+        for kind in kinds[optimizer.likeness(parameter)] if parameter in found else ():
             tensor = _described(state, f"{kind}.{name}")
-            if tensor.ndim > 0 and tensor.ndim == parameter.ndim and tensor.is_floating_point():
+            if tensor.ndim == parameter.ndim and optimizer.has_shape_of_parameter(kind):
                 _check(f"{kind}.{name}", tensor, parameter)
     return found
 
@@ -172,13 +178,14 @@ def _saved(value: Any, pinned: PinnedMemory | None) -> torch.Tensor:
     return _copy(value) if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=_NUMBERS[type(value)])
 
 
-def _restored(tensor: torch.Tensor, parameter: nn.Parameter, optimizer: Optimizer) -> Any:
+def _restored(kind: str, tensor: torch.Tensor, parameter: nn.Parameter, optimizer: Optimizer) -> Any:
     """The same as the optimizer had it: a number, or a tensor where it belongs."""
     if tensor.ndim == 0:
         if tensor.dtype in _NUMBERS.values():
             return tensor.item()
         # A fused kernel reads its step on the device; the others on the CPU, without waiting for the device.
-        return tensor.to(parameter.device if optimizer.is_fused else "cpu", copy=True)
+        on_host = kind == "step" and not optimizer.counts_on_device(parameter)
+        return tensor.to("cpu" if on_host else parameter.device, copy=True)
     # Copied into torch's own aligned memory, so that no result hangs on where a tensor lay in a file.
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
         return tensor.to(parameter.device, copy=True)

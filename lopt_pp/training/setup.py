@@ -34,6 +34,7 @@ from lopt_pp.model.verify_positions import row_limits
 from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.objectives import local_objective_class, task_objective_class
 from lopt_pp.planning.auto_split import find_cuts
+from lopt_pp.stage.optimizer import check_optimizer
 from lopt_pp.training.given import NOTHING, Given, find_pretrained, find_tokenizer
 from lopt_pp.training.held_out import Evaluation
 
@@ -225,6 +226,7 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
     Raises:
         LoptError: something in the flags, the model or the data is unusable, or not the same in all processes.
     """
+    check_optimizer(config.optim)
     # The model: its class and its cuts, and the proof that it splits there.
     topology = config.topology(world.size)
     pretrained = find_pretrained(config.model, given.model, warns=world.rank == 0)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,14 +18,23 @@ from lopt_pp.objectives import local_objective, local_objective_class
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.stage.data_parallel import Replicas
 from lopt_pp.stage.end_to_end_stage import EndToEndStage
+from lopt_pp.stage.optimizer_kinds import OptimizerFactory
 from lopt_pp.stage.stage import Stage
 from lopt_pp.training.phases import DriftProbe, EndToEndHeldOutRows, EndToEndTraining, HeldOutRows, LocalTraining
 from lopt_pp.training.setup import Setup
 from lopt_pp.training.step_plan import Phase, StepPlan
 
 
-def build_stages(setup: Setup, world: World) -> Sequence[BaseStage]:
+def build_stages(
+    setup: Setup, world: World, optimizer_factory: Callable[[int], OptimizerFactory | None] = lambda stage: None
+) -> Sequence[BaseStage]:
     """Builds the stages of this process, with their pretrained weights. All processes must call this.
+
+    Args:
+        setup: of the run.
+        world: this process.
+        optimizer_factory: of each stage by its number, what makes its optimizer in the place of the one that `--optim`
+            names; None for that one.
 
     Returns:
         They are `Stage`s; in an end-to-end run over several processes, one `EndToEndStage`.
@@ -51,7 +60,13 @@ def build_stages(setup: Setup, world: World) -> Sequence[BaseStage]:
             block.freeze_embeddings()
         if group is not None:
             end_to_end = EndToEndStage(
-                block, config.optim, setup.num_steps, group, objective=config.objective, **common
+                block,
+                config.optim,
+                setup.num_steps,
+                group,
+                objective=config.objective,
+                optimizer_factory=optimizer_factory(index),
+                **common,
             )
             stages.append(end_to_end)
             continue
@@ -62,6 +77,7 @@ def build_stages(setup: Setup, world: World) -> Sequence[BaseStage]:
             setup.num_steps,
             local_head_warmup_steps=config.objective.local_head_warmup_steps,
             local_accumulation_steps=config.objective.local_accumulation_steps,
+            optimizer_factory=optimizer_factory(index),
             **common,
         )
         stages.append(stage)

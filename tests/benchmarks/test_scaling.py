@@ -198,7 +198,7 @@ def test_memory_is_what_tensors_take(dtype: Any, checkpointing: bool, spec: Bloc
     train_microbatch(stage, model, load)
     live = LiveBytes()
     live.know([[parameter, parameter.grad] for parameter in optimizer_of(stage).parameters])
-    live.know(list(optimizer_of(stage).adamw.state.values()))
+    live.know(list(optimizer_of(stage).inner.state.values()))
     state = live.now
     with live:
         train_microbatch(stage, model, load)

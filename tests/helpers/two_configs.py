@@ -52,7 +52,16 @@ def another(name: str, value: object) -> object:
         return 1 if value is None else value + 2  # type: ignore[operator]
     if kind is float:
         return 0.5 if value is None else value / 2 + 0.25  # type: ignore[operator]
-    return {"split": "2", "auxiliary_choice": "2", "trace": "1-2"}.get(name, "other")
+    return _OTHER_TEXTS.get(name, "other")
+
+
+_OTHER_TEXTS = {
+    "split": "2",
+    "auxiliary_choice": "2",
+    "trace": "1-2",
+    "optim_args": "key=1",
+    "lr_scheduler_kwargs": '{"key": 1}',
+}
 
 
 def two_configs(name: str) -> tuple[Config, Config]:

@@ -14,6 +14,8 @@ from transformers import LlamaModel
 from benchmarks.helpers.process_memory import SavedTensors
 from benchmarks.helpers.synthetic import random_rows
 from lopt_pp.config.compute import StageConfig
+from lopt_pp.config.optim import OptimConfig
+from lopt_pp.config.optimizer_names import optimizer_kind
 from lopt_pp.data import MicrobatchSampler
 from lopt_pp.errors import LoptError
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
@@ -108,7 +110,7 @@ def real_peak(model: Model, stages: Sequence[Stage], given: Workload) -> MemoryT
         if stage.objective is not None:
             tracker.note([*stage.objective.parameters(), *stage.objective.buffers()], "weights")
         if stage.optimizer is not None:
-            tracker.note(list(stage.optimizer.adamw.state.values()), "optimizer")
+            tracker.note(list(stage.optimizer.inner.state.values()), "optimizer")
             for parameter in stage.optimizer.parameters:
                 parameter.register_post_accumulate_grad_hook(lambda own: tracker.note(own.grad, "gradients"))
     with tracker:
@@ -139,6 +141,16 @@ def test_memory_is_that_of_the_real_loop(stages: list[int], dtype: Any, accumula
     model, given = small_model(num_hidden_layers=6), workload(accumulation, stage=StageConfig(dtype=dtype))
     specs = [split_evenly(6, 3)[stage] for stage in stages]
     check(model.process(specs, given), real_peak(model, real_stages(model, specs, given), given))
+
+
+@pytest.mark.parametrize("name", ["adamw_8bit", "adafactor", "muon", "schedule_free_adamw"])
+def test_state_of_optimizers_is_that_of_the_real_loop(name: Any) -> None:
+    if (package := optimizer_kind(name).package) is not None:
+        pytest.importorskip(package)
+    model, given = small_model(num_hidden_layers=2), workload(1, optim=OptimConfig(optim=name))
+    specs = [split_evenly(2, 2)[1]]
+    planned, real = model.process(specs, given).memory, real_peak(model, real_stages(model, specs, given), given)
+    assert planned.optimizer == pytest.approx(real.peak["optimizer"], rel=1e-3) and planned.optimizer > 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,5 +1,8 @@
 """Learning rates, their schedule, weight decay and clipping of one stage."""
 
+import json
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +10,7 @@ from transformers import SchedulerType, get_scheduler
 
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.errors import LoptError
-from lopt_pp.stage.optimizer import Optimizer
+from lopt_pp.stage.optimizer import Optimizer, check_optimizer
 
 STEPS = 10
 PEAK = 1e-3
@@ -45,9 +48,9 @@ def rates(config: OptimConfig) -> list[float]:
     return seen
 
 
-def rates_of_transformers(kind: SchedulerType, warmup: int) -> list[float]:
+def rates_of_transformers(kind: SchedulerType, warmup: int, settings: dict[str, Any] | None = None) -> list[float]:
     adamw = torch.optim.AdamW(make_parameters(), lr=PEAK)
-    schedule = get_scheduler(kind, adamw, warmup, STEPS)
+    schedule = get_scheduler(kind, adamw, warmup, STEPS, settings)
     seen = []
     for _ in range(STEPS):
         seen.append(schedule.get_last_lr()[0])
@@ -82,7 +85,7 @@ def test_a_head_has_a_rate_of_its_own_on_the_same_schedule() -> None:
     torch.testing.assert_close(matrix.detach(), torch.full((3, 4), 2.0 * (1 - PEAK * 0.5)))
     torch.testing.assert_close(head.detach(), torch.full((3, 4), 2.0 * (1 - 10 * PEAK * 0.5)))
     assert optimizer.learning_rate == pytest.approx(PEAK * 9 / 10)
-    rates = [group["lr"] for group in optimizer.adamw.param_groups]
+    rates = [group["lr"] for group in optimizer.inner.param_groups]
     assert rates == pytest.approx([PEAK * 9 / 10, PEAK * 9 / 10, 10 * PEAK * 9 / 10])
 
 
@@ -116,7 +119,7 @@ def test_a_resumed_schedule_goes_on_where_it_stopped(
     expected = rates(config)
     for step in range(done, STEPS):
         assert optimizer.learning_rate == expected[step]
-        block, decay_free, own = (group["lr"] for group in optimizer.adamw.param_groups)
+        block, decay_free, own = (group["lr"] for group in optimizer.inner.param_groups)
         assert block == decay_free == expected[step] and own == pytest.approx(10 * expected[step])
         optimizer.step()
     assert not recwarn.list
@@ -144,10 +147,52 @@ def test_a_schedule_that_follows_an_evaluation_is_refused(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", NEEDING_SETTINGS)
-def test_a_schedule_that_needs_settings_is_refused(kind: str) -> None:
+def test_a_schedule_that_needs_settings_is_refused_without(kind: str) -> None:
     config = OptimConfig(lr_scheduler_type=SchedulerType(kind))  # type: ignore[arg-type]
-    with pytest.raises(LoptError, match=f"--lr_scheduler_type {kind} needs settings that have no flag .*another"):
-        Optimizer(make_parameters(), config, PEAK, STEPS)
+    with pytest.raises(LoptError, match=f"--lr_scheduler_type {kind}: .*--lr_scheduler_kwargs gives it settings"):
+        check_optimizer(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("cosine_with_min_lr", {"min_lr": 3e-4}),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.2, "num_cycles": 1.5}),
+        ("cosine_warmup_with_min_lr", {"min_lr": 3e-4, "warmup_lr_rate": 0.1}),
+        ("warmup_stable_decay", {"num_decay_steps": 3, "decay_type": "1-sqrt"}),
+        ("cosine_with_restarts", {"num_cycles": 2}),
+        ("polynomial", {"power": 2.0, "lr_end": 1e-5}),
+        ("inverse_sqrt", {"timescale": 50}),
+        ("cosine", {"num_cycles": 1.0}),
+    ],
+)
+def test_settings_of_schedules_are_those_of_transformers(kind: Any, settings: dict[str, Any]) -> None:
+    """Whether they come as a mapping or as JSON. A stage with another rate keeps the same share of it."""
+    given: Any = settings
+    config = OptimConfig(lr_scheduler_type=kind, warmup_steps=3, lr_scheduler_kwargs=given, learning_rate=PEAK)
+    expected = rates_of_transformers(kind, 3, settings)
+    assert rates(config) == expected
+    text = OptimConfig(lr_scheduler_type=kind, lr_scheduler_kwargs=json.dumps(settings)).lr_scheduler_kwargs
+    assert text == config.lr_scheduler_kwargs
+    earlier = Optimizer(make_parameters(), config, PEAK / 10, STEPS)
+    earlier.resume({}, STEPS - 1)
+    assert earlier.learning_rate == pytest.approx(expected[-1] / 10)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("min_lr", "expected JSON"),
+        ("[1]", "expected settings by name"),
+        (
+            '{"cycles": 1}',
+            "--lr_scheduler_type cosine with --lr_scheduler_kwargs .*cycles.*unexpected",
+        ),
+    ],
+)
+def test_settings_of_schedules_that_do_not_fit(given: str, expected: str) -> None:
+    with pytest.raises(LoptError, match=expected):
+        check_optimizer(OptimConfig(lr_scheduler_type="cosine", lr_scheduler_kwargs=given))
 
 
 def test_weight_decay_is_of_matrices_alone() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ import torch.distributed as dist
 from families import tiny_config
 from torch.distributed.device_mesh import init_device_mesh
 
+from lopt_pp.config.optim import OptimConfig
+from lopt_pp.config.optimizer_names import Optim, optimizer_kind
 from lopt_pp.errors import LoptError
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.objectives import local_objective
@@ -90,3 +93,22 @@ def test_weights_are_those_without_replicas(model: Model, replicas: Replicas) ->
         assert all(torch.equal(parameter, before[name]) for name, parameter in own.items()) == (step < 2)
     replicated.freeze()
     assert all(parameter.grad is None for parameter in replicated.block.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in get_args(Optim) if not optimizer_kind(name).unsharded])
+def test_sharded_state_goes_on_as_whole_state_does(model: Model, replicas: Replicas, name: Any) -> None:
+    """From a stage that has it whole to one that has a shard of it, and with the averages of schedule-free."""
+    if (package := optimizer_kind(name).package) is not None:
+        pytest.importorskip(package)
+    given = Workload(2, 32, 1, device=CPU, optim=OptimConfig(learning_rate=1e-2, optim=name))
+    alone, sharded = make_stage(model, given, None), make_stage(model, given, replace(replicas, sharded=True))
+    train(alone, given, 512, 0)
+    sharded.resume(alone.state(), 1)
+    with sharded.evaluating():
+        pass
+    for stage in (alone, sharded):
+        train(stage, given, 512, 1)
+    whole, joined = alone.state(), sharded.state()
+    assert whole.keys() == joined.keys()
+    for key, tensor in whole.items():
+        torch.testing.assert_close(joined[key], tensor, msg=key)

@@ -116,7 +116,7 @@ def test_reconstruction_has_no_gradient_to_its_target(llama: Path) -> None:
     constant = dataclasses.replace(output, inputs=output.inputs.clone())
     stage.loss(output, batch, batch.num_tokens).backward(retain_graph=True)
     actual = gradients(stage)
-    optimizer_of(stage).adamw.zero_grad()
+    optimizer_of(stage).inner.zero_grad()
     stage.loss(constant, batch, batch.num_tokens).backward()
     assert equal(actual, gradients(stage))
     assert actual["model.model.embed_tokens.weight"].any()
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(llama: Path) -> None:
     stage = make_stage(llama, LAST)
     accumulate(stage, microbatches())
     stage.step(0)
-    before, state = values(stage), optimizer_of(stage).adamw.state_dict()["state"]
+    before, state = values(stage), optimizer_of(stage).inner.state_dict()["state"]
     moments = {key: entry["exp_avg"].clone() for key, entry in state.items()}
 
     def broken(stage: Stage, batch: Microbatch) -> torch.Tensor | None:
@@ -189,7 +189,7 @@ def test_a_loss_that_is_not_finite_changes_nothing(llama: Path) -> None:
         stage.step(1)
     assert stage.steps_done == 1
     assert equal(values(stage), before)
-    state = optimizer_of(stage).adamw.state_dict()["state"]
+    state = optimizer_of(stage).inner.state_dict()["state"]
     assert all(torch.equal(state[key]["exp_avg"], moments[key]) for key in moments)
 
 
@@ -241,7 +241,7 @@ def test_bfloat16_keeps_weights_gradients_and_optimizer_in_float32(llama: Path, 
     record, exact_record = stage.step(0), exact.step(0)
     assert record[objective_of(stage).name] == pytest.approx(exact_record[objective_of(stage).name], rel=0.02)
     assert {parameter.dtype for parameter in parameters(stage).values()} == {torch.float32}
-    state = [tensor for entry in optimizer_of(stage).adamw.state.values() for tensor in entry.values()]
+    state = [tensor for entry in optimizer_of(stage).inner.state.values() for tensor in entry.values()]
     assert len(state) == 3 * len(parameters(stage))
     assert {tensor.dtype for tensor in state} == {torch.float32}
 
