@@ -62,9 +62,8 @@ fi
 cores="$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)"
 begun=$SECONDS
 # More threads than cores would wait for each other.
-OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}" torchrun --rdzv-backend lopt-pp \
-    --nproc-per-node 2 \
-    -m lopt_pp.train \
+OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > 1 ? cores / 2 : 1))}" lopt-pp train \
+    --nproc 2 \
     --model_name_or_path "$model" \
     --train_file "$work/train.jsonl" \
     --output_dir "$work/output" \

@@ -10,9 +10,7 @@ _DESCRIPTION = """\
 Pipeline-parallel post-training of language models by local learning.
 
 commands:
-  train     post-train a model; under torchrun, one process per stage:
-            torchrun --rdzv-backend lopt-pp --nproc-per-node 2 --no-python lopt-pp train FLAGS
-            (lopt-pp train --help lists them)
+  train     post-train a model: lopt-pp train run.yaml, or with flags (lopt-pp train --help lists them)
   export    make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
   generate  see what a model or a checkpoint answers: lopt-pp generate MODEL --prompt "What is 1 + 2?"
   evaluate  compare models on rows and benchmarks, before and after: lopt-pp evaluate MODEL --before BASE --tasks gsm8k
@@ -25,7 +23,7 @@ commands:
 """
 
 _MODULES = {
-    "train": "lopt_pp.train",
+    "train": "lopt_pp.commands.train",
     "export": "lopt_pp.commands.export",
     "generate": "lopt_pp.commands.generate",
     "evaluate": "lopt_pp.commands.evaluate",

@@ -22,14 +22,15 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from lopt_pp import cli
-from lopt_pp.config.train_config import Config
+from lopt_pp.config.launch import LaunchConfig
+from lopt_pp.config.train_config import COMPONENTS
 
 logger = logging.getLogger("mkdocs.hooks.lopt_pp")
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 
-FLAGS = {flag.name: flag for component in dataclasses.fields(Config) for flag in dataclasses.fields(component.type)}
+FLAGS = {flag.name: flag for component in (*COMPONENTS, LaunchConfig) for flag in dataclasses.fields(component)}
 FLAGS_PAGE = "reference/flags.md"
 
 _LINK_OUT = re.compile(r"\]\((?:\.\./)+([^)#\s]+)(?:#[^)\s]*)?\)")
@@ -92,11 +93,10 @@ def flags_page() -> str:
 def _flags_page() -> Iterator[str]:
     yield "# Flags\n"
     yield (
-        "Of `python -m lopt_pp.train`, which is `lopt-pp train`. Any of them can be written in a YAML file (`--config "
-        "FILE`) under its name without the dashes; the command line wins.\n"
+        "Of `lopt-pp train`. Any of them can be written in a YAML file (`lopt-pp train FILE`) under its name without the "
+        "dashes; the command line wins.\n"
     )
-    for component in dataclasses.fields(Config):
-        kind = typing.cast(type, component.type)
+    for kind in (*COMPONENTS, LaunchConfig):
         yield f"## {kind._argument_group_name}\n"  # type: ignore[attr-defined]
         yield f"{(inspect.getdoc(kind) or '').partition(chr(10) * 2)[0]}\n"
         types_of = typing.get_type_hints(kind)

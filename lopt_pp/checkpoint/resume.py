@@ -15,7 +15,7 @@ import torch
 
 from lopt_pp.checkpoint.compatibility import LEFT_OUT, TRAIN_FILES, difference, length_matters
 from lopt_pp.checkpoint.manifest import TRAIN_ROWS, DamagedError, Manifest, read_manifest
-from lopt_pp.checkpoint.output_dir import complete_checkpoints, earlier_run
+from lopt_pp.checkpoint.output_dir import complete_checkpoints, earlier_run, holds_whole_model, model_origin
 from lopt_pp.checkpoint.parts import OpenParts
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
@@ -142,7 +142,7 @@ def find_start(
             raise LoptError(f"--resume_from_checkpoint: {refused}")
         damaged = world.first_error(f"resume/{number}/damaged", damaged)
         if not damaged and manifest is not None:
-            if world.rank == 0:
+            if world.rank == 0 and not _has_model(wanted):
                 _tell(manifest, specs, wanted)
             return Start(manifest.run_id or world.launch, manifest)
         if is_named:
@@ -215,6 +215,14 @@ def parts_held(manifest: Manifest, stages: Sequence[int], specs: Sequence[BlockS
     """The parts of a checkpoint, however its model was cut, that have layers of the stages of these numbers."""
     own = [specs[stage] for stage in stages]
     return [part.stage for part in manifest.specs if any(s.start < part.stop and part.start < s.stop for s in own)]
+
+
+def _has_model(wanted: Wanted) -> bool:
+    """Whether the run's model, of as many steps, is there already; see `lopt_pp.checkpoint.finished`."""
+    if wanted.overwrites or not holds_whole_model(wanted.output_dir):
+        return False
+    origin = model_origin(wanted.output_dir)
+    return origin is None or origin.num_steps == wanted.num_steps
 
 
 def _tell(manifest: Manifest, specs: Sequence[BlockSpec], wanted: Wanted) -> None:

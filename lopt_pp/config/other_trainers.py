@@ -107,8 +107,8 @@ _SAID: dict[str, str] = {
         "all weights of a stage are trained; there are no adapters"
     ),
     "quantization quantization_bit quantize load_in_4_bit bits": "weights are not quantized",
-    "gpus num_gpus n_gpus n_gpu devices nproc world_size nproc_per_node num_processes": (
-        "torchrun --nproc-per-node gives the number of processes, one for each GPU"
+    "gpus num_gpus n_gpus n_gpu devices world_size nproc_per_node num_processes": (
+        "it is --nproc here, one process for each GPU; torchrun has --nproc-per-node"
     ),
     "tokenizer tokenizer_name tokenizer_name_or_path tokenizer_path special_tokens": (
         "the tokenizer is that of --model_name_or_path; save another one with the model"

@@ -19,6 +19,7 @@ from lopt_pp.config.foreign import (
     translate_settings,
     without_effect,
 )
+from lopt_pp.config.launch import LaunchConfig
 from lopt_pp.config.other_trainers import HINTS
 from lopt_pp.config.train_config import COMPONENTS, EFFECTS, Config
 from lopt_pp.config.yaml_file import read_yaml
@@ -28,14 +29,16 @@ logger = logging.getLogger(__name__)
 
 _DESCRIPTION = """\
 Post-trains a causal language model by local learning (LoPT), as a pipeline of stages: each process holds a block of the
-model's layers, sends detached hidden states forward, and runs its own backward. Start it with torchrun, one process per
-stage:
+model's layers, sends detached hidden states forward, and runs its own backward. It starts its own processes:
 
-  torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train \\
-      --model_name_or_path MODEL --train_file data.jsonl --output_dir out
+  lopt-pp train run.yaml
+  lopt-pp train --model_name_or_path MODEL --train_file data.jsonl --output_dir out --nproc 2
 
-Any flag may also be given in a YAML file given by --config FILE, under its own name without the dashes; flags on the
-command line win over the file.
+or is one of those that torchrun, accelerate launch or srun start:
+
+  torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train --config run.yaml
+
+Any flag may be in the YAML file, under its own name without the dashes; flags on the command line win over the file.
 """
 
 
@@ -45,11 +48,33 @@ def parse_config(
     warn: Callable[[str], object] = logger.warning,
     settings: Mapping[str, object] | None = None,
 ) -> Config:
-    """Reads the flags of a run, and the YAML file that `--config` names, whose `env` goes into the environment.
+    """Reads the flags of a run whose processes the caller starts; see `parse_run`.
+
+    Raises:
+        LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
+        SystemExit: after `--help`.
+    """
+    config, launch = parse_run(arguments, prog, warn=warn, settings=settings)
+    for name, value in vars(launch).items():
+        if value != getattr(LaunchConfig(), name):
+            warn(f"--{name} {value} is of no effect here: it is for lopt-pp train, which starts its own processes")
+    return config
+
+
+def parse_run(
+    arguments: Sequence[str],
+    prog: str = "lopt-pp train",
+    usage: str = "lopt-pp train [RUN_YAML] FLAGS",
+    warn: Callable[[str], object] = logger.warning,
+    settings: Mapping[str, object] | None = None,
+) -> tuple[Config, LaunchConfig]:
+    """Reads the flags of a run and of its processes, and the YAML file that `--config` names or that comes first.
+
+    What the file has under `env` goes into the environment.
 
     Args:
         arguments: the command line.
-        prog: of the help.
+        prog, usage: of the help.
         warn: is given a line for each flag that can have no effect, where that does no harm.
         settings: flags with their values, over which those of the command line win.
 
@@ -57,12 +82,19 @@ def parse_config(
         LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
         SystemExit: after `--help`.
     """
-    usage = "torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train [--config FILE] FLAGS"
-    configs, given = parse_components(COMPONENTS, arguments, prog, usage, _DESCRIPTION, settings)
+    components = [*COMPONENTS, LaunchConfig]
+    arguments = with_config_flag(arguments)
+    (*configs, launch), given = parse_components(components, arguments, prog, usage, _DESCRIPTION, settings)
     config = Config(*configs)
     for warning in [*given.warnings, *check_effects(config, given.names, given.eval_strategy)]:
         warn(warning)
-    return config
+    return config, launch
+
+
+def with_config_flag(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--config` before a YAML file that comes first."""
+    is_file = bool(arguments) and not arguments[0].startswith("-")
+    return ["--config", *arguments] if is_file else list(arguments)
 
 
 @dataclass(frozen=True)
@@ -110,6 +142,8 @@ def parse_components(
     passed_over |= on_line.passed_over
     configs, unknown, names = parser.parse(arguments)
     if unknown:
+        if unknown[0].endswith((".yaml", ".yml")):
+            raise LoptError(f"{unknown[0]}: a YAML file comes first, or after --config: {prog} {unknown[0]} FLAGS")
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         raise LoptError(f"unknown flag {unknown[0]}{_suggest(name, known, prog)}")
     try:

@@ -144,7 +144,7 @@ class PipelineConfig:
             flags = "".join(f" --{name} {number}" for name, number in given if number is not None)
             raise LoptError(
                 f"{world_size} process{'es do' if world_size > 1 else ' does'} not fit --num_stages {stages}{flags}: "
-                f"they are to be replicas times 1 to {stages} pipeline processes; start another number (torchrun "
-                f"--nproc-per-node), or change --num_stages, --pipeline_processes or --data_parallel"
+                f"they are to be replicas times 1 to {stages} pipeline processes; start another number (--nproc; "
+                f"torchrun --nproc-per-node), or change --num_stages, --pipeline_processes or --data_parallel"
             )
         return Topology(processes if end_to_end else stages, processes, replicas)

@@ -31,6 +31,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 from tqdm import tqdm
 
+from lopt_pp.distributed.fork_server import TRAINER, prepare_server
 from lopt_pp.distributed.rendezvous import Rendezvous
 from lopt_pp.distributed.signals import SignalForwarder, come_up
 from lopt_pp.distributed.store import LOOPBACK
@@ -41,9 +42,6 @@ _BACKEND = "lopt-pp-launch"
 
 _LONGEST_END = 600
 """Seconds in which a process that is asked to end does so in good order; afterwards it is ended."""
-
-TRAINER = ("lopt_pp.train", "lopt_pp.training.trainer")
-"""What a process imports that trains. (The first imports the second once its flags are read.)"""
 
 
 @dataclass(frozen=True)
@@ -152,11 +150,7 @@ def launch(
         LoptError: the launchers cannot meet.
     """
     patience = float(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", shutdown_seconds))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // launchers.processes)))
-    # Importing a library may ask whether there is a GPU. Asked through the driver's API, no process that is forked
-    # afterwards could use one; this way it is asked through NVML.
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    multiprocessing.get_context("forkserver").set_forkserver_preload(list(preload))
+    prepare_server(launchers.processes, preload)
     _make_known()
     failed: dict[int, int] = {}
     with (

@@ -4,15 +4,15 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from torch.distributed import Store, TCPStore
-
-from lopt_pp.distributed.rendezvous import check_reachable
-from lopt_pp.distributed.store import serve
 from lopt_pp.errors import LoptError, first_line
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
 
 MEETING_PATIENCE = timedelta(minutes=2)
 """For the other tasks to come; `srun` starts all of them at once."""
@@ -50,22 +50,45 @@ class SlurmTask:
         }
 
 
+def has_other_tasks(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether `srun` has started several tasks, of which this process is one or a child of one."""
+    # Only `srun` sets it; the others are also there in a job's script.
+    return int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def take_place(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Puts into the environment what torchrun would, where this process is one of several tasks of `srun`.
+
+    The ranks of a node are consecutive, also where Slurm's own are not (`--distribution=cyclic`).
+
+    Raises:
+        LoptError: Slurm's variables do not say what is needed.
+    """
+    task = slurm_task(environment)
+    if task is None:
+        return
+    environment.update(task.environment())
+    if not task.in_blocks:
+        environment["RANK"] = str(_first_rank(environment) + task.local_rank)
+
+
 def slurm_task(environment: Mapping[str, str] = os.environ) -> SlurmTask | None:
     """The task that this process is, where `srun` has started several, and no other launcher has come between.
 
     Raises:
         LoptError: Slurm's variables do not say what is needed.
     """
-    # Only `srun` sets it; the others are also there in a job's script.
-    size = int(environment.get("SLURM_STEP_NUM_TASKS", "1"))
-    if size == 1 or _is_launched(environment, size):
+    if not has_other_tasks(environment):
+        return None
+    size = int(environment["SLURM_STEP_NUM_TASKS"])
+    if _is_launched(environment, size):
         return None
     try:
         node, nodes = int(environment["SLURM_NODEID"]), environment["SLURM_STEP_NODELIST"]
         tasks = tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
         number = int(environment["SLURM_JOB_ID"]) + 997 * int(environment["SLURM_STEP_ID"])
         rank, local_rank, local_size = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"]), tasks[node]
-        in_blocks = rank == sum(tasks[:node]) + local_rank
+        in_blocks = rank == _first_rank(environment) + local_rank
     except (KeyError, ValueError, IndexError) as error:
         raise LoptError(
             f"srun has started {size} tasks, and its variables do not say which this is: {error}"
@@ -73,6 +96,11 @@ def slurm_task(environment: Mapping[str, str] = os.environ) -> SlurmTask | None:
     host = environment.get("MASTER_ADDR") or address_of(first_node(nodes))
     port = int(environment.get("MASTER_PORT") or 10000 + number % 10000)
     return SlurmTask(rank, size, local_rank, local_size, host, port, in_blocks)
+
+
+def _first_rank(environment: Mapping[str, str]) -> int:
+    """Of this node, where each node has consecutive ranks."""
+    return sum(tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[: int(environment["SLURM_NODEID"])])
 
 
 def _is_launched(environment: Mapping[str, str], size: int) -> bool:
@@ -83,7 +111,7 @@ def _is_launched(environment: Mapping[str, str], size: int) -> bool:
     return others or "TORCHELASTIC_RUN_ID" in environment
 
 
-def meet(task: SlurmTask, timeout: timedelta) -> Store:
+def meet(task: SlurmTask, timeout: timedelta) -> "Store":
     """A store that all tasks have; the first holds it.
 
     Args:
@@ -93,6 +121,12 @@ def meet(task: SlurmTask, timeout: timedelta) -> Store:
     Raises:
         LoptError: the first task does not answer at the address, or cannot listen there.
     """
+    # Late, so that a task which only asks for its place does not wait for PyTorch.
+    from torch.distributed import TCPStore
+
+    from lopt_pp.distributed.rendezvous import check_reachable
+    from lopt_pp.distributed.store import serve
+
     try:
         if task.local_size < task.size:
             check_reachable(task.host)

@@ -4,11 +4,14 @@ A `TCPStore` takes an address to connect to; the one that serves listens on all 
 that has been bound before.
 """
 
+import errno
+import ipaddress
 import os
 import socket
 from datetime import timedelta
 
-from torch.distributed import TCPStore
+from torch.distributed import Store, TCPStore
+from torch.distributed.rendezvous import rendezvous
 
 from lopt_pp.errors import LoptError
 
@@ -62,6 +65,28 @@ def join(rank: int, size: int, timeout: timedelta = timedelta(minutes=30)) -> TC
         return serve(LOOPBACK, port, size, timeout)
     except OSError as error:
         raise LoptError(f"cannot listen at port {port} (MASTER_PORT): {error.strerror}") from error
+
+
+def join_machines(rank: int, size: int, timeout: timedelta = timedelta(minutes=30)) -> Store:
+    """The store of a run on several machines: the launcher's, or rank 0 has it listen at the address that all know.
+
+    Where that address is not one of the machine's own (a service's, a name that means the loopback interface here), it
+    listens at all of them, as PyTorch's `env://` has it.
+
+    Raises:
+        LoptError: the port is taken.
+    """
+    if has_agent_store() or rank > 0:
+        return next(iter(rendezvous("env://")))[0]
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        address = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+        if not ipaddress.ip_address(address).is_loopback:
+            return serve(host, port, size, timeout)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise LoptError(f"cannot listen at {host}:{port} (MASTER_ADDR, MASTER_PORT): {error.strerror}") from error
+    return next(iter(rendezvous("env://")))[0]
 
 
 def has_agent_store() -> bool:

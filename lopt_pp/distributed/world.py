@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from lopt_pp.config.pipeline import PipelineConfig
 from lopt_pp.distributed.devices import agree_on_devices, choose_device
 from lopt_pp.distributed.groups import GROUP_TIMEOUT, join_groups
 from lopt_pp.distributed.restarts import agree_on_restart
-from lopt_pp.distributed.store import has_agent_store, join
+from lopt_pp.distributed.slurm import take_place
+from lopt_pp.distributed.store import has_agent_store, join, join_machines
 from lopt_pp.errors import LoptError
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,11 @@ class World:
     def is_restart(self) -> bool:
         """Whether the run was started again after one of its processes had failed."""
         return self.restart > 0
+
+    def say(self, message: str, *values: object) -> None:
+        """Logs what all processes do now: once, by rank 0."""
+        if self.rank == 0:
+            logger.info(message, *values)
 
     def fail(self, message: str, keep: bool = False) -> "Failure":
         """Tells all processes why the run cannot go on.
@@ -215,7 +220,14 @@ class World:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Rank and number of processes, as torchrun puts them into the environment; 0 and 1 without it."""
+    """Rank and number of processes, as torchrun puts them into the environment; 0 and 1 without it.
+
+    What `srun` says of its tasks is put there first.
+
+    Raises:
+        LoptError: `srun` does not say what is needed.
+    """
+    take_place()
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -240,7 +252,7 @@ def connect(config: PipelineConfig) -> Iterator[World]:
     if is_one_machine and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    store: dist.Store = join(rank, size) if is_one_machine else next(iter(rendezvous("env://")))[0]
+    store: dist.Store = join(rank, size) if is_one_machine else join_machines(rank, size)
     launch, restart = store.compare_set("launch", "", uuid.uuid4().hex).decode(), 0
     if is_launchers := has_agent_store():
         restart = agree_on_restart(store, rank, size, timedelta(minutes=30))

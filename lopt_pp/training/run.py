@@ -122,6 +122,7 @@ def _run(
             remove_checkpoints(output_dir, after=start.steps_done)
 
     # Build the stages of this process. The probe must see their pretrained weights, so it comes before a resume.
+    world.say("loading the weights")
     stages = build_stages(setup, world)
     probe = remember_pretrained(setup, world, stages)
 

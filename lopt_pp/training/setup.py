@@ -229,6 +229,7 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
     check_optimizer(config.optim)
     # The model: its class and its cuts, and the proof that it splits there.
     topology = config.topology(world.size)
+    world.say("reading the model %s, and whether it splits exactly", config.model.model_name_or_path)
     pretrained = find_pretrained(config.model, given.model, warns=world.rank == 0)
     model_class, model_config, weights = pretrained.model_class, pretrained.config, pretrained.weights
     depth = model_config.num_hidden_layers
@@ -247,6 +248,7 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
     # The rows. One process of each node tokenizes; the others read what it has cached.
     tokenizer = find_tokenizer(config.model, config.data, given.tokenizer)
     limits = RowLimits(*row_limits(builder.whole, config.data.max_length))
+    world.say("reading the rows")
     with world.one_process_first("rows"):
         rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed, limits, day, given.rows)
     pad = pad_token_id(tokenizer, limits.num_embeddings)

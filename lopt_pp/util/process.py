@@ -1,13 +1,33 @@
 """Processes by names that outlast them, and whether one is still there, as far as this machine can say."""
 
 import os
+import signal
 import socket
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 STOPPED_STATUS = 75
 """Of a process that a signal has stopped in good order: `EX_TEMPFAIL` of sysexits.h, "try again later"."""
+
+
+@contextmanager
+def ends_at_ctrl_c() -> Iterator[None]:
+    """Lets Ctrl-C end the process at once and without a word, as long as nobody else takes signals.
+
+    For the seconds in which libraries are imported: Python's own `KeyboardInterrupt` may come up in the middle of one
+    that swallows it, or that prints a traceback.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # Ignored, or taken by a caller.
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def test_help_shows_each_flag_once_with_its_default(capsys: pytest.CaptureFixtur
     entries = re.split(r"^  (?=-)", text, flags=re.MULTILINE)[1:]
     shown = {entry.split()[0].removeprefix("--"): " ".join(entry.split()) for entry in entries}
     assert len(shown) == len(entries)
-    assert shown.keys() == {*FLAGS, "-h,"}
+    assert shown.keys() == {*FLAGS, "nproc", "max_restarts", "-h,"}
     for name, field in FLAGS.items():
         default = field.default
         if default is dataclasses.MISSING:

@@ -31,7 +31,7 @@ from launching import environment
 from pages import PAGES, ROOT, RUNS, Block, blocks_of, indented_code, without_fences
 
 from lopt_pp import cli
-from lopt_pp.config.parser import parse_config
+from lopt_pp.config.parser import parse_run
 from lopt_pp.errors import LoptError
 
 NEEDS = {"cloud", "docker", "gpu", "hub", "kubernetes", "machines", "registry", "slurm", "trl"}
@@ -79,8 +79,8 @@ def test_a_command_that_does_not_run_here_has_flags_and_scripts_that_exist(block
         check_words(words)
         trains = "lopt_pp.train" in words or words[:2] == ["lopt-pp", "train"] or "launch/torchrun/" in " ".join(words)
         if trains:  # Its flags have underscores, and are the last ones.
-            first = next(n for n, word in enumerate(words) if re.fullmatch("--[a-z]+(_[a-z]+)+", word))
-            parse_config(words[first:])
+            first = next((n for n, word in enumerate(words) if re.fullmatch("--[a-z]+(_[a-z]+)+", word)), len(words))
+            parse_run(words[2:] if words[:2] == ["lopt-pp", "train"] else words[first:])
     if "takes" in block.marks:
         for script in re.findall(r"\S+\.(?:py|sh)\b", block.code):
             if script.endswith(".sh"):

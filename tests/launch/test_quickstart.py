@@ -23,7 +23,7 @@ def test_one_gpu_for_two_processes_means_cpus(gpus: str, backend: str, tmp_path:
     program(tmp_path / "launch" / "quickstart.sh", SCRIPT.read_text())
     program(tmp_path / "launch" / "venv.sh", "")
     program(tmp_path / "bin" / "python", '[[ "$1" == -c ]] && [[ "$2" == *count_usable_gpus* ]] && echo "$GPUS"; true')
-    program(tmp_path / "bin" / "torchrun", f'echo "$@" >{tmp_path}/started')
+    program(tmp_path / "bin" / "lopt-pp", f'echo "$@" >{tmp_path}/started')
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
     command = ["bash", str(tmp_path / "launch" / "quickstart.sh")]
     subprocess.run(command, env={"PATH": path, "GPUS": gpus}, check=True, capture_output=True, timeout=60)

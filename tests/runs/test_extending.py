@@ -122,6 +122,7 @@ def test_a_finished_run_says_so_and_changes_nothing(
     with caplog.at_level(logging.INFO):
         assert train(inputs, out, f"{WARM} --max_steps 10 {LATEST}")
     assert f"the run is finished: {out} has its model, after 10 steps; a larger --max_steps or" in caplog.text
+    assert "going on" not in caplog.text
     assert contents(out) == before
     with pytest.raises(LoptError, match="checkpoint-10 has done 10 steps, and the run has 8; with more"):
         train(inputs, out, f"{WARM} --max_steps 8 {LATEST}")

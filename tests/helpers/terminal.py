@@ -1,0 +1,101 @@
+"""Runs `lopt-pp` in a terminal of its own, as a user sees it and presses keys.
+
+The program and the processes that it starts are forked from one that has imported the trainer already, so that a test
+does not wait for PyTorch. Nothing else is different.
+"""
+
+import os
+import pty
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import util
+from pathlib import Path
+from typing import Any
+
+import torch
+from ranks import context, until
+
+from lopt_pp import cli
+
+
+class Terminal:
+    """A terminal in which a program runs.
+
+    Attributes:
+        process: the program.
+    """
+
+    def __init__(self, words: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
+        self._keyboard, screen = pty.openpty()
+        given = (os.ttyname(screen), list(words), cwd, dict(environment))
+        self.process = context.Process(target=_run, args=given)
+        self.process.start()
+        self._shown = b""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._screen = screen
+
+    def _read(self) -> None:
+        with suppress(OSError):  # What a terminal answers that nobody writes to any more.
+            while part := os.read(self._keyboard, 65536):
+                self._shown += part
+
+    @property
+    def lines(self) -> list[str]:
+        """What has been shown."""
+        return self._shown.decode().replace("\r\n", "\n").splitlines()
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        """Waits until it is shown."""
+        until(lambda: text in self._shown.decode() or not self.process.is_alive(), seconds)
+        assert text in self._shown.decode(), self.lines
+
+    def press_ctrl_c(self) -> None:
+        os.write(self._keyboard, b"\x03")
+
+    def status(self, seconds: float = 120) -> int | None:
+        """Waits for the program's end, and for the last line; returns the exit status."""
+        self.process.join(seconds)
+        os.close(self._screen)
+        self._reader.join(seconds)
+        return self.process.exitcode
+
+
+@contextmanager
+def terminal(*words: object, cwd: Path, **environment: str) -> Iterator[Terminal]:
+    """Runs `lopt-pp WORDS` in a terminal; it is killed at the end if it still runs.
+
+    Args:
+        words: of the command line.
+        cwd: where it runs.
+        environment: variables of this program and of those that it starts.
+    """
+    started = Terminal([*map(str, words)], cwd, environment)
+    try:
+        yield started
+    finally:
+        started.process.kill()
+        started.process.join()
+
+
+def _run(tty: str, words: list[str], cwd: Path, environment: dict[str, str]) -> None:
+    os.login_tty(os.open(tty, os.O_RDWR))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+    os.environ.update(environment)
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+    spawn = util.spawnv_passfds
+
+    def fork(path: Any, words: Any, fds: Any) -> int:
+        """Starts the server that the program's processes come from, as a fork in place of `python -c`."""
+        if "forkserver import main" not in words[-1]:
+            return spawn(path, words, fds)
+        if (number := os.fork()) == 0:
+            exec(words[-1], {})
+        return number
+
+    util.spawnv_passfds = fork
+    sys.exit(cli.main(words))
