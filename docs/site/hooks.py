@@ -93,8 +93,8 @@ def flags_page() -> str:
 def _flags_page() -> Iterator[str]:
     yield "# Flags\n"
     yield (
-        "Of `lopt-pp train`. Any of them can be written in a YAML file (`lopt-pp train FILE`) under its name without the "
-        "dashes; the command line wins.\n"
+        "Of `lopt-pp train`. Any of them can be written in a YAML file (`lopt-pp train FILE`) under its name without "
+        "the dashes; the command line wins.\n"
     )
     for kind in (*COMPONENTS, LaunchConfig):
         yield f"## {kind._argument_group_name}\n"  # type: ignore[attr-defined]

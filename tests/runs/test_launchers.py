@@ -1,5 +1,7 @@
 """Other launchers than `lopt-pp train`: what they start takes part in one run."""
 
+import os
+import socket
 import sys
 from pathlib import Path
 
@@ -29,6 +31,12 @@ def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def same(one: Path, other: Path) -> bool:
     first, second = weights(one), weights(other)
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
@@ -38,7 +46,7 @@ def same(one: Path, other: Path) -> bool:
 def test_accelerate_launch(inputs: Path, alone: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     launcher = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no"
-    flags = f"{launcher} --dynamo_backend no --main_process_port 0 -m lopt_pp train {files(inputs)} {FLAGS}"
+    flags = f"{launcher} --dynamo_backend no --main_process_port {free_port()} -m lopt_pp train {files(inputs)} {FLAGS}"
     done = run([sys.executable, *flags.split(), "--output_dir", str(tmp_path / "out")])
     assert done.returncode == 0, done.stderr
     assert "stage 0 (rank 0)] 2 processes, on CPUs over gloo" in done.stderr
@@ -93,8 +101,6 @@ def test_a_mistake_is_told_by_one_task_of_a_machine(
 
 
 def _train(arguments: list[str], environment: dict[str, str], logs: Path | None) -> None:
-    import os
-
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)
     os.environ.update(environment)
