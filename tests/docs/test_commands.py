@@ -77,10 +77,8 @@ def test_a_block_says_what_it_is(block: Block) -> None:
 def test_a_command_that_does_not_run_here_has_flags_and_scripts_that_exist(block: Block) -> None:
     for words in commands_of(block.code):
         check_words(words)
-        trains = "lopt_pp.train" in words or words[:2] == ["lopt-pp", "train"] or "launch/torchrun/" in " ".join(words)
-        if trains:  # Its flags have underscores, and are the last ones.
-            first = next((n for n, word in enumerate(words) if re.fullmatch("--[a-z]+(_[a-z]+)+", word)), len(words))
-            parse_run(words[2:] if words[:2] == ["lopt-pp", "train"] else words[first:])
+        if (flags := flags_of_run(words)) is not None:
+            parse_run(flags)
     if "takes" in block.marks:
         for script in re.findall(r"\S+\.(?:py|sh)\b", block.code):
             if script.endswith(".sh"):
@@ -89,6 +87,16 @@ def test_a_command_that_does_not_run_here_has_flags_and_scripts_that_exist(block
                 assert status_of_help(script) == 0
         for module in re.findall(r"-m (benchmarks\.\S+)", block.code):
             assert status_of_help("-m", module) == 0
+
+
+def flags_of_run(words: list[str]) -> list[str] | None:
+    """The flags of a command that trains; None where it does not, or has them in a file."""
+    line = " ".join(words)
+    if found := re.search(r"(?:lopt-pp train|lopt_pp\.train) ?(.*)", line):
+        return None if ".yaml" in found[1] else found[1].split()
+    # Of a script they are the last ones, and have underscores.
+    first = next((n for n, word in enumerate(words) if re.fullmatch("--[a-z]+(_[a-z]+)+", word)), len(words))
+    return words[first:] if "launch/torchrun/" in line else None
 
 
 @functools.cache

@@ -97,5 +97,5 @@ def _run(tty: str, words: list[str], cwd: Path, environment: dict[str, str]) -> 
             exec(words[-1], {})
         return number
 
-    util.spawnv_passfds = fork
+    setattr(util, "spawnv_passfds", fork)  # noqa: B010
     sys.exit(cli.main(words))
