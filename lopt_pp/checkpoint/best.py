@@ -1,11 +1,12 @@
-"""The best model of a run by its loss on the held-out rows, found among the checkpoints and brought back at the end.
+"""The best model of a run on the held-out rows, found among the checkpoints and brought back at the end.
 
-A checkpoint's loss is in its manifest, so a run that was stopped and goes on knows of the models from before. Only
-rank 0 looks for the best, once training is over; it tells the step, and each stage reads its own part.
+What was measured of a checkpoint is in its manifest, so a run that was stopped and goes on knows of the models from
+before. Only rank 0 looks for the best, once training is over; it tells the step, and each stage reads its own part.
 """
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from lopt_pp.checkpoint.manifest import read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.checkpoint.parts import OpenParts
 from lopt_pp.checkpoint.resume import Resumable, parts_held
+from lopt_pp.config.evaluation import EvaluationConfig, eval_prefix
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
 from lopt_pp.model.partition import BlockSpec
@@ -22,43 +24,106 @@ from lopt_pp.model.partition import BlockSpec
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, order=True)
-class Measured:
-    """A model of a run and what it does on the held-out rows; the better of two is the lesser, the earlier of equals.
+@dataclass(frozen=True)
+class Criterion:
+    """What models of a run are compared by.
 
     Attributes:
-        loss: mean cross-entropy of their target tokens, in nats; infinite where it is not finite.
+        metric: its name, with `eval_` before it.
+        greater_is_better: whether the better model has the greater value.
+    """
+
+    metric: str
+    greater_is_better: bool
+
+    def score(self, metrics: Mapping[str, float]) -> float:
+        """Of a model by what was measured of it: the lesser the better; infinite where there is no finite value."""
+        value = metrics.get(self.metric, math.nan)
+        if not math.isfinite(value):
+            return math.inf
+        return -value if self.greater_is_better else value
+
+    def in_words(self, metrics: Mapping[str, float]) -> str:
+        """For messages, what a model has."""
+        called = "eval loss" if self.metric == "eval_loss" else self.metric
+        return f"{called} of {metrics.get(self.metric, math.nan):.4g}"
+
+
+def choose_criterion(config: EvaluationConfig, set_names: Sequence[str], more: Iterable[str] = ()) -> Criterion | None:
+    """What the models of a run are compared by; None where the flags do not say it and there are several losses.
+
+    Args:
+        config: the flags.
+        set_names: of the sets of held-out rows.
+        more: what is measured of each set besides loss and perplexity, by its name without a prefix.
+
+    Raises:
+        LoptError: there is no such metric, or it must be named.
+    """
+    losses = [f"{eval_prefix(name)}loss" for name in set_names]
+    others = [f"{eval_prefix(name)}{metric}" for name in set_names for metric in ("perplexity", *more)]
+    given = config.metric_for_best_model
+    if given is None:
+        if len(losses) == 1:
+            return Criterion(losses[0], bool(config.greater_is_better))
+        if config.chooses:
+            flag = "load_best_model_at_end" if config.load_best_model_at_end else "early_stopping_patience"
+            raise LoptError(
+                f"--{flag} with several evaluation sets needs --metric_for_best_model: one of {', '.join(losses)} (or "
+                f"{', '.join(others)})"
+            )
+        return None
+    name = given if given.startswith("eval_") else f"eval_{given}"
+    if name not in (*losses, *others):
+        raise LoptError(
+            f"--metric_for_best_model {given}: nothing of that name is measured; give one of "
+            f"{', '.join([*losses, *others])}"
+        )
+    is_loss = name.endswith(("loss", "perplexity"))
+    return Criterion(name, not is_loss if config.greater_is_better is None else config.greater_is_better)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model of a run and what it does on the held-out rows.
+
+    Attributes:
+        metrics: what was measured of it, by name, where it is finite.
         step: the optimizer steps that the model has done.
     """
 
-    loss: float
+    metrics: Mapping[str, float]
     step: int
 
 
-def best_checkpoint(output_dir: Path, run_id: str, evaluation_rows: str) -> Path | None:
-    """A run's checkpoint with the lowest loss on the rows with this digest; None where none was evaluated on them."""
-    found = _evaluated(output_dir, run_id, evaluation_rows)
-    return output_dir / f"checkpoint-{min(found).step}" if found else None
+def best_checkpoint(output_dir: Path, run_id: str, evaluation_rows: str, criterion: Criterion) -> Path | None:
+    """The best of a run's checkpoints on the rows with this digest; None where none was evaluated on them."""
+    found = _evaluated(output_dir, run_id, evaluation_rows, criterion)
+    return output_dir / f"checkpoint-{found[0].step}" if found else None
 
 
-def rank_models(output_dir: Path, run_id: str, evaluation_rows: str, last: Measured) -> list[Measured]:
+def rank_models(
+    output_dir: Path, run_id: str, evaluation_rows: str, criterion: Criterion, last: Measured
+) -> list[Measured]:
     """The models that there are at the end of a run, down to the last step's, the best first.
 
     Args:
         output_dir: with the checkpoints.
         run_id: of the run.
         evaluation_rows: the digest of the rows that they must have been evaluated on.
+        criterion: what they are compared by.
         last: the last step's.
     """
-    models = [
-        model for model in _evaluated(output_dir, run_id, evaluation_rows) if model.step < last.step and model < last
-    ]
-    return [*sorted(models), last]
+    limit = criterion.score(last.metrics)
+    found = _evaluated(output_dir, run_id, evaluation_rows, criterion)
+    # Of equals the earlier one is better.
+    return [*(m for m in found if m.step < last.step and criterion.score(m.metrics) <= limit), last]
 
 
 def load_best(
     world: World,
     models: Sequence[Measured],
+    criterion: Criterion,
     output_dir: Path,
     stages: Sequence[Resumable],
     specs: Sequence[BlockSpec],
@@ -69,6 +134,7 @@ def load_best(
     Args:
         world: this process.
         models: of `rank_models`; only those of rank 0 count.
+        criterion: what they are compared by.
         output_dir: with the checkpoints.
         stages: of this process, after the last step.
         specs: of all stages.
@@ -77,8 +143,8 @@ def load_best(
     Returns:
         The model that they have then.
     """
-    # Rank 0 alone has the losses; the others follow its order.
-    ranked = world.from_rank_0("best", lambda: [(model.loss, model.step) for model in models])
+    # Rank 0 alone knows what was measured; the others follow its order.
+    ranked = world.from_rank_0("best", lambda: [(dict(model.metrics), model.step) for model in models])
     *candidates, last = (Measured(*model) for model in ranked)
     for model in candidates:
         problem = ""
@@ -100,35 +166,41 @@ def load_best(
                     stage.resume_weights(weights, model.step)
         if not problem:
             if world.rank == 0:
-                logger.info("the model after step %d is the best, with an eval loss of %.4g", model.step, model.loss)
+                words = criterion.in_words(model.metrics)
+                logger.info("the model after step %d is the best, with an %s", model.step, words)
             return model
         if world.rank == 0:
             logger.warning("%s; the next best model is taken", problem)
     if world.rank == 0:
-        logger.info("the model after the last step is the best, with an eval loss of %.4g", last.loss)
+        logger.info("the model after the last step is the best, with an %s", criterion.in_words(last.metrics))
     return last
 
 
-def compare_with_start(start: float | None, model: Measured) -> None:
-    """Warns where a run has made the model worse on the held-out rows than it was before the first step.
+def compare_with_start(start: Mapping[str, float], model: Measured, set_names: Sequence[str]) -> None:
+    """Warns where a run has made the model worse on held-out rows than it was before the first step.
 
     The pretrained model is not a checkpoint of the run, so it is never the best one of it.
 
     Args:
-        start: the pretrained model's loss; None where it was not measured.
+        start: what was measured of the pretrained model; nothing where it was not.
         model: the one that is saved.
+        set_names: of the sets of held-out rows.
     """
-    if start is not None and model.loss > start:
-        logger.warning(
-            "the run has made the model worse on the held-out rows: its eval loss is %.4g, and was %.4g before the "
-            "first step; `lopt-pp report` says what may help",
-            model.loss,
-            start,
-        )
+    for name in set_names:
+        loss = f"{eval_prefix(name)}loss"
+        before, after = start.get(loss), model.metrics.get(loss, math.inf)
+        if before is not None and after > before:
+            logger.warning(
+                "the run has made the model worse on the held-out rows%s: its eval loss is %.4g, and was %.4g before "
+                "the first step; `lopt-pp report` says what may help",
+                f" {name}" if name else "",
+                after,
+                before,
+            )
 
 
-def _evaluated(output_dir: Path, run_id: str, evaluation_rows: str) -> list[Measured]:
-    """The models of a run's checkpoints that were evaluated on these rows."""
+def _evaluated(output_dir: Path, run_id: str, evaluation_rows: str, criterion: Criterion) -> list[Measured]:
+    """The models of a run's checkpoints that were evaluated on these rows; the best first, of equals the earlier."""
     found = []
     for path in complete_checkpoints(output_dir):
         try:
@@ -137,6 +209,6 @@ def _evaluated(output_dir: Path, run_id: str, evaluation_rows: str) -> list[Meas
             logger.warning("%s; it is not compared with others", error)
             continue
         is_own = manifest.run_id in (run_id, None)  # None of a version whose runs had no ids.
-        if is_own and manifest.eval_loss is not None and manifest.run.get(EVALUATION_ROWS) == evaluation_rows:
-            found.append(Measured(manifest.eval_loss, manifest.step))
-    return found
+        if is_own and criterion.metric in manifest.metrics and manifest.run.get(EVALUATION_ROWS) == evaluation_rows:
+            found.append(Measured(manifest.metrics, manifest.step))
+    return sorted(found, key=lambda model: (criterion.score(model.metrics), model.step))

@@ -42,7 +42,7 @@ class Committer:
         describe: puts the model's config and tokenizer into a directory.
         limit: number of this run's checkpoints to keep; None is all. Those of others are never removed.
         length: of the run.
-        eval_loss: of the model after a step, on held-out rows; None where it is not measured. May wait for it.
+        metrics: of the model after a step, on held-out rows, by name; nothing where it is not measured. May wait.
         best: the checkpoint to keep whatever the limit; None where there is none.
         on_commit: called with the step of each checkpoint that was made, in the thread.
     """
@@ -58,7 +58,7 @@ class Committer:
         describe: Callable[[Path], None],
         limit: int | None,
         length: RunLength,
-        eval_loss: Callable[[int], float | None] = lambda step: None,
+        metrics: Callable[[int], Mapping[str, float]] = lambda step: {},
         best: Callable[[], Path | None] = lambda: None,
         on_commit: Callable[[int], None] = lambda step: None,
     ) -> None:
@@ -71,7 +71,7 @@ class Committer:
         self._describe = describe
         self._limit = limit
         self._length = length
-        self._eval_loss = eval_loss
+        self._metrics = metrics
         self._best = best
         self._on_commit = on_commit
         self.committed: int | None = None
@@ -171,7 +171,7 @@ class Committer:
             "edges": [spec.stop for spec in self._specs],
             "run": self._run,
             "parts": parts,
-            "eval_loss": self._eval_loss(step),
+            "metrics": self._metrics(step),
         }
         complete = self._output_dir / f"checkpoint-{step}"
         # One may be there of a run that went on from before it; it is not whole, or it would have gone on from it.

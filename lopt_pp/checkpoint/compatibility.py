@@ -17,7 +17,8 @@ from lopt_pp.config.fields import Resume
 from lopt_pp.config.objective import EVEN, ObjectiveConfig
 from lopt_pp.config.optimizer_names import ADAMW_STATE
 from lopt_pp.config.train_config import DEFAULTS, Config
-from lopt_pp.data import Rows, TokenizedRows
+from lopt_pp.data import Rows
+from lopt_pp.data.evaluation_sets import EvaluationSets
 from lopt_pp.data.streaming import StreamedRows
 from lopt_pp.errors import shown
 
@@ -116,7 +117,7 @@ def _differing(now: object, before: object) -> tuple[object, object]:
 
 
 def shared_by_ranks(
-    config: Config, model_config: PreTrainedConfig, rows: Rows, held_out: TokenizedRows | None
+    config: Config, model_config: PreTrainedConfig, rows: Rows, held_out: EvaluationSets | None
 ) -> dict[str, object]:
     """What all ranks must have in common for the result to mean anything, by name."""
     return {
@@ -152,7 +153,7 @@ def must_match(
     }
 
 
-def may_change(config: Config, num_steps: int, held_out: TokenizedRows | None) -> dict[str, object]:
+def may_change(config: Config, num_steps: int, held_out: EvaluationSets | None) -> dict[str, object]:
     """What changes the result of a run, and may change when it goes on from a checkpoint, by name."""
     flags = config.flags(lambda effects: effects.on_resume is Resume.MAY_CHANGE)
     return {"num_steps": num_steps, **flags, **_evaluation_rows(held_out)}
@@ -168,8 +169,8 @@ def _inputs(model_config: PreTrainedConfig, rows: Rows) -> dict[str, object]:
     }
 
 
-def _evaluation_rows(rows: TokenizedRows | None) -> dict[str, object]:
-    return {EVALUATION_ROWS: rows.digest} if rows is not None else {}
+def _evaluation_rows(sets: EvaluationSets | None) -> dict[str, object]:
+    return {EVALUATION_ROWS: sets.digest} if sets is not None else {}
 
 
 def _length_of_packs(data: DataConfig) -> dict[str, object]:

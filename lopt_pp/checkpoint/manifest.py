@@ -79,7 +79,7 @@ class Manifest:
         specs: of the stages.
         run: what the run's result depends on, by the names of `lopt_pp.checkpoint.compatibility`.
         parts: of the stages, in order.
-        eval_loss: of the model on the run's held-out rows; None where it was not measured.
+        metrics: of the model on the run's held-out rows, by name; nothing where they were not measured.
         run_id: of the run that wrote it; None where a version did that whose runs had none.
         committed: when it was complete, in seconds since 1970; None likewise. Of two checkpoints of a run the later one
             has the greater number, whatever the clocks of the machines say.
@@ -90,9 +90,14 @@ class Manifest:
     specs: tuple[BlockSpec, ...]
     run: dict[str, Any]
     parts: tuple[Part, ...]
-    eval_loss: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
     run_id: str | None = None
     committed: float | None = None
+
+    @property
+    def eval_loss(self) -> float | None:
+        """Of the model on the only set of held-out rows; None where it was not measured."""
+        return self.metrics.get("eval_loss")
 
     @property
     def unusable_rows(self) -> list[int]:
@@ -143,7 +148,7 @@ def write_manifest(directory: Path, content: Mapping[str, Any]) -> None:
 
     Args:
         directory: of the checkpoint.
-        content: `step`, `edges` (the layer that each stage ends before), `run`, `parts`, `eval_loss`, `run_id` and
+        content: `step`, `edges` (the layer that each stage ends before), `run`, `parts`, `metrics`, `run_id` and
             `committed`, as in `Manifest`; plain data.
     """
     text = json.dumps(seal({"format": _FORMAT, **content}), indent=2) + "\n"
@@ -207,7 +212,7 @@ def read_manifest(directory: Path) -> Manifest:
         starts = [0, *edges[:-1]]
         specs = tuple(BlockSpec(i, len(edges), *ends) for i, ends in enumerate(zip(starts, edges, strict=True)))
         written = _run_id(content.get("run_id")), _moment(content.get("committed"))
-        return Manifest(directory, _natural(step), specs, run, parts, _loss(content.get("eval_loss")), *written)
+        return Manifest(directory, _natural(step), specs, run, parts, _metrics(content), *written)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DamagedError(
             f"{path} is not a manifest of a checkpoint (wrong or missing: {first_line(error)})"
@@ -238,10 +243,14 @@ def _natural(value: object) -> int:
     return value
 
 
-def _loss(value: object) -> float | None:
-    if value is not None and (type(value) is not float or not math.isfinite(value)):
-        raise ValueError(f"{value!r}")
-    return value
+def _metrics(content: Mapping[str, Any]) -> dict[str, float]:
+    """Of the held-out rows; versions before wrote the loss alone."""
+    loss = content.get("eval_loss")
+    metrics = content.get("metrics", {} if loss is None else {"eval_loss": loss})
+    for name, value in metrics.items():
+        if type(value) is not float or not math.isfinite(value):
+            raise ValueError(f"{name}: {value!r}")
+    return dict(metrics)
 
 
 def _hex(value: object) -> str:

@@ -1,13 +1,16 @@
 """The model card of a trained model."""
 
+import math
 import textwrap
 from collections.abc import Sequence
 from importlib.metadata import version
 
 from lopt_pp.checkpoint.best import Measured
 from lopt_pp.checkpoint.output_dir import ModelOrigin
+from lopt_pp.config.evaluation import eval_prefix
 from lopt_pp.config.train_config import Config
-from lopt_pp.data import Rows, TokenizedRows
+from lopt_pp.data import Rows
+from lopt_pp.data.evaluation_sets import EvaluationSets
 from lopt_pp.evaluation.scores import perplexity
 from lopt_pp.objectives import local_objective_class
 
@@ -49,7 +52,7 @@ def model_card(
     rows: Rows,
     steps_done: Sequence[int],
     num_steps: int,
-    held_out: TokenizedRows | None = None,
+    held_out: EvaluationSets | None = None,
     measured: Measured | None = None,
     ties_embeddings: bool = False,
     origin: ModelOrigin | None = None,
@@ -62,7 +65,7 @@ def model_card(
         steps_done: optimizer steps of each stage; fewer than `num_steps` where a run ended early.
         num_steps: of the run.
         held_out: not trained on; None where there are none.
-        measured: which model this is, and its loss on the held-out rows; None where it was not measured.
+        measured: which model this is, and what it does on the held-out rows; None where it was not measured.
         ties_embeddings: whether the output head is the input embedding.
         origin: how many steps the run has made, where it may have finished early.
     """
@@ -71,7 +74,7 @@ def model_card(
     if origin is not None and origin.reason is not None:
         made, steps = origin.steps_done, f"{origin.steps_done} of {num_steps}; finished early: {origin.reason}"
     if measured is not None and measured.step < made:
-        steps += f"; these are the weights after {measured.step}, whose loss on held-out rows was the lowest"
+        steps += f"; these are the weights after {measured.step}, {_why_best(config)}"
     elif set(steps_done) != {made}:
         done = ", ".join(f"stage {stage} has done {done}" for stage, done in enumerate(steps_done))
         steps = f"{num_steps} planned; the run ended early: {done}"
@@ -94,9 +97,22 @@ def _shown(value: object) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _measured(rows: TokenizedRows, measured: Measured) -> str:
-    exponential = f"perplexity {perplexity(measured.loss):.4g}"
-    return f"Loss on {len(rows)} held-out rows of {rows.source}: {measured.loss:.4g} ({exponential})"
+def _why_best(config: Config) -> str:
+    metric = config.evaluation.metric_for_best_model
+    if metric is None or metric in ("loss", "eval_loss"):
+        return "whose loss on held-out rows was the lowest"
+    return f"which were the best on held-out rows by {metric}"
+
+
+def _measured(sets: EvaluationSets, measured: Measured) -> str:
+    lines = []
+    for name, rows in sets.rows.items():
+        prefix = eval_prefix(name)
+        loss = measured.metrics.get(f"{prefix}loss", math.inf)
+        called = f" ({name})" if name else ""
+        exponential = f"perplexity {perplexity(loss):.4g}"
+        lines.append(f"Loss on {len(rows)} held-out rows of {rows.source}{called}: {loss:.4g} ({exponential})")
+    return "\n\n".join(lines)
 
 
 def _story(config: Config, link: str, ties_embeddings: bool) -> str:

@@ -52,7 +52,7 @@ def _check_rows(config: Config) -> None:
         list(find_files(data.train_file))
     if evaluation.eval_file is not None:
         with renamed_in_errors("--train_file", "--eval_file"):
-            list(find_files([evaluation.eval_file]))
+            list(find_files([*evaluation.eval_files.values()]))
     if evaluation.dataset_test_split is not None and data.dataset_name is None:
         raise LoptError(f"--dataset_test_split {evaluation.dataset_test_split} is a split of --dataset_name; give that")
     template = data.chat_template_path

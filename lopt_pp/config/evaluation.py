@@ -1,10 +1,24 @@
 """What a run is measured on, and when."""
 
+import os
+import re
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from lopt_pp.config.fields import Resume, check_types, expand_home, flag
 from lopt_pp.errors import LoptError
+
+_NAMED = re.compile(r"([A-Za-z]\w*)=(.+)", re.DOTALL)
+"""A set of rows with a name; `./a=b.jsonl` is a path."""
+
+
+def eval_prefix(set_name: str) -> str:
+    """What the names of values begin with that were measured on a set of held-out rows, as `transformers` has it.
+
+    Args:
+        set_name: of the set; empty where there is only one, without a name.
+    """
+    return f"eval_{set_name}_" if set_name else "eval_"
 
 
 @dataclass(frozen=True)
@@ -17,11 +31,13 @@ class EvaluationConfig:
 
     _argument_group_name: ClassVar[str] = "Evaluation"
 
-    eval_file: str | None = field(
+    eval_file: list[str] | None = field(
         default=None,
         metadata=flag(
             "Local file with rows that are not trained on, of the same kinds as --train_file: their loss and "
-            "perplexity are measured every --eval_steps and after the last step.",
+            "perplexity are measured every --eval_steps and after the last step. Several files, each with a name, are "
+            "measured each by itself: --eval_file easy=easy.jsonl hard=hard.jsonl gives eval_easy_loss and "
+            "eval_hard_loss.",
             on_resume=Resume.DERIVED,
             shared_by_ranks=False,
             compared=True,
@@ -78,9 +94,48 @@ class EvaluationConfig:
     load_best_model_at_end: bool = field(
         default=False,
         metadata=flag(
-            "Save the model of the checkpoint with the lowest eval_loss (or the last step's, if its is the "
-            "lowest) instead of the last. --save_steps must be a multiple of --eval_steps. --save_total_limit never "
+            "Save the model of the checkpoint that is best by --metric_for_best_model (or the last step's, if that is "
+            "the best) instead of the last. --save_steps must be a multiple of --eval_steps. --save_total_limit never "
             "removes the best checkpoint.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    metric_for_best_model: str | None = field(
+        default=None,
+        metadata=flag(
+            "What models are compared by, as metrics.jsonl names it, with or without eval_ before it: by default the "
+            "loss. With several --eval_file it must be named.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    greater_is_better: bool | None = field(
+        default=None,
+        metadata=flag(
+            "Whether the better model has the greater --metric_for_best_model. By default so, but for losses and "
+            "perplexities.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata=flag(
+            "Finish the run early when this many evaluations in a row have not improved --metric_for_best_model. By "
+            "default it makes all its steps. --load_best_model_at_end then saves the best model.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    early_stopping_threshold: float = field(
+        default=0.0,
+        metadata=flag(
+            "How much the metric must improve on the best so far for --early_stopping_patience to count anew.",
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=True,
             compared=True,
@@ -88,8 +143,16 @@ class EvaluationConfig:
     )
 
     def __post_init__(self) -> None:
+        files: object = self.eval_file
+        if isinstance(files, dict):  # From a YAML file, or Python.
+            object.__setattr__(self, "eval_file", [f"{name}={path}" for name, path in files.items()])
+        elif isinstance(files, str):
+            object.__setattr__(self, "eval_file", [files])
+        if self.eval_file in (["None"], ["null"]):  # What a script writes for what it does not give.
+            object.__setattr__(self, "eval_file", None)
         expand_home(self)
         check_types(self)
+        self._check_files()
         sources = ("eval_file", "eval_split_size", "dataset_test_split")
         given = [f"--{name}" for name in sources if getattr(self, name) is not None]
         if len(given) > 1:
@@ -105,10 +168,49 @@ class EvaluationConfig:
             )
         if self.load_best_model_at_end and not given:
             raise LoptError("--load_best_model_at_end needs rows to compare models on: give --eval_file")
-        if self.eval_on_start and not given:
+        for name in ("eval_on_start", "metric_for_best_model", "early_stopping_patience"):
+            if getattr(self, name) not in (None, False) and not given:
+                raise LoptError(
+                    f"--{name} needs rows to evaluate on: give --eval_file, --eval_split_size or --dataset_test_split"
+                )
+        if self.early_stopping_patience is not None:
+            if self.early_stopping_patience < 1:
+                raise LoptError(f"--early_stopping_patience {self.early_stopping_patience}: at least 1")
+            if self.eval_steps == 0:
+                raise LoptError("--early_stopping_patience needs evaluations before the last: --eval_steps above 0")
+        if self.early_stopping_threshold < 0:
+            raise LoptError(f"--early_stopping_threshold {self.early_stopping_threshold:g}: at least 0")
+
+    def _check_files(self) -> None:
+        files = self.eval_file or []
+        if not files and self.eval_file is not None:
+            raise LoptError("--eval_file: give a file, or several with a name each: easy=easy.jsonl hard=hard.jsonl")
+        named = [match for file in files if (match := _NAMED.fullmatch(file))]
+        if len(files) > 1 and len(named) < len(files):
+            nameless = next(file for file in files if not _NAMED.fullmatch(file))
             raise LoptError(
-                "--eval_on_start needs rows to evaluate on: give --eval_file, --eval_split_size or --dataset_test_split"
+                f"--eval_file {nameless}: with several files each has a name (a letter, then letters, digits and _): "
+                f"easy={nameless}"
             )
+        names = [match[1] for match in named]
+        for name in names:
+            if names.count(name) > 1:
+                raise LoptError(f"--eval_file: two of the files have the name {name}")
+
+    @property
+    def eval_files(self) -> dict[str, str]:
+        """The files of `eval_file` by the names of their sets; the only one's may be empty."""
+        found = {}
+        for file in self.eval_file or []:
+            match = _NAMED.fullmatch(file)
+            name, path = (match[1], match[2]) if match else ("", file)
+            found[name] = os.path.expanduser(path)
+        return found
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the result of a run depends on what evaluations measure."""
+        return self.load_best_model_at_end or self.early_stopping_patience is not None
 
     def check_checkpoints(self, save_steps: int) -> None:
         """Sees that the best model can be had at the end.

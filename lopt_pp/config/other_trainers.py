@@ -41,6 +41,7 @@ _CALLED: dict[str, str] = {
     "dataset_num_proc": "num_proc preprocessing_num_workers dataset_processes dataset_num_workers num_workers",
     "eval_file": "validation_file val_file valid_file eval_data eval_dataset eval_path validation_data val_data "
     "test_file test_data dev_file",
+    "early_stopping_patience": "early_stopping patience early_stop early_stopping_rounds",
     "eval_split_size": "val_set_size val_size val_split validation_split validation_split_percentage test_size "
     "eval_size split_validation",
     "output_dir": "output out out_dir output_path outdir save_dir save_path save ckpt_dir checkpoint_dir output_folder "
@@ -131,7 +132,6 @@ _SAID: dict[str, str] = {
     "cpu": "--backend gloo computes on CPUs",
     "wandb_entity": "set WANDB_ENTITY in the environment (in YAML below env:), and --report_to wandb",
     "stage": "there is one stage of post-training, supervised fine-tuning; --num_stages is the pipeline's",
-    "early_stopping_patience": "a run does not stop early; --load_best_model_at_end keeps the best model",
     "do_predict_with_generate": "lopt-pp generate and lopt-pp evaluate do so afterwards",
     "min_lr": "see --lr_scheduler_type; schedules have the settings that they have by default",
     "dropout": "dropout is what the model's config has",

@@ -229,5 +229,7 @@ def _as_arguments(flags: dict[str, object]) -> Iterator[str]:
             raise LoptError(f"--{name}: None is not a value of a flag; leave it out")
         if isinstance(value, list):
             yield from (f"--{name}", *map(str, value))
+        elif isinstance(value, dict):
+            yield from (f"--{name}", *(f"{key}={item}" for key, item in value.items()))
         else:  # "True" and "False" are among the words that a flag takes for a boolean.
             yield f"--{name}={value}"

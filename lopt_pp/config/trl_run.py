@@ -82,13 +82,9 @@ RUN: dict[str, list[Row]] = {
             by_value({"steps": {}, "no": {}}),
         ),
         Row("eval_on_start", SAME, "as step 0"),
-        Row("load_best_model_at_end", SAME, "by the lowest `eval_loss`"),
-        Row(
-            "metric_for_best_model greater_is_better",
-            MISSING,
-            "the best model is that with the lowest `eval_loss`",
-            unless("loss", "eval_loss"),
-        ),
+        Row("load_best_model_at_end", SAME),
+        Row("metric_for_best_model", SAME, "`loss` by default; to be named where there are several evaluation sets"),
+        Row("greater_is_better", SAME, "by default so, but for losses and perplexities"),
         Row("eval_delay", MISSING, "evaluations begin with the first `--eval_steps`", unless()),
         Row(
             "prediction_loss_only eval_accumulation_steps eval_do_concat_batches eval_use_gather_object "

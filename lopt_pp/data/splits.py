@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from lopt_pp.config.data import DataConfig
 from lopt_pp.config.evaluation import EvaluationConfig
 from lopt_pp.data import Rows, TokenizedRows, load_rows
+from lopt_pp.data.evaluation_sets import EvaluationSets
 from lopt_pp.data.in_memory import NO_GIVEN_ROWS, GivenRows, GivenSource
 from lopt_pp.data.limits import RowLimits
 from lopt_pp.data.loading import load_unpacked, packed, to_evaluate_on
@@ -24,7 +25,7 @@ def load_split(
     limits: RowLimits | None = None,
     day: date | None = None,
     given: GivenRows = NO_GIVEN_ROWS,
-) -> tuple[Rows, TokenizedRows | None]:
+) -> tuple[Rows, EvaluationSets | None]:
     """Reads the rows to train on, and those to evaluate on; None where a run is not evaluated.
 
     The latter are neither packed nor streamed: each counts, and they are few. They are split where the others are.
@@ -48,21 +49,24 @@ def load_split(
                 "--eval_split_size must know which rows can be used, as --streaming does not; give --eval_file"
             )
         kept, held = _draw(load_unpacked(plain, tokenizer, limits, day, given.source(given.train)), size, seed)
-        return packed(kept, data, seed), to_evaluate_on(held, data)
+        return packed(kept, data, seed), EvaluationSets({"": to_evaluate_on(held, data)})
     rows = load_rows(data, tokenizer, limits, day, seed, given.source(given.train))
     if given.held_out:
-        (held_out,) = given.held_out.values()
-        return rows, _load(plain, tokenizer, limits, day, given.source(held_out))
+        sets = {name: _load(plain, tokenizer, limits, day, given.source(raw)) for name, raw in given.held_out.items()}
+        return rows, EvaluationSets(sets)
     if config.eval_file is not None:
-        source = dataclasses.replace(plain, train_file=[config.eval_file], dataset_name=None, dataset_config=None)
-        with renamed_in_errors("--train_file", "--eval_file"):
-            return rows, _load(source, tokenizer, limits, day, given.source())
+        sets = {}
+        for name, path in config.eval_files.items():
+            source = dataclasses.replace(plain, train_file=[path], dataset_name=None, dataset_config=None)
+            with renamed_in_errors("--train_file", "--eval_file"):
+                sets[name] = _load(source, tokenizer, limits, day, given.source())
+        return rows, EvaluationSets(sets)
     if config.dataset_test_split is not None:
         if data.dataset_name is None:
             raise LoptError(f"--dataset_test_split {config.dataset_test_split} is a split of --dataset_name; give that")
         with renamed_in_errors("--dataset_split", "--dataset_test_split"):
             split = dataclasses.replace(plain, dataset_split=config.dataset_test_split)
-            return rows, _load(split, tokenizer, limits, day, given.source())
+            return rows, EvaluationSets({"": _load(split, tokenizer, limits, day, given.source())})
     return rows, None
 
 

@@ -82,7 +82,7 @@ def as_training_arguments(
     if arguments.metric_for_best_model is None and evaluates:
         arguments.metric_for_best_model = "loss"
     if arguments.greater_is_better is None and evaluates:
-        arguments.greater_is_better = not str(arguments.metric_for_best_model).endswith("loss")
+        arguments.greater_is_better = not str(arguments.metric_for_best_model).endswith(("loss", "perplexity"))
     arguments.flags, arguments.num_processes = flags, num_processes
     return arguments
 

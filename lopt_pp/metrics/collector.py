@@ -6,10 +6,9 @@ is on the training path.
 
 import json
 import logging
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,11 @@ from typing import Any
 from torch.distributed import Store
 from tqdm import tqdm
 
+from lopt_pp.config.evaluation import eval_prefix
 from lopt_pp.errors import first_line
 from lopt_pp.evaluation.scores import perplexity
-from lopt_pp.metrics.jsonl import MetricsFile, is_evaluated
+from lopt_pp.metrics.evaluations import Evaluations
+from lopt_pp.metrics.jsonl import MetricsFile
 from lopt_pp.metrics.listeners import Listener
 from lopt_pp.metrics.records import Record, time_shares
 from lopt_pp.metrics.trace import QueueLengths
@@ -68,6 +69,7 @@ class Collector:
         steps_done: before this run; their records stay in the file.
         listeners: that are told of each step, in this thread. One that fails is told of no more.
         from_start: whether there are records of step 0, an evaluation before the first.
+        evaluations: keeps what is measured on held-out rows; by default, on one set without a name.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Collector:
         steps_done: int = 0,
         listeners: Sequence[Listener] = (),
         from_start: bool = False,
+        evaluations: Evaluations | None = None,
     ) -> None:
         self._store = store
         self._path = path
@@ -90,11 +93,7 @@ class Collector:
         self._num_replicas = num_replicas
         self._steps_done = steps_done
         self._first_step = 0 if from_start else steps_done + 1
-        self._collected = threading.Condition()
-        self._step = steps_done
-        """The last step whose records are all there."""
-        self._eval_losses: dict[int, float] = {}
-        """By the number of steps done."""
+        self._evaluations = evaluations or Evaluations(steps_done)
         self._listeners = list(listeners)
         self._queues = QueueLengths()
         self._begun = time.perf_counter()
@@ -105,7 +104,7 @@ class Collector:
 
     def _collect(self) -> None:
         file = MetricsFile(self._path, self._steps_done)
-        self._eval_losses |= file.eval_losses
+        self._evaluations.remember(file.evaluations)
         # disable=None: no bar where standard error is not a terminal.
         with tqdm(total=self._num_steps, initial=self._steps_done, disable=None, bar_format=_BAR) as bar:
             for step in range(self._first_step, self._num_steps + 1):
@@ -113,7 +112,7 @@ class Collector:
                 if first is None:
                     break
                 replicas = [first, *(self._take(stage, step) or [] for stage in range(1, len(self._loss_names)))]
-                records = [join_replicas(own) for own in replicas]
+                records = [join_replicas(own, self._evaluations.set_names) for own in replicas]
                 self._add_queue_lengths(records, replicas)
                 file.write(records)
                 self._tell(methodcaller("step", step, records, replicas))
@@ -130,25 +129,20 @@ class Collector:
 
     def _keep(self, step: int, record: dict[str, Any]) -> None:
         """Keeps the last stage's evaluation of a step, where there was one, and says that the step is collected."""
-        with self._collected:
-            self._step = step
-            if is_evaluated(record):
-                self._eval_losses[step] = record["eval_loss"]
-            self._collected.notify_all()
-        if "eval_loss" in record:
+        for line in self._evaluations.add(step, record):
             with tqdm.external_write_mode():
-                loss, exponential = record["eval_loss"], record["eval_perplexity"]
-                logger.info("step %d/%d: eval loss %.4g, perplexity %.4g", step, self._num_steps, loss, exponential)
+                logger.info("step %d/%d: %s", step, self._num_steps, line)
+
+    def measured(self, step: int) -> Mapping[str, float]:
+        """What was measured on held-out rows after a step, by name; see `Evaluations.after`."""
+        return self._evaluations.after(step)
 
     def eval_loss(self, step: int) -> float | None:
-        """The mean loss on the held-out rows after a step; None where it was not measured, or is not finite.
+        """The mean loss on the only set of held-out rows after a step; None where it was not measured, or not finite.
 
-        Waits for the records of the step, which all stages must make, or have made before the run went on from a
-        checkpoint. May be called from any thread.
+        Waits for the records of the step. May be called from any thread.
         """
-        with self._collected:
-            self._collected.wait_for(lambda: self._step >= step)
-            return self._eval_losses.get(step)
+        return self.measured(step).get("eval_loss")
 
     def _add_queue_lengths(self, records: Sequence[Record], replicas: Sequence[Sequence[Record]]) -> None:
         for stage, (record, *pair) in enumerate(zip(records, replicas, replicas[1:], strict=False)):
@@ -226,11 +220,15 @@ class Collector:
         return time.perf_counter() - self._begun
 
 
-def join_replicas(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def join_replicas(records: Sequence[dict[str, Any]], set_names: Sequence[str] = ("",)) -> dict[str, Any]:
     """One record of a stage's step from those of its replicas.
 
     Losses are shares of one mean, and tokens are each replica's own: they add up. Seconds and utilization are their
     mean, memory is the most; the rest is the same for all. Intervals are left out.
+
+    Args:
+        records: of the replicas.
+        set_names: of the sets of held-out rows.
     """
     joined = {name: value for name, value in records[0].items() if name != "intervals"}
     for name in joined:
@@ -241,6 +239,7 @@ def join_replicas(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             joined[name] = sum(values) / len(values)
         elif name == "peak_memory_bytes":
             joined[name] = max(values)
-    if "eval_loss" in joined:
-        joined["eval_perplexity"] = perplexity(joined["eval_loss"])
+    for prefix in map(eval_prefix, set_names):
+        if f"{prefix}loss" in joined:
+            joined[f"{prefix}perplexity"] = perplexity(joined[f"{prefix}loss"])
     return joined | {"tokens_per_second": joined["num_tokens"] / joined["step_seconds"]}

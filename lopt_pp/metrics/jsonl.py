@@ -5,11 +5,11 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lopt_pp.metrics.records import Record
+from lopt_pp.metrics.records import Record, is_measured
 from lopt_pp.util.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -23,15 +23,17 @@ class MetricsFile:
         steps_done: before this run; the records of these steps stay in the file.
 
     Attributes:
-        eval_losses: of these steps, by step, where they are finite.
+        evaluations: of these steps, by step: what was measured on held-out rows, by name, where it is finite.
     """
 
     def __init__(self, path: Path, steps_done: int) -> None:
         self._path = path
         self._fails = False
         earlier = records_until(path, steps_done) if steps_done else []
-        records = (json.loads(line) for line in earlier if '"eval_loss"' in line)
-        self.eval_losses = {record["step"]: record["eval_loss"] for record in records if is_evaluated(record)}
+        self.evaluations: dict[int, dict[str, float]] = {}
+        for record in (json.loads(line) for line in earlier if '"eval_' in line):
+            if values := measured(record):
+                self.evaluations.setdefault(record["step"], {}).update(finite(values))
         self._guarded(lambda: write_text(path, "".join(earlier)))
 
     def write(self, records: Sequence[dict[str, Any]]) -> None:
@@ -71,6 +73,18 @@ def records_until(path: Path, step: int) -> list[str]:
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return lines
+
+
+def measured(record: Record) -> dict[str, float]:
+    """What a record has that was measured on held-out rows, by name."""
+    return {
+        name: float(value) for name, value in record.items() if is_measured(name) and isinstance(value, int | float)
+    }
+
+
+def finite(values: Mapping[str, float]) -> dict[str, float]:
+    """Those of the values that are numbers."""
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def is_evaluated(record: Record) -> bool:

@@ -154,8 +154,9 @@ def _committer(
     lock: OutputLock,
     length: RunLength,
 ) -> Committer:
-    keeps_best = setup.held_out is not None and setup.config.evaluation.load_best_model_at_end
-    best_of = setup.held_out.digest if setup.held_out is not None and keeps_best else None
+    held_out, criterion, best = setup.held_out, setup.criterion, None
+    if held_out is not None and criterion is not None and setup.config.evaluation.load_best_model_at_end:
+        best = functools.partial(best_checkpoint, output_dir, run_id, held_out.digest, criterion)
     remove_unfinished_checkpoints(output_dir)
     return Committer(
         output_dir,
@@ -167,7 +168,7 @@ def _committer(
         setup.write_description,
         setup.config.checkpoint.save_total_limit,
         length,
-        eval_loss=collector.eval_loss if setup.held_out is not None else lambda step: None,
-        best=(functools.partial(best_checkpoint, output_dir, run_id, best_of) if best_of is not None else lambda: None),
+        metrics=collector.measured if setup.held_out is not None else lambda step: {},
+        best=best or (lambda: None),
         on_commit=collector.saved,
     )

@@ -3,7 +3,6 @@
 import functools
 import json
 import logging
-import math
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -201,25 +200,27 @@ class RunFinalizer:
 
     def _choose(self, collector: Collector | None, checkpointer: Checkpointer) -> None:
         """Leaves the stages with the model that is to be saved: the last one, or the best. All must call this."""
-        if self._setup.held_out is None:
+        held_out, criterion = self._setup.held_out, self._setup.criterion
+        if held_out is None:
             return
-        models: list[Measured] = []
         if collector is not None:
             checkpointer.join()
-            loss = collector.eval_loss(self._length.num_steps)
-            self._measured = Measured(math.inf if loss is None else loss, self._length.num_steps)
-            models = rank_models(self._output_dir, self._run_id, self._setup.held_out.digest, self._measured)
-        if self._config.evaluation.load_best_model_at_end:
+            self._measured = Measured(collector.measured(self._length.num_steps), self._length.num_steps)
+        if self._config.evaluation.load_best_model_at_end and criterion is not None:
+            models: list[Measured] = []
+            if self._measured is not None:
+                models = rank_models(self._output_dir, self._run_id, held_out.digest, criterion, self._measured)
             self._measured = load_best(
                 self._world,
                 models,
+                criterion,
                 self._output_dir,
                 self._stages,
                 self._setup.specs,
                 checks_parts=self._replica == 0,
             )
         if collector is not None and self._measured is not None:
-            compare_with_start(collector.eval_loss(0), self._measured)
+            compare_with_start(collector.measured(0), self._measured, held_out.names)
 
     def _save(self, path: Path, store: Store) -> None:
         for stage in self._stages:

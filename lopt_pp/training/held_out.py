@@ -8,36 +8,60 @@ The evaluation before the first step is that of a step before it, `START`, which
 held-out rows' alone. `lopt_pp.training.phases` runs them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
-from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts, TokenizedRows
+from lopt_pp.config.evaluation import eval_prefix
+from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts
+from lopt_pp.data.evaluation_sets import EvaluationSets
 from lopt_pp.distributed.shutdown import EVALUATE, RunLength
+from lopt_pp.metrics.records import Record
+
+
+@dataclass(frozen=True)
+class EvaluationPart:
+    """A set of held-out rows as microbatches.
+
+    Attributes:
+        prefix: what the names of its values begin with, such as `eval_`.
+        sampler: gives a microbatch of each replica as one "step" of its order; there is one pass, in the file's order.
+        counts: tokens of all its rows, over all replicas.
+    """
+
+    prefix: str
+    sampler: MicrobatchSampler
+    counts: TokenCounts
+
+    @property
+    def num_microbatches(self) -> int:
+        """Of each replica."""
+        return self.sampler.steps_per_epoch
 
 
 class Evaluation:
     """The held-out rows as microbatches, and the steps after which they are run. The same in every process.
 
     Args:
-        rows: that are not trained on.
+        sets: of rows that are not trained on.
         eval_steps: steps between evaluations; 0 for the last step only.
         length: of the run.
         on_start: whether they are run before the first step, too.
-        chooses: whether the losses say which model is the result.
+        chooses: whether the result of the run depends on what is measured.
         per_device_eval_batch_size: rows of a microbatch.
         pad_token_id: the id that pads them.
         replica: whose microbatches these are.
         num_replicas: that share the rows.
 
     Attributes:
-        counts: tokens of all the rows, over all replicas.
+        parts: the sets, in the order in which they are run.
         shapes: the (sequences, tokens) of each of this replica's microbatches.
     """
 
     def __init__(
         self,
-        rows: TokenizedRows,
+        sets: EvaluationSets,
         *,
         eval_steps: int,
         length: RunLength,
@@ -52,22 +76,25 @@ class Evaluation:
         self._length = length
         self._on_start = on_start
         self._chooses = chooses
-        # One pass, in the order of the file. A step of this order is one microbatch of each replica.
-        self._sampler = MicrobatchSampler(
-            rows,
-            per_device_train_batch_size=per_device_eval_batch_size,
-            gradient_accumulation_steps=1,
-            shuffle=False,
-            seed=0,
-            pad_token_id=pad_token_id,
-            replica=replica,
-            num_replicas=num_replicas,
-            sampling="random",
-        )
-        parts = range(self._sampler.steps_per_epoch)
-        counts = [self._sampler.counts(part) for part in parts]
-        self.counts = TokenCounts(sum(part.num_tokens for part in counts), sum(part.num_targets for part in counts))
-        self.shapes = [shape for part in parts for shape in self._sampler.shapes(part)]
+        parts, self.shapes = [], list[tuple[int, int]]()
+        for name, rows in sets.rows.items():
+            sampler = MicrobatchSampler(
+                rows,
+                per_device_train_batch_size=per_device_eval_batch_size,
+                gradient_accumulation_steps=1,
+                shuffle=False,
+                seed=0,
+                pad_token_id=pad_token_id,
+                replica=replica,
+                num_replicas=num_replicas,
+                sampling="random",
+            )
+            numbers = range(sampler.steps_per_epoch)
+            counts = [sampler.counts(number) for number in numbers]
+            total = TokenCounts(sum(part.num_tokens for part in counts), sum(part.num_targets for part in counts))
+            parts.append(EvaluationPart(eval_prefix(name), sampler, total))
+            self.shapes += [shape for number in numbers for shape in sampler.shapes(number)]
+        self.parts = tuple(parts)
 
     def is_due(self, steps_done: int) -> bool:
         """Whether the rows are run when `steps_done` steps are done; 0 are after `START`."""
@@ -82,9 +109,24 @@ class Evaluation:
         return steps_done == 0 or (not self._length.is_last(steps_done) and not self._chooses)
 
     def microbatches(self) -> Iterator[Microbatch]:
-        """This replica's microbatches, one after another, on the CPU."""
-        for part in range(self._sampler.steps_per_epoch):
-            yield from self._sampler.microbatches(part)
+        """This replica's microbatches, one set after another, on the CPU."""
+        for part in self.parts:
+            for number in range(part.num_microbatches):
+                yield from part.sampler.microbatches(number)
+
+    def mean_losses(self, name: str, sums: Sequence[torch.Tensor], count: Callable[[TokenCounts], int]) -> Record:
+        """This replica's share of the mean loss of each set, by its name in records.
+
+        Args:
+            name: of the loss.
+            sums: the loss of each of the replica's microbatches, summed over the tokens that count: float32 scalars.
+            count: of a set's tokens, the number that the loss counts.
+        """
+        losses, rest = Record(), iter(sums)
+        for part in self.parts:
+            own = [next(rest) for _ in range(part.num_microbatches)]
+            losses[f"{part.prefix}{name}"] = mean_loss(own, count(part.counts))
+        return losses
 
 
 def mean_loss(sums: Sequence[torch.Tensor], count: int) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import operator
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from lopt_pp.metrics.records import Record
 from lopt_pp.stage.base import Clock
 from lopt_pp.stage.end_to_end_stage import EndToEndStage
 from lopt_pp.stage.stage import Stage
-from lopt_pp.training.held_out import Evaluation, mean_loss
+from lopt_pp.training.held_out import Evaluation
 from lopt_pp.training.segment import Segment
 from lopt_pp.training.step_plan import START
 
@@ -157,8 +158,8 @@ class HeldOutRows(_OnHeldOutRows):
         """Runs the rows through the stages, which are as they were afterwards.
 
         Returns:
-            By stage, this replica's share of the mean loss over the rows, under the loss's name with `eval_` before it;
-            nothing of a stage that has no loss, or where the run was stopped meanwhile.
+            By stage, this replica's share of the mean loss over each set of rows, under the loss's name with the set's
+            prefix before it; nothing of a stage that has no loss, or where the run was stopped meanwhile.
         """
         losses: dict[int, list[torch.Tensor]] = {stage.index: [] for stage in segment.stages}
         with contextlib.ExitStack() as stack:
@@ -177,9 +178,7 @@ class HeldOutRows(_OnHeldOutRows):
         if not self._is_whole:
             return {}
         return {
-            stage.index: {
-                f"eval_{stage.objective.name}": mean_loss(losses[stage.index], stage.count(self._evaluation.counts))
-            }
+            stage.index: self._evaluation.mean_losses(stage.objective.name, losses[stage.index], stage.count)
             for stage in segment.stages
             if stage.objective is not None
         }
@@ -213,7 +212,8 @@ class EndToEndHeldOutRows(_OnHeldOutRows):
             losses = stage.evaluate(self._microbatches(step, segment.stop_signal))
             if not (losses and self._is_whole):
                 return {}
-            return {stage.index: {"eval_loss": mean_loss(losses, self._evaluation.counts.num_targets)}}
+            count = operator.attrgetter("num_targets")
+            return {stage.index: self._evaluation.mean_losses("loss", losses, count)}
 
 
 def _all_as_evaluation(clock: Clock) -> Clock:

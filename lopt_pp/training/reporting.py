@@ -1,18 +1,25 @@
 """What a run tells of itself while it goes on; `lopt_pp.metrics` does the measuring and writing."""
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+from lopt_pp.distributed.shutdown import ask_to_finish
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.begin import begin
 from lopt_pp.metrics.collector import Collector
+from lopt_pp.metrics.evaluations import Evaluations
 from lopt_pp.metrics.installed import tracks
 from lopt_pp.metrics.listeners import Listener, OwnCallbacks
 from lopt_pp.metrics.records import Record
 from lopt_pp.stage.base import BaseStage
+from lopt_pp.training.early_stopping import EarlyStopping
 from lopt_pp.training.setup import Setup
 from lopt_pp.training.step_plan import START
+
+logger = logging.getLogger(__name__)
 
 
 def open_reporting(
@@ -63,6 +70,7 @@ def open_reporting(
         steps_done=steps_done,
         listeners=listeners,
         from_start=steps.start == START,
+        evaluations=_evaluations(setup, world, steps_done),
     )
 
 
@@ -92,3 +100,17 @@ def _open_callbacks(setup: Setup, world: World, run_id: str, steps_done: int, ow
     own.opened(callbacks)
     callbacks.begin()
     return callbacks
+
+
+def _evaluations(setup: Setup, world: World, steps_done: int) -> Evaluations | None:
+    """What keeps the run's evaluations, and has it finish early where the flags say so; None where there are none."""
+    if setup.held_out is None:
+        return None
+    patience, criterion = setup.config.evaluation.early_stopping_patience, setup.criterion
+    if patience is None or criterion is None:
+        return Evaluations(steps_done, setup.held_out.names)
+    if not setup.config.evaluation.load_best_model_at_end:
+        logger.warning("--early_stopping_patience without --load_best_model_at_end saves the last model, not the best")
+    finish = functools.partial(ask_to_finish, world.connection())
+    stopping = EarlyStopping(criterion, patience, setup.config.evaluation.early_stopping_threshold, finish)
+    return Evaluations(steps_done, setup.held_out.names, stopping.evaluated, stopping.remember)

@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from lopt_pp.checkpoint.best import Criterion, choose_criterion
 from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, shared_by_ranks
 from lopt_pp.checkpoint.output_dir import DESCRIPTION
 from lopt_pp.checkpoint.resume import Wanted
 from lopt_pp.config.topology import Topology
 from lopt_pp.config.train_config import Config
-from lopt_pp.data import MicrobatchSampler, RowLimits, Rows, TokenizedRows
+from lopt_pp.data import MicrobatchSampler, RowLimits, Rows
+from lopt_pp.data.evaluation_sets import EvaluationSets
 from lopt_pp.data.splits import load_split
-from lopt_pp.distributed.shutdown import RunLength
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
 from lopt_pp.model.block import BlockModel
@@ -36,7 +37,6 @@ from lopt_pp.objectives import local_objective_class, task_objective_class
 from lopt_pp.planning.auto_split import find_cuts
 from lopt_pp.stage.optimizer import check_optimizer
 from lopt_pp.training.given import NOTHING, Given, find_pretrained, find_tokenizer
-from lopt_pp.training.held_out import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class Setup:
         tokenizer: of the model.
         rows: to train on.
         held_out: to evaluate on; None where a run is not evaluated.
+        criterion: what its models are compared by; None where there is nothing to compare.
         num_steps: of the run.
         day: of its start, which its rows have where the chat template prints a date.
         pad_token_id: that rows are padded with.
@@ -73,7 +74,8 @@ class Setup:
     specs: tuple[BlockSpec, ...]
     tokenizer: PreTrainedTokenizerBase
     rows: Rows
-    held_out: TokenizedRows | None
+    held_out: EvaluationSets | None
+    criterion: Criterion | None
     num_steps: int
     day: date
     pad_token_id: int
@@ -82,22 +84,6 @@ class Setup:
     def sampler(self, replica: int) -> MicrobatchSampler:
         """The microbatches of a replica."""
         return _sampler(self.config, self.rows, self.pad_token_id, replica, self.topology.num_replicas)
-
-    def evaluation(self, replica: int, length: RunLength) -> Evaluation | None:
-        """The held-out rows of a replica, and when they are run in a run of this length."""
-        if self.held_out is None:
-            return None
-        return Evaluation(
-            self.held_out,
-            eval_steps=self.config.evaluation.eval_steps,
-            length=length,
-            per_device_eval_batch_size=self.config.evaluation.per_device_eval_batch_size,
-            pad_token_id=self.pad_token_id,
-            on_start=self.config.evaluation.eval_on_start,
-            chooses=self.config.evaluation.load_best_model_at_end,
-            replica=replica,
-            num_replicas=self.topology.num_replicas,
-        )
 
     def load(self, spec: BlockSpec, device: torch.device = _CPU, keep: Keep | None = None) -> BlockModel:
         """The block at a place of the model, with its pretrained weights; as `BlockBuilder.from_pretrained` has it."""
@@ -251,6 +237,7 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
     world.say("reading the rows")
     with world.one_process_first("rows"):
         rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed, limits, day, given.rows)
+    criterion = None if held_out is None else _criterion(config, held_out)
     pad = pad_token_id(tokenizer, limits.num_embeddings)
     sampler = _sampler(config, rows, pad, topology.replica_of(world.rank), topology.num_replicas)
     run = config.run
@@ -275,11 +262,20 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
         tokenizer=tokenizer,
         rows=rows,
         held_out=held_out,
+        criterion=criterion,
         num_steps=num_steps,
         day=day,
         pad_token_id=pad,
         generation=pretrained.generation,
     )
+
+
+def _criterion(config: Config, held_out: EvaluationSets) -> Criterion | None:
+    local = local_objective_class(config.objective)
+    for name in held_out.names:
+        if local is not None and local.name == f"{name}_loss":
+            raise LoptError(f"--eval_file {name}=...: a stage's loss is called {local.name}; give the set another name")
+    return choose_criterion(config.evaluation, held_out.names)
 
 
 def _sampler(config: Config, rows: Rows, pad_token_id: int, replica: int, num_replicas: int) -> MicrobatchSampler:

@@ -20,6 +20,7 @@ from lopt_pp.stage.data_parallel import Replicas
 from lopt_pp.stage.end_to_end_stage import EndToEndStage
 from lopt_pp.stage.optimizer_kinds import OptimizerFactory
 from lopt_pp.stage.stage import Stage
+from lopt_pp.training.held_out import Evaluation
 from lopt_pp.training.phases import DriftProbe, EndToEndHeldOutRows, EndToEndTraining, HeldOutRows, LocalTraining
 from lopt_pp.training.setup import Setup
 from lopt_pp.training.step_plan import Phase, StepPlan
@@ -121,7 +122,7 @@ def remember_pretrained(setup: Setup, world: World, stages: Sequence[BaseStage])
 def step_plan(setup: Setup, world: World, probe: Probe | None, length: RunLength) -> StepPlan[Any]:
     """What each step of a run of this length consists of, in order."""
     replica = setup.topology.replica_of(world.rank)
-    sampler, evaluation = setup.sampler(replica), setup.evaluation(replica, length)
+    sampler, evaluation = setup.sampler(replica), _evaluation(setup, replica, length)
     on_gpu = world.device.type == "cuda"
     ahead = MicrobatchesAhead(sampler, setup.num_steps, in_thread=on_gpu, pins=on_gpu)
     training = EndToEndTraining if setup.is_end_to_end else LocalTraining
@@ -132,3 +133,21 @@ def step_plan(setup: Setup, world: World, probe: Probe | None, length: RunLength
     if evaluation is not None:
         phases.append(EndToEndHeldOutRows(evaluation) if setup.is_end_to_end else HeldOutRows(evaluation))
     return StepPlan(sampler, phases)
+
+
+def _evaluation(setup: Setup, replica: int, length: RunLength) -> Evaluation | None:
+    """The held-out rows of a replica, and when they are run."""
+    config = setup.config.evaluation
+    if setup.held_out is None:
+        return None
+    return Evaluation(
+        setup.held_out,
+        eval_steps=config.eval_steps,
+        length=length,
+        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        pad_token_id=setup.pad_token_id,
+        on_start=config.eval_on_start,
+        chooses=config.chooses,
+        replica=replica,
+        num_replicas=setup.topology.num_replicas,
+    )

@@ -94,7 +94,7 @@ def test_all_names_of_format_1_are_read_as_todays(checkpoint: Path) -> None:
 def test_what_is_read_is_written_in_format_2(checkpoint: Path, tmp_path: Path) -> None:
     old = read_manifest(checkpoint)
     parts = [{"size": part.size, "sha256": part.sha256} for part in old.parts]
-    content = {"step": 120, "edges": [2, 4], "run": old.run, "parts": parts, "eval_loss": 2.5}
+    content = {"step": 120, "edges": [2, 4], "run": old.run, "parts": parts, "metrics": {"eval_loss": 2.5}}
     write_manifest(tmp_path, content)
     written = json.loads((tmp_path / "manifest.json").read_text())
     assert written["format"] == 2 and written["run"] == old.run

@@ -172,7 +172,7 @@ def test_it_is_known_what_is_given() -> None:
     assert parser.parse([])[0] == [Example("n", is_on=False)]
 
 
-@pytest.mark.parametrize("kind", [dict[str, int], int | str, Literal[1, 2], bool | None, list, object])
+@pytest.mark.parametrize("kind", [dict[str, int], int | str, Literal[1, 2], list, object])
 def test_a_type_that_no_flag_can_have(kind: Any) -> None:
     made = dataclasses.make_dataclass("Odd", [("odd", kind, field(default=None, metadata={"help": "Odd."}))])
     made._argument_group_name = "Odd"  # type: ignore[attr-defined]

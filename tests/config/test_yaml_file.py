@@ -98,12 +98,26 @@ def test_paths_begin_at_home(tmp_path: Path, name: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", "/home/me")
     more = {"report_to": "tensorboard"} if name == "logging_dir" else {}
     flags = {key: value for key, value in (REQUIRED | more).items() if (key, name) != ("train_file", "dataset_name")}
-    expected = ["/home/me/x"] if name == "train_file" else "/home/me/x"
+    expected = ["/home/me/x"] if name in ("train_file", "eval_file") else "/home/me/x"
     path = tmp_path / "run.yaml"
     path.write_text("".join(f"{key}: {value}\n" for key, value in (flags | {name: "~/x"}).items()))
     words = [f"--{key}={value}" for key, value in (flags | {name: "~/x"}).items()]
     for config in (parse_config(["--config", str(path)]), parse_config(words), load_config(**flags | {name: "~/x"})):
         assert config.flags()[name] == expected
+
+
+def test_evaluation_sets_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mapping in a file or from Python, and with an equals sign on the command line."""
+    monkeypatch.setenv("HOME", "/home/me")
+    sets = {"easy": "easy.jsonl", "hard": "~/a=b.jsonl"}
+    path = tmp_path / "run.yaml"
+    lines = [f"{name}: {value}" for name, value in REQUIRED.items()]
+    path.write_text("\n".join([*lines, "eval_file:", *(f"  {name}: {file}" for name, file in sets.items())]))
+    words = [f"--{name}={value}" for name, value in REQUIRED.items()]
+    on_line = parse_config([*words, "--eval_file", *(f"{name}={file}" for name, file in sets.items())])
+    for config in (on_line, parse_config(["--config", str(path)]), load_config(**REQUIRED, eval_file=sets)):
+        assert config.evaluation.eval_files == {"easy": "easy.jsonl", "hard": "/home/me/a=b.jsonl"}
+    assert parse_config([*words, "--eval_file=./a=b.jsonl"]).evaluation.eval_files == {"": "./a=b.jsonl"}
 
 
 def test_the_file_is_found_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,4 +138,4 @@ def test_none_is_not_a_name(word: str) -> None:
     assert parse_config([*data, "--train_file", word]) == parse_config(data)
     with pytest.raises(LoptError, match="^--output_dir None: of the wrong type; expected a string$"):
         parse_config([*words, f"--output_dir={word}"])
-    assert {field.type for name, field in FLAGS.items() if name in optional} == {str | None}
+    assert {field.type for name, field in FLAGS.items() if name in optional} == {str | None, list[str] | None}

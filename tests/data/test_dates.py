@@ -62,10 +62,10 @@ def test_it_prints_today_where_no_day_is_given(path: Path) -> None:
 
 def test_held_out_rows_have_the_same_day(path: Path) -> None:
     tokenizer = make_tokenizer(DATED)
-    for config in (EvaluationConfig(eval_file=str(path)), EvaluationConfig(eval_split_size=1)):
+    for config in (EvaluationConfig(eval_file=[str(path)]), EvaluationConfig(eval_split_size=1)):
         rows, held_out = load_split(config, DataConfig(train_file=[str(path)]), tokenizer, seed=0, day=DAYS[0])
         assert held_out is not None
-        (text,) = texts(rows, tokenizer) | texts(held_out, tokenizer)
+        (text,) = texts(rows, tokenizer) | texts(held_out.rows[""], tokenizer)
         assert text.startswith(PRINTED[0])
 
 

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from lopt_pp.config.evaluation import EvaluationConfig
 from lopt_pp.data import DataConfig, Rows, TokenizedRows
+from lopt_pp.data.evaluation_sets import EvaluationSets
 from lopt_pp.data.splits import load_split
 from lopt_pp.errors import LoptError
 
@@ -33,7 +34,7 @@ def split(files: Path, size: float, seed: int = 0, **more: Any) -> tuple[Rows, T
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
     kept, held = load_split(EvaluationConfig(eval_split_size=size), data, tokenizer, seed)
     assert held is not None
-    return kept, held
+    return kept, held.rows[""]
 
 
 def tokens(rows: Rows) -> list[list[int]]:
@@ -63,10 +64,29 @@ def test_rows_are_held_out_before_they_are_packed(files: Path) -> None:
 def test_a_file_is_read_whole_while_others_are_streamed(files: Path) -> None:
     data = DataConfig(train_file=[str(files / "rows.jsonl")], streaming=True, packing=True, max_length=120)
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
-    _, held = load_split(EvaluationConfig(eval_file=str(files / "held_out.jsonl")), data, tokenizer, seed=0)
-    assert held is not None and tokens(held) == tokens(plain_rows(files / "model", files / "held_out.jsonl"))
+    _, held = load_split(EvaluationConfig(eval_file=[str(files / "held_out.jsonl")]), data, tokenizer, seed=0)
+    assert held is not None and tokens(held.rows[""]) == tokens(plain_rows(files / "model", files / "held_out.jsonl"))
     with pytest.raises(LoptError, match="^--eval_split_size must know .* --streaming does not; give --eval_file$"):
         load_split(EvaluationConfig(eval_split_size=3), data, tokenizer, seed=0)
+
+
+def test_sets_have_the_names_that_they_are_given(files: Path) -> None:
+    """And are told from others by these, as by their rows."""
+    data = DataConfig(train_file=[str(files / "rows.jsonl")])
+    tokenizer = AutoTokenizer.from_pretrained(files / "model")
+    paths = {name: str(files / f"{name}.jsonl") for name in ("odd", "held_out")}
+
+    def read(*given: str) -> EvaluationSets:
+        _, held = load_split(EvaluationConfig(eval_file=list(given)), data, tokenizer, seed=0)
+        assert held is not None
+        return held
+
+    sets = read(*(f"{name}={path}" for name, path in paths.items()))
+    assert sets.names == ("odd", "held_out") and sets.summary().startswith(f"odd: 10 rows of {paths['odd']}")
+    for name, path in paths.items():
+        assert tokens(sets.rows[name]) == tokens(read(path).rows[""])
+    others = [read(path) for path in paths.values()] + [read(f"a={path}") for path in paths.values()]
+    assert len({one.digest for one in [sets, *others]}) == 5
 
 
 def test_a_split_of_a_dataset(files: Path, tmp_path: Path) -> None:
@@ -75,7 +95,7 @@ def test_a_split_of_a_dataset(files: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
     data = DataConfig(dataset_name=str(tmp_path))
     kept, held = load_split(EvaluationConfig(dataset_test_split="test"), data, tokenizer, seed=0)
-    assert held is not None and (len(kept), len(held)) == (37, 13)
+    assert held is not None and (len(kept), len(held.rows[""])) == (37, 13)
     with pytest.raises(LoptError, match=f"^--dataset_name {tmp_path} --dataset_test_split dev cannot be loaded"):
         load_split(EvaluationConfig(dataset_test_split="dev"), data, tokenizer, seed=0)
     with pytest.raises(LoptError, match="^--dataset_test_split test is a split of --dataset_name; give that$"):
@@ -99,7 +119,7 @@ def test_a_file_that_is_of_no_use(files: Path, tmp_path: Path, content: str | No
     data = DataConfig(train_file=[str(files / "rows.jsonl")])
     tokenizer = AutoTokenizer.from_pretrained(files / "model")
     with pytest.raises(LoptError, match=error):
-        load_split(EvaluationConfig(eval_file=str(path)), data, tokenizer, seed=0)
+        load_split(EvaluationConfig(eval_file=[str(path)]), data, tokenizer, seed=0)
 
 
 @pytest.mark.parametrize("size", [0.01, 37, 100])

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from finishing import waiting_to_be_heard
 from ranks import to_the_end
 from tiny import write_inputs, write_rows
 from torch.nn import functional as F
@@ -31,6 +33,9 @@ LAYOUTS = {
     "end to end, one process": (1, "--method e2e"),
 }
 """Processes and flags, by name."""
+
+HEARD_AT = 7
+"""After this step runs wait until they know that they stop early; their evaluations are over that say so."""
 
 MEASURED = "--eval_steps 2 --per_device_eval_batch_size 4"
 
@@ -77,10 +82,12 @@ def train_layouts(
     for layout, (processes, layout_flags) in layouts.items():
         for kind, more in kinds(layout).items():
             given = flags(folder, run_of(folder, kind, layout), f"{layout_flags} {more}")
-            if processes == 1:
-                train(given)
+            stops = "--early_stopping_patience" in given
+            if processes > 1:
+                cases.append({"name": f"{layout}, {kind}", "flags": given} | ({"heard_at": HEARD_AT} if stops else {}))
             else:
-                cases.append({"name": f"{layout}, {kind}", "flags": given})
+                with waiting_to_be_heard(HEARD_AT) if stops else nullcontext():
+                    train(given)
     (folder / "cases.json").write_text(json.dumps(cases))
     to_the_end(folder / "log", 2, [str(folder / "cases.json")], module="worker")
 

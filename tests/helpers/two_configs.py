@@ -25,6 +25,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "dataset_name": {"train_file": None, "dataset_name": "one"},
     "eval_on_start": {"eval_file": "held.jsonl"},
     "load_best_model_at_end": {"eval_file": "held.jsonl"},
+    "metric_for_best_model": {"eval_file": "held.jsonl"},
+    "early_stopping_patience": {"eval_file": "held.jsonl"},
 }
 """What a flag needs beside it."""
 

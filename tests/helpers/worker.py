@@ -2,7 +2,8 @@
 
 A case is {"name", "flags": [...], "slow_stage": null or a number, "seconds": of delay}. With "count_bytes" it writes
 what the kernel's TCP counters say of the traffic between this process and the others to OUTPUT_DIR/bytes-RANK.json.
-With "finish" the run is asked to evaluate and to save when all stages have reported that step, and then to finish.
+With "finish" the run is asked to evaluate and to save when all stages have reported that step, and then to finish;
+with "heard_at" rank 0 waits after that step until a request to finish is heard.
 """
 
 import dataclasses
@@ -10,23 +11,20 @@ import json
 import os
 import socket
 import struct
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch.distributed as dist
+from finishing import asking_to_finish, waiting_to_be_heard
 
 import lopt_pp.training.run
 from lopt_pp.config.parser import parse_config
-from lopt_pp.distributed.shutdown import EVALUATE, SAVE, RunLength, StopCoordinator, ask_for, ask_to_finish
 from lopt_pp.distributed.world import connect
-from lopt_pp.metrics.collector import Collector
 from lopt_pp.stage.stage import Stage
-from lopt_pp.training.checkpointing import Checkpointer
 
 # Offsets of tcpi_bytes_acked and tcpi_bytes_received in the kernel's struct tcp_info.
 _BYTES_ACKED, _BYTES_RECEIVED = 120, 128
@@ -55,48 +53,6 @@ def tcp_traffic() -> dict[str, int]:
     return total
 
 
-@contextmanager
-def asking_to_finish(after: int) -> Iterator[None]:
-    """Has a run's collector ask for an evaluation and a checkpoint, in its thread, when it has the records of a step.
-
-    When it has those of that evaluation, it asks the run to finish. Rank 0 waits to be heard, each time.
-    """
-    keep, do_after, end, after_step = Collector._keep, RunLength.do_after, StopCoordinator._end, Checkpointer.after_step
-    heard = [threading.Event(), threading.Event()]
-    besides: list[int] = []
-
-    def ask(collector: Collector, step: int, record: dict[str, Any]) -> None:
-        if step == after:
-            ask_for(collector._store, EVALUATE | SAVE)
-        if "eval_loss" in record:
-            ask_to_finish(collector._store, "that is enough")
-        keep(collector, step, record)
-
-    def hear(length: RunLength, step: int, what: int) -> None:
-        do_after(length, step, what)
-        if what:
-            besides.append(step)
-            heard[0].set()
-
-    def hear_end(coordinator: StopCoordinator, number: int) -> None:
-        end(coordinator, number)
-        heard[1].set()
-
-    def wait(checkpointer: Checkpointer, steps_done: int) -> None:
-        after_step(checkpointer, steps_done)
-        if checkpointer._committer is not None:
-            assert steps_done != after + 3 or heard[0].wait(60)
-            assert steps_done - 4 not in besides or heard[1].wait(60)
-
-    with (
-        mock.patch.object(Collector, "_keep", ask),
-        mock.patch.object(RunLength, "do_after", hear),
-        mock.patch.object(StopCoordinator, "_end", hear_end),
-        mock.patch.object(Checkpointer, "after_step", wait),
-    ):
-        yield
-
-
 def main(arguments: Sequence[str]) -> int:
     cases: list[dict[str, Any]] = json.loads(Path(arguments[0]).read_text())
     forward, train = Stage.forward, lopt_pp.training.run.train
@@ -123,5 +79,7 @@ def main(arguments: Sequence[str]) -> int:
                     patched.enter_context(mock.patch.object(lopt_pp.training.run, "train", counted_train))
                 if "finish" in case:
                     patched.enter_context(asking_to_finish(case["finish"]))
+                if "heard_at" in case:
+                    patched.enter_context(waiting_to_be_heard(case["heard_at"]))
                 assert lopt_pp.training.run.run(parse_config(case["flags"]), own)
     return 0

@@ -52,7 +52,7 @@ def test_what_is_not_a_record_is_left_out_when_a_run_goes_on(tmp_path: Path) -> 
     others = b"5\n", b"\xff\n", b'{"loss": 1}\n', b'{"step": "x"}\n', b"\0\0\0\n", b"[" * 100_000 + b"\n"
     path.write_bytes(b"".join([whole[0], *others, whole[2], whole[1][:-1]]))
     file = MetricsFile(path, 2)
-    assert file.eval_losses == {1: 2.5}
+    assert file.evaluations == {1: {"eval_loss": 2.5}}
     file.write([{"step": 3}])
     assert path.read_bytes() == b"".join(whole)
     path.unlink()

@@ -1,5 +1,6 @@
 """Held-out rows during a run: what is measured is the model, and training does not notice."""
 
+import json
 import math
 import re
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from evaluated import (
+    HEARD_AT,
     LAYOUTS,
     MEASURED,
     eval_losses,
@@ -21,6 +23,7 @@ from evaluated import (
     train_layouts,
     write_files,
 )
+from finishing import waiting_to_be_heard
 from ranks import ranks, until
 from results import weights
 from tiny import write_model
@@ -46,8 +49,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def kinds(layout: str) -> dict[str, str]:
         found = {"without": "", "with": f"{MEASURED} --eval_file {folder / 'held_out.jsonl'}"}
-        best = {"best": f"{MEASURED} --eval_file {folder / 'odd.jsonl'} {BEST}"} if layout in BEST_LAYOUTS else {}
-        return found | best
+        if layout in BEST_LAYOUTS:
+            found["best"] = f"{MEASURED} --eval_file {folder / 'odd.jsonl'} {BEST}"
+            sets = f"--eval_file usual={folder / 'held_out.jsonl'} odd={folder / 'odd.jsonl'}"
+            chosen = "--metric_for_best_model odd_loss --early_stopping_patience 1 --max_steps 40 --eval_on_start"
+            found["stopped"] = f"{MEASURED} {sets} {BEST} {chosen}"
+        return found
 
     train_layouts(folder, LAYOUTS, kinds)
     return folder
@@ -160,6 +167,63 @@ def test_the_best_model_is_saved(files: Path, layout: str) -> None:
     assert f"Loss on 10 held-out rows of {files / 'odd.jsonl'}: {losses[2]:.4g}" in card
 
 
+@pytest.mark.parametrize("layout", BEST_LAYOUTS)
+def test_several_sets_are_measured_each_by_itself(files: Path, layout: str) -> None:
+    """The model that is saved is that of step 2; records and manifests have what each set says of it."""
+    out = run_of(files, "stopped", layout)
+    last = {row["step"]: row for row in records(out) if "eval_odd_loss" in row}
+    assert "eval_loss" not in (out / "metrics.jsonl").read_text()
+    for name, file in (("odd", "odd.jsonl"), ("usual", "held_out.jsonl")):
+        assert last[2][f"eval_{name}_loss"] == pytest.approx(plain_loss(out, files / file), rel=1e-5)
+        assert last[2][f"eval_{name}_perplexity"] == pytest.approx(math.exp(last[2][f"eval_{name}_loss"]))
+    local = {name for row in records(out) for name in row if name.endswith("reconstruction_loss")}
+    expected = {"reconstruction_loss", "eval_odd_reconstruction_loss", "eval_usual_reconstruction_loss"}
+    assert local == (set() if layout == "end to end" else expected)
+    metrics = read_manifest(out / "checkpoint-2").metrics
+    assert metrics == {name: last[2][name] for name in last[2] if name.startswith("eval_") and name != "eval_seconds"}
+
+
+@pytest.mark.parametrize("layout", BEST_LAYOUTS)
+def test_a_run_finishes_when_its_model_gets_no_better(files: Path, layout: str) -> None:
+    """After the second evaluation; the one before the first step is not of the run, and does not count."""
+    out = run_of(files, "stopped", layout)
+    steps = records(out)[-1]["step"]
+    evaluated = [row["step"] for row in records(out) if "eval_odd_loss" in row]
+    assert steps > 4 and evaluated == [*range(0, steps, 2), steps]
+    assert same(weights(out), saved_weights(out / "checkpoint-2"))
+    card = (out / "README.md").read_text()
+    assert f"Optimizer steps: {steps} of 40; finished early: eval_odd_loss has not improved for " in card
+    assert "; these are the weights after 2, which were the best on held-out rows by odd_loss\n" in card
+    assert all(f"held-out rows of {files / name}.jsonl (" in card for name in ("odd", "held_out"))
+
+
+def test_a_run_that_goes_on_counts_what_it_had_measured(files: Path, tmp_path: Path) -> None:
+    """Here its file of metrics has one evaluation that is worse; with patience for two, the next is one too many."""
+    out, before = tmp_path / "out", run_of(files, "stopped", "one process")
+    shutil.copytree(before / "checkpoint-2", out / "checkpoint-2")
+    lines = [line for line in (before / "metrics.jsonl").read_text().splitlines(True) if json.loads(line)["step"] <= 2]
+    better = json.dumps({"step": 1, "stage": 1, "eval_odd_loss": 0.5}) + "\n"
+    (out / "metrics.jsonl").write_text("".join([better, *lines]))
+    sets = f"--eval_file usual={files / 'held_out.jsonl'} odd={files / 'odd.jsonl'} --resume_from_checkpoint latest"
+    more = f"{MEASURED} {sets} --learning_rate 1e-2 --metric_for_best_model eval_odd_loss --max_steps 40"
+    with waiting_to_be_heard(HEARD_AT):
+        train(flags(files, out, f"{more} --early_stopping_patience 2 --num_stages 2"))
+    card = (out / "README.md").read_text()
+    assert "eval_odd_loss has not improved for 2 evaluations; the best was 0.5 after step 1\n" in card
+
+
+def test_metrics_that_nobody_measures(files: Path, tmp_path: Path) -> None:
+    sets = f"--eval_file a={files / 'held_out.jsonl'} b={files / 'odd.jsonl'} --save_steps 500"
+    with pytest.raises(LoptError, match="^--load_best.* needs --metric_for_best_model: one of eval_a_loss, "):
+        train(flags(files, tmp_path / "out", f"{sets} --load_best_model_at_end"))
+    with pytest.raises(LoptError, match="^--metric_for_best_model loss: nothing of that name is measured; give one "):
+        train(flags(files, tmp_path / "out", f"{sets} --metric_for_best_model loss"))
+    taken = f"--eval_file reconstruction={files / 'odd.jsonl'}"
+    with pytest.raises(LoptError, match="^--eval_file reconstruction=.*: a stage's loss is called reconstruction_loss"):
+        train(flags(files, tmp_path / "out", taken))
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
 def saved_weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     manifest = read_manifest(checkpoint)
     parts = [manifest.read_part(spec.stage, "block.") for spec in manifest.specs]
@@ -210,6 +274,14 @@ def test_the_last_model_may_be_the_best(files: Path, tmp_path: Path, caplog: pyt
         ("--eval_split_size -3", "^--eval_split_size -3: a number of rows"),
         ("--eval_split_size 1.5", "^--eval_split_size 1.5: a number of rows"),
         ("--eval_file a --eval_split_size 3", "^give one of --eval_file and --eval_split_size:"),
+        ("--eval_file a b", "^--eval_file a: with several files each has a name .*: easy=a$"),
+        ("--eval_file a=b ./c=d", "^--eval_file ./c=d: with several files each has a name .*: easy=./c=d$"),
+        ("--eval_file a=b a=c", "^--eval_file: two of the files have the name a$"),
+        ("--metric_for_best_model loss", "^--metric_for_best_model needs rows to evaluate on: give --eval_file, "),
+        ("--early_stopping_patience 3", "^--early_stopping_patience needs rows to evaluate on: give --eval_file, "),
+        ("--eval_file a --early_stopping_patience 0", "^--early_stopping_patience 0: at least 1$"),
+        ("--eval_file a --early_stopping_patience 1 --eval_steps 0", "^--early_stopping_patience needs.*above 0$"),
+        ("--eval_file a --early_stopping_threshold -1", "^--early_stopping_threshold -1: at least 0$"),
         ("--load_best_model_at_end", "^--load_best_model_at_end needs rows to compare models on: give --eval_file$"),
         ("--eval_file a --load_best_model_at_end --save_steps 0", "^--load_best_model_at_end.*are 0 and 500$"),
         ("--eval_file a --load_best_model_at_end --eval_steps 0", "^--load_best_model_at_end.*are 500 and 0$"),

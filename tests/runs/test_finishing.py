@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from evaluated import LAYOUTS, eval_losses, flags, plain_loss, records, run_of, same, train, write_files
+from finishing import asking_to_finish
 from in_process import contents
 from ranks import to_the_end
 from results import weights
 from test_evaluation import saved_weights
-from worker import asking_to_finish
 
 from lopt_pp.checkpoint.output_dir import STOPPED, complete_checkpoints, model_origin
 from lopt_pp.errors import LoptError
