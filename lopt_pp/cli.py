@@ -13,6 +13,8 @@ commands:
   train     post-train a model: lopt-pp train run.yaml, or with flags (lopt-pp train --help lists them)
   export    make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
   generate  see what a model or a checkpoint answers: lopt-pp generate MODEL --prompt "What is 1 + 2?"
+  chat      talk to a model or a checkpoint in the terminal: lopt-pp chat MODEL
+  push      publish a model on the Hugging Face Hub: lopt-pp push OUTPUT_DIR --hub_model_id NAME
   evaluate  compare models on rows and benchmarks, before and after: lopt-pp evaluate MODEL --before BASE --tasks gsm8k
   plan      say what a run will need, from the config alone: lopt-pp plan MODEL_OR_CONFIG FLAGS
   auxiliary find the layers that an auxiliary network is best made of: lopt-pp auxiliary MODEL --train_file FILE
@@ -26,6 +28,8 @@ _MODULES = {
     "train": "lopt_pp.commands.train",
     "export": "lopt_pp.commands.export",
     "generate": "lopt_pp.commands.generate",
+    "chat": "lopt_pp.commands.chat",
+    "push": "lopt_pp.commands.push",
     "evaluate": "lopt_pp.commands.evaluate",
     "plan": "lopt_pp.commands.plan",
     "auxiliary": "lopt_pp.commands.auxiliary",

@@ -193,6 +193,10 @@ DESCRIPTION = ".description" + UNFINISHED
 """There while it is tried, before the first step, whether all of the model but its weights can be saved."""
 
 
+PUSHED = ".pushed" + UNFINISHED
+"""Has the checkpoints that are being pushed to the hub."""
+
+
 STOPPED = "stopped.json"
 """Is in the output directory of a run that was asked to stop, until it is started again."""
 
@@ -201,4 +205,5 @@ def remove_leftovers(output_dir: Path) -> None:
     """Removes what an earlier run left half-written, and its word of where it was stopped."""
     remove_unfinished(output_dir)
     shutil.rmtree(output_dir / DESCRIPTION, ignore_errors=True)
+    shutil.rmtree(output_dir / PUSHED, ignore_errors=True)
     (output_dir / STOPPED).unlink(missing_ok=True)

@@ -41,7 +41,13 @@ class Effects:
 
 
 def flag(
-    help: str, *, on_resume: Resume, shared_by_ranks: bool, compared: bool, is_path: bool = False
+    help: str,
+    *,
+    on_resume: Resume,
+    shared_by_ranks: bool,
+    compared: bool,
+    is_path: bool = False,
+    is_secret: bool = False,
 ) -> dict[str, Any]:
     """Metadata of a dataclass field that is a flag of a training run.
 
@@ -56,8 +62,10 @@ def flag(
         help: what `--help` says of it.
         on_resume, shared_by_ranks, compared: see `Effects`.
         is_path: whether its value is a path, or may be one; see `expand_home`.
+        is_secret: whether its value may be written nowhere; `Config.flags` leaves it out.
     """
-    return {"help": help, "effects": Effects(on_resume, shared_by_ranks, compared), "is_path": is_path}
+    effects = Effects(on_resume, shared_by_ranks, compared)
+    return {"help": help, "effects": effects, "is_path": is_path, "is_secret": is_secret}
 
 
 def effects_of(component: type) -> dict[str, Effects]:
@@ -100,10 +108,12 @@ def check_types(config: Any) -> None:
         LoptError: names the field, its value and what is expected: the type, of a number that it is finite and fits
             64 bits, of a string that it is not empty and that a file could have it for a name.
     """
+    secret = {field.name for field in dataclasses.fields(config) if field.metadata.get("is_secret")}
     for name, declared in typing.get_type_hints(type(config)).items():
         if typing.get_origin(declared) is ClassVar:
             continue
         value = getattr(config, name)
+        said = "..." if name in secret else shown(value)
         kinds = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
         if isinstance(value, float) and not math.isfinite(value):
             raise LoptError(f"--{name} {value}: expected a finite number")
@@ -111,11 +121,11 @@ def check_types(config: Any) -> None:
             expected = " or ".join(map(_describe, kinds))
             if str in kinds and type(value) in (int, float):
                 expected += f", such as '{value}' in quotes"
-            raise LoptError(f"--{name} {shown(value)}: of the wrong type; expected {expected}")
+            raise LoptError(f"--{name} {said}: of the wrong type; expected {expected}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise LoptError(f"--{name}: expected a number of at most 64 bits")
         if isinstance(value, str) and (not value or "\0" in value):
-            raise LoptError(f"--{name} {shown(value)}: expected a string that is not empty and has no zero character")
+            raise LoptError(f"--{name} {said}: expected a string that is not empty and has no zero character")
 
 
 def _is_of(value: Any, kind: Any) -> bool:

@@ -11,6 +11,7 @@ from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.data import DataConfig
 from lopt_pp.config.evaluation import EvaluationConfig
 from lopt_pp.config.fields import Effects, Resume, check_types, effects_of, expand_home, flag
+from lopt_pp.config.hub import HubConfig
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.config.monitoring import ReportConfig
 from lopt_pp.config.objective import ObjectiveConfig
@@ -134,6 +135,7 @@ class Config:
     checkpoint: CheckpointConfig
     evaluation: EvaluationConfig
     report: ReportConfig
+    hub: HubConfig
     run: RunConfig
 
     def __post_init__(self) -> None:
@@ -168,14 +170,14 @@ class Config:
         return topology
 
     def flags(self, which: Callable[[Effects], bool] = lambda effects: True) -> dict[str, Any]:
-        """Flags with their values, as plain data for files.
+        """Flags with their values, as plain data for files; without those that are secret.
 
         Args:
             which: chooses them by what they affect; by default all.
         """
         components = vars(self).values()
         flags = {name: value for component in components for name, value in dataclasses.asdict(component).items()}
-        return {name: value for name, value in flags.items() if which(EFFECTS[name])}
+        return {name: value for name, value in flags.items() if which(EFFECTS[name]) and name not in SECRETS}
 
 
 COMPONENTS: tuple[type, ...] = tuple(typing.get_type_hints(Config).values())
@@ -185,6 +187,18 @@ EFFECTS: dict[str, Effects] = {
     name: effects for component in COMPONENTS for name, effects in effects_of(component).items()
 }
 """What each flag of a run affects, by the flag's name."""
+
+
+def _marked(mark: str) -> frozenset[str]:
+    fields = (field for component in COMPONENTS for field in dataclasses.fields(component))
+    return frozenset(field.name for field in fields if field.metadata.get(mark))
+
+
+SECRETS = _marked("is_secret")
+"""The flags whose values are written nowhere."""
+
+PATHS = _marked("is_path")
+"""The flags whose values are paths of this machine, or may be."""
 
 DEFAULTS: dict[str, Any] = {
     field.name: field.default for component in COMPONENTS for field in dataclasses.fields(component)

@@ -58,12 +58,10 @@ RUN: dict[str, list[Row]] = {
         Row("run_name", SAME),
         Row("project", SAME, "of all trackers that have projects or experiments"),
         Row("trackio_space_id trackio_bucket_id trackio_static_space_id", SAME, "read by trackio"),
-        Row("push_to_hub", MISSING, "upload `--output_dir` yourself", unless()),
         Row(
-            "hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision",
-            NO_EFFECT,
-            "only `--push_to_hub` would read them",
-            ignored,
+            "push_to_hub hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision",
+            SAME,
+            "what is published is named in [The hub](hub.md); `lopt-pp push` does it later",
         ),
     ],
     "Evaluation": [

@@ -1,6 +1,5 @@
 """What a run leaves in its output directory: its model, the last good weights, or word of where it was stopped."""
 
-import functools
 import json
 import logging
 from collections.abc import Sequence
@@ -13,17 +12,19 @@ from lopt_pp.checkpoint.best import Measured, compare_with_start, load_best, ran
 from lopt_pp.checkpoint.final_model import finish_model, keep_shards, save_stage
 from lopt_pp.checkpoint.lock import OutputLock
 from lopt_pp.checkpoint.manifest import note_unusable_rows
-from lopt_pp.checkpoint.model_card import model_card
+from lopt_pp.checkpoint.model_card import Effort
 from lopt_pp.checkpoint.output_dir import STOPPED, ModelOrigin, is_checkpoint, remove_unfinished
 from lopt_pp.data import UnusableRowsError
 from lopt_pp.distributed.shutdown import RunLength, stop_reason
 from lopt_pp.distributed.world import Failure, World
-from lopt_pp.errors import LoptError, NotFiniteError
+from lopt_pp.errors import LoptError, NotFiniteError, first_line
+from lopt_pp.hub.pusher import Pusher
 from lopt_pp.metrics.collector import Collector, post_end
 from lopt_pp.metrics.records import FILE
 from lopt_pp.metrics.run_info import note_early_finish
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.training.checkpointing import Checkpointer
+from lopt_pp.training.publishing import card, effort_of
 from lopt_pp.training.setup import Setup
 from lopt_pp.util.console import print_error
 from lopt_pp.util.files import write_text
@@ -38,14 +39,7 @@ def check_end(setup: Setup) -> None:
         LoptError: something of it cannot be made, so that the whole run would be lost.
     """
     assert setup.description
-    _card(setup, [0] * setup.topology.num_stages)
-
-
-def _card(
-    setup: Setup, steps: Sequence[int], measured: Measured | None = None, origin: ModelOrigin | None = None
-) -> str:
-    tied = setup.builder.ties_embeddings
-    return model_card(setup.config, setup.rows, steps, setup.num_steps, setup.held_out, measured, tied, origin)
+    card(setup, [0] * setup.topology.num_stages)
 
 
 _LOST = "they are lost, since --save_steps 0 turns checkpoints off"
@@ -61,6 +55,7 @@ class RunFinalizer:
         run_id: of the run.
         lock: of the output directory, on rank 0.
         length: of the run.
+        pusher: to the hub, on rank 0 of a run that is pushed there.
     """
 
     def __init__(
@@ -71,8 +66,9 @@ class RunFinalizer:
         run_id: str,
         lock: OutputLock | None,
         length: RunLength,
+        pusher: Pusher | None = None,
     ) -> None:
-        self._run_id, self._lock, self._length = run_id, lock, length
+        self._run_id, self._lock, self._length, self._pusher = run_id, lock, length, pusher
         self._config, self._world, self._setup, self._stages = setup.config, world, setup, stages
         self._output_dir = Path(setup.config.run.output_dir)
         self._replica = setup.topology.replica_of(world.rank)
@@ -92,6 +88,7 @@ class RunFinalizer:
 
         Raises:
             LoptError: it cannot be written.
+            PushError: it is written, and could not be pushed to the hub.
         """
         if collector is not None and self._length.is_early:
             post_end(self._world.store, self._length.num_steps)
@@ -104,7 +101,10 @@ class RunFinalizer:
             collector.join()
             if self._config.data.streaming:  # Only now it is known.
                 logger.info("%s", self._setup.rows.summary())
+            self._complete_card()
             self._say_how_it_went(collector)
+        if self._pusher is not None:
+            self._pusher.finish()
 
     def stop(
         self,
@@ -135,6 +135,8 @@ class RunFinalizer:
                 problem = self._leave_word(is_saved)
             else:
                 problem = f"{unusable}{self._note_unusable(unusable, is_saved)}"
+            if self._pusher is not None:
+                self._pusher.wait()
         if problem := self._world.first_error("stopped", problem):
             raise LoptError(problem)
 
@@ -180,6 +182,8 @@ class RunFinalizer:
 
         Leaves nothing half-written. May be called from any thread.
         """
+        if self._pusher is not None:
+            self._pusher.abandon()
         if failure.keep:
             try:
                 self._save(self._last_good, self._world.connection(timedelta(minutes=2)))
@@ -229,11 +233,26 @@ class RunFinalizer:
             keep_shards(self._stages if self._replica == 0 else [], path, store)
             return
         setup = self._setup
-        reason = stop_reason(store) if self._length.is_early else None
-        origin = ModelOrigin(self._run_id, setup.num_steps, self._length.num_steps, reason)
-        card = functools.partial(_card, setup, measured=self._measured, origin=origin)
         stages = setup.topology.num_stages
-        finish_model(path, store, stages, setup.write_description, card, origin, self._may_publish)
+        finish_model(path, store, stages, setup.write_description, self._card, self._origin(), self._may_publish)
+
+    def _origin(self) -> ModelOrigin:
+        reason = stop_reason(self._world.store) if self._length.is_early else None
+        return ModelOrigin(self._run_id, self._setup.num_steps, self._length.num_steps, reason)
+
+    def _card(self, steps_done: Sequence[int], effort: Effort | None = None) -> str:
+        repository = None if self._pusher is None else self._pusher.repository
+        return card(self._setup, steps_done, self._measured, repository, effort, self._origin())
+
+    def _complete_card(self) -> None:
+        """Adds to the card what is known only when the records of all steps are there: what the training took."""
+        num_stages = self._setup.topology.num_stages
+        effort = effort_of(self._output_dir, num_stages - 1)
+        text = self._card([self._length.num_steps] * num_stages, effort)
+        try:
+            write_text(self._output_dir / "README.md", text.encode("utf-8", "backslashreplace").decode())
+        except OSError as error:  # It has a card.
+            logger.warning("the model card does not say what the training took: %s", first_line(error))
 
     def _say_how_it_went(self, collector: Collector) -> None:
         minutes, seconds = divmod(round(collector.seconds), 60)

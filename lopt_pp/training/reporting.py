@@ -29,6 +29,7 @@ def open_reporting(
     steps: range,
     run_id: str,
     own: OwnCallbacks | None = None,
+    more: Sequence[Listener] = (),
 ) -> tuple[Callable[[Record], None], Collector | None]:
     """Writes `run.json`, and opens the log, the trace and the trackers. All processes must call this.
 
@@ -39,6 +40,7 @@ def open_reporting(
         steps: that are to be made, and maybe `START` before them.
         run_id: of the run.
         own: the user's callbacks.
+        more: that are told of each step, too.
 
     Returns:
         What reports a record of this process's to rank 0; and, on rank 0, what takes all of them.
@@ -60,6 +62,7 @@ def open_reporting(
         return report, None
     if own is not None or tracks(setup.config.report):
         listeners.append(_open_callbacks(setup, world, run_id, steps_done, own))
+    listeners += more
     return report, Collector(
         world.connection(),
         Path(setup.config.run.output_dir) / "metrics.jsonl",

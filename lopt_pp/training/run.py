@@ -18,6 +18,7 @@ from lopt_pp.data.dates import today
 from lopt_pp.distributed.shutdown import RunLength, stop_coordinator
 from lopt_pp.distributed.world import World, check_shared
 from lopt_pp.errors import LoptError, NotFiniteError
+from lopt_pp.hub.repository import Repository
 from lopt_pp.metrics.installed import check_installed
 from lopt_pp.model.in_memory import write_back
 from lopt_pp.training.checkpointing import Checkpointer
@@ -25,6 +26,7 @@ from lopt_pp.training.connect import connect, deciders
 from lopt_pp.training.finish import RunFinalizer, check_end
 from lopt_pp.training.given import NOTHING, Given
 from lopt_pp.training.loop import train
+from lopt_pp.training.publishing import open_pusher, repository_of
 from lopt_pp.training.reporting import open_reporting
 from lopt_pp.training.setup import prepare
 from lopt_pp.training.stages import build_stages, remember_pretrained, step_plan
@@ -59,6 +61,7 @@ def run(
         LoptError: something in the flags, the model or the data is unusable, another run has the output directory, or
             the checkpoint is another run's, and nothing has been written; rows of a step cannot be used, and what was
             done before it is saved; or the model, or the checkpoint of a run that was stopped, cannot be written.
+        PushError: the model is there, and could not be pushed to the hub.
     """
     with ExitStack() as own:
         lock = (own if held is None else held).enter_context(_output_dir(config, world))
@@ -96,13 +99,17 @@ def _run(
     # Prepare: what is wrong with the flags, the model or the rows comes out here, before anything is written.
     output_dir, which = Path(config.run.output_dir), config.checkpoint.resume_from_checkpoint
     overwrites, resumes = config.run.overwrite_output_dir, world.is_restart or which == LATEST
+    repository: Repository | None = None
     if world.rank == 0:
         check_installed(config.report)
+        repository = repository_of(config)
     setup = prepare(config, world, run_day(world, which, output_dir, today), given)
     world.barrier("prepared")  # What another process finds wrong comes before anything is written.
     if world.rank == 0:
         setup.log()
         check_end(setup)
+    length = RunLength(setup.num_steps)
+    pusher = open_pusher(setup, repository, length)
 
     # Find the checkpoint to go on from, if any: what it is not, the run must not replace.
     if config.checkpoint.save_steps > 0 or resumes:
@@ -112,6 +119,8 @@ def _run(
     start = find_start(world, wanted, own, setup.specs, checks_parts=is_first_replica)
     in_place = given.model if world.size == 1 else None
     if world.from_rank_0("finished", lambda: is_finished(start, wanted)):
+        if pusher is not None:  # It may not have come so far before.
+            pusher.finish()
         if in_place is not None:
             trained = setup.model_class.from_pretrained(output_dir)
             write_back(in_place, dict(trained.named_parameters()), trained.config.tie_word_embeddings)
@@ -129,15 +138,15 @@ def _run(
     # Resume: afterwards all processes have done the same number of steps, none where the run is new.
     start.load(stages, setup.specs)
     steps_before = start.steps_done
-    length = RunLength(setup.num_steps)
-    finalizer = RunFinalizer(setup, world, stages, start.run_id, lock, length)
+    finalizer = RunFinalizer(setup, world, stages, start.run_id, lock, length, pusher)
     on_prepared(finalizer)
 
     # Train: every process does its part of each step, and waits for its neighbours only.
     plan = step_plan(setup, world, probe, length)
     evaluates_start = steps_before == 0 and config.evaluation.eval_on_start
     steps = range(START if evaluates_start else steps_before, setup.num_steps)
-    report, collector = open_reporting(setup, world, stages, steps, start.run_id, given.callbacks)
+    more = [] if pusher is None else [pusher]
+    report, collector = open_reporting(setup, world, stages, steps, start.run_id, given.callbacks, more)
     checkpointer = Checkpointer(setup, world, stages, collector, start.run_id, lock, length)
     try:
         with stop_coordinator(world, deciders(setup, world), steps_before, length) as decided:

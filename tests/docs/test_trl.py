@@ -104,7 +104,7 @@ CASES: list[tuple[str, Any, dict[str, Any]]] = [
     ("report_to", [], {"report_to": ["none"]}),
     ("eval_strategy", "steps", {}),
     ("fsdp", "", {}),
-    ("push_to_hub", False, {}),
+    ("push_to_hub", False, {"push_to_hub": False}),
     ("max_seq_length", 512, {"max_length": 512}),
     ("torch_dtype", "bfloat16", {"dtype": "bfloat16"}),
     ("group_by_length", True, {"train_sampling_strategy": "group_by_length"}),

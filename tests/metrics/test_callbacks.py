@@ -11,7 +11,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from lopt_pp.config.parser import load_config
-from lopt_pp.config.train_config import EFFECTS
+from lopt_pp.config.train_config import EFFECTS, SECRETS
 from lopt_pp.errors import LoptError
 from lopt_pp.metrics.arguments import RunArguments, as_training_arguments
 from lopt_pp.metrics.callbacks import Callbacks, Called, called_as
@@ -203,6 +203,6 @@ def test_arguments_say_what_the_run_does_and_touch_nothing() -> None:
     assert (made.run_name, made.output_dir, made.world_size) == ("out", "there/out", 2)
     assert made.should_log and made.should_save and made.process_index == made.local_process_index == made.n_gpu == 0
     assert (made.metric_for_best_model, made.greater_is_better) == ("loss", False)
-    assert made.to_dict().keys() == EFFECTS.keys() and made.to_dict()["num_stages"] == 2
+    assert made.to_dict().keys() == EFFECTS.keys() - SECRETS and made.to_dict()["num_stages"] == 2
     assert made.to_sanitized_dict()["num_stages"] == 2 and '"num_stages": 2' in made.to_json_string()
     assert arguments(evaluates=False).eval_strategy == IntervalStrategy.NO

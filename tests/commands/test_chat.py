@@ -1,0 +1,144 @@
+"""`lopt-pp chat`: a conversation in the terminal, and with a pipe."""
+
+import io
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import environment
+from tiny import write_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lopt_pp.cli
+from lopt_pp.commands.chat import messages
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that never ends by itself, and answers the same to the same."""
+    return write_model(tmp_path_factory.mktemp("chat") / "model", eos_token_id=None)
+
+
+def chat(
+    model: Path, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *flags: str
+) -> tuple[list[str], str]:
+    """The answers, one to a line, and what is said besides."""
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    capsys.readouterr()  # What loading for `expected` has shown.
+    given = ["chat", str(model), "--device", "cpu", "--max_new_tokens", "6", "--temperature", "0", *flags]
+    assert lopt_pp.cli.main(given) == 0
+    shown = capsys.readouterr()
+    return shown.out.splitlines(), shown.err
+
+
+def expected(model: Path, *turns: str, raw: bool = False) -> str:
+    """The answer to the last turn of a conversation: a system message where the first is `S: `, then user and model."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    roles = ["system"] if turns[0].startswith("S: ") else []
+    roles += ["user", "assistant"] * len(turns)
+    said = [{"role": role, "content": turn.removeprefix("S: ")} for role, turn in zip(roles, turns, strict=False)]
+    text = turns[0] if raw else tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    prompt = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+    loaded, ids = AutoModelForCausalLM.from_pretrained(model), prompt["input_ids"]
+    answer = loaded.generate(ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :]  # type: ignore[misc]
+    return str(tokenizer.decode(answer, skip_special_tokens=True))
+
+
+def test_a_pipe_is_answered_with_the_history(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = expected(model, "hello")
+    second = expected(model, "hello", first.strip(), "1 + 2")
+    said = "hello\n1 + 2\n/reset\n1 + 2\n/system add\n\nhello\n/exit\nnever read\n"
+    answers, told = chat(model, said, capsys, monkeypatch)
+    alone = expected(model, "1 + 2")
+    assert alone != second, "the history makes no difference, so that nothing is proved"
+    assert answers == [first, second, alone, expected(model, "S: add", "hello")]
+    assert told == ("lopt-pp: a new conversation\nlopt-pp: a new conversation, with this system message\n")
+
+
+def test_what_cannot_be_done_is_said_and_the_conversation_goes_on(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, told = chat(model, "/what\nhello", capsys, monkeypatch)
+    assert answers == [expected(model, "hello")]
+    assert told == "lopt-pp: error: there is no /what; /help lists the commands\n"
+
+
+def test_a_model_without_a_template_goes_on_from_each_text(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AutoModelForCausalLM.from_pretrained(model).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    answers, told = chat(tmp_path, "hello\n1 + 2\n/system add\n", capsys, monkeypatch)
+    assert answers == [expected(model, "hello", raw=True), expected(model, "1 + 2", raw=True)]
+    assert told.splitlines() == [
+        "lopt-pp: the model has no chat template: it goes on from each text by itself",
+        "lopt-pp: error: /system needs a chat template, which the model does not have",
+    ]
+    assert lopt_pp.cli.main(["chat", str(tmp_path), "--system", "add"]) == 1
+    assert capsys.readouterr().err == "lopt-pp: error: --system needs a chat template, which is not there\n"
+
+
+def test_messages_of_several_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = 'one\\\ntwo\n\n   \n"""\n/exit\n\nthree\n"""\nfour\\\n'
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
+    assert list(messages(is_terminal=False)) == ["one\ntwo", "/exit\n\nthree", "four"]
+
+
+class Terminal:
+    """`lopt-pp chat` in a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "lopt_pp.cli", "chat", *arguments]
+        self._own, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        os.write(self._own, text.encode())
+
+    def read_until(self, pattern: str) -> str:
+        """What is shown from here until something is; fails where the program ends before."""
+        start = len(self.shown)
+        while not re.search(pattern, self.shown[start:]):
+            try:
+                part = os.read(self._own, 4096)
+            except OSError:  # Of a terminal without a program.
+                part = b""
+            assert part, f"it ended without {pattern}: {self.shown}"
+            self.shown += part.decode(errors="replace").replace("\r", "")
+        return self.shown[start:]
+
+    def close(self) -> int:
+        os.close(self._own)
+        return self.process.wait(60)
+
+
+@pytest.mark.slow
+def test_in_a_terminal_an_answer_is_interrupted_and_not_the_program(model: Path) -> None:
+    terminal = Terminal(str(model), "--device", "cpu", "--max_new_tokens", "100000", "--temperature", "0")
+    try:
+        terminal.read_until(r"/help lists the commands.*\n(.|\n)*> ")
+        terminal.type("hello\n")
+        # The first tokens come while the others are still to be made.
+        terminal.read_until(r"hello\n.+")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.read_until(r"lopt-pp: stopped\n(.|\n)*> ")
+        terminal.process.send_signal(signal.SIGINT)
+        terminal.read_until(r"Ctrl-D or /exit ends\)\n(.|\n)*> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(60) == 0, terminal.shown
+    finally:
+        terminal.process.kill()
+        terminal.close()
