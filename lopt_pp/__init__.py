@@ -14,17 +14,19 @@ if TYPE_CHECKING:
     from lopt_pp.config.parser import load_config
     from lopt_pp.config.train_config import Config
     from lopt_pp.errors import LoptError
+    from lopt_pp.training.result import TrainResult
     from lopt_pp.training.session import RunError
     from lopt_pp.training.trainer import Trainer
 
     __version__: str
 
-__all__ = ["Config", "LoptError", "RunError", "Trainer", "load_config"]
+__all__ = ["Config", "LoptError", "RunError", "Trainer", "TrainResult", "load_config"]
 
 _HOMES = {
     "Config": "lopt_pp.config.train_config",
     "LoptError": "lopt_pp.errors",
     "RunError": "lopt_pp.training.session",
+    "TrainResult": "lopt_pp.training.result",
     "Trainer": "lopt_pp.training.trainer",
     "load_config": "lopt_pp.config.parser",
 }

@@ -28,6 +28,7 @@ from lopt_pp.training.given import NOTHING, Given
 from lopt_pp.training.loop import train
 from lopt_pp.training.publishing import open_pusher, repository_of
 from lopt_pp.training.reporting import open_reporting
+from lopt_pp.training.result import RunResult
 from lopt_pp.training.setup import prepare
 from lopt_pp.training.stages import build_stages, remember_pretrained, step_plan
 from lopt_pp.training.step_plan import START
@@ -39,7 +40,7 @@ def run(
     on_prepared: Callable[[RunFinalizer], None] = lambda finalizer: None,
     held: ExitStack | None = None,
     given: Given = NOTHING,
-) -> bool:
+) -> RunResult:
     """Trains a model, and leaves it in the output directory. All processes of the run must call this.
 
     Args:
@@ -52,8 +53,8 @@ def run(
             afterwards where this is the only process.
 
     Returns:
-        Whether the run came to its end, or finished early; False where it was asked to stop, and has saved a
-        checkpoint.
+        How far it came. It is true where the run came to its end, or finished early; false where it was asked to stop,
+        and has saved a checkpoint.
 
     Raises:
         NotFiniteError: a loss or a gradient is not finite; the stages have the weights from before that step.
@@ -95,7 +96,7 @@ def _run(
     lock: OutputLock | None,
     on_prepared: Callable[[RunFinalizer], None],
     given: Given,
-) -> bool:
+) -> RunResult:
     # Prepare: what is wrong with the flags, the model or the rows comes out here, before anything is written.
     output_dir, which = Path(config.run.output_dir), config.checkpoint.resume_from_checkpoint
     overwrites, resumes = config.run.overwrite_output_dir, world.is_restart or which == LATEST
@@ -124,7 +125,7 @@ def _run(
         if in_place is not None:
             trained = setup.model_class.from_pretrained(output_dir)
             write_back(in_place, dict(trained.named_parameters()), trained.config.tie_word_embeddings)
-        return True
+        return RunResult(True, setup.num_steps, setup.num_steps)
     if world.rank == 0:
         remove_leftovers(output_dir)
         if overwrites and which != LATEST:
@@ -165,4 +166,4 @@ def _run(
     if in_place is not None:
         trained_here = {name: own for stage in stages for name, own in stage.block.model.named_parameters()}
         write_back(in_place, trained_here, setup.builder.ties_embeddings)
-    return length.is_last(steps_done)
+    return RunResult(length.is_last(steps_done), steps_before, steps_done)

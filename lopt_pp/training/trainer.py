@@ -1,13 +1,21 @@
 """Training from Python: what `python -m lopt_pp.train` does, for scripts and notebooks, as TRL's trainer looks."""
 
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerState,
+)
+from transformers.utils import is_in_notebook
 
 from lopt_pp.checkpoint.output_dir import holds_whole_model
 from lopt_pp.checkpoint.resume import LATEST
@@ -16,14 +24,23 @@ from lopt_pp.data.in_memory import AnyRows, Formatting, GivenRows, raw_rows
 from lopt_pp.data.presets import find_reader
 from lopt_pp.distributed.world import World, rank_and_size
 from lopt_pp.errors import LoptError
+from lopt_pp.metrics.history import log_history, mean_loss, read_records
+from lopt_pp.metrics.listeners import OwnCallbacks
 from lopt_pp.objectives import local_objective_class
 from lopt_pp.training.arguments import Args, config_of, most_rows, refuse
 from lopt_pp.training.finish import RunFinalizer
 from lopt_pp.training.given import Given, check_tokenizer, find_tokenizer
+from lopt_pp.training.requests import Requests, evaluates
+from lopt_pp.training.result import RunResult, TrainResult
 from lopt_pp.training.run import run
 from lopt_pp.training.session import RunError, run_watched
 
-__all__ = ["RunError", "Trainer"]
+if TYPE_CHECKING:
+    from lopt_pp.metrics.callbacks import Callbacks
+
+__all__ = ["RunError", "TrainResult", "Trainer"]
+
+AnyCallback: TypeAlias = TrainerCallback | type[TrainerCallback]
 
 
 class Trainer:
@@ -45,6 +62,9 @@ class Trainer:
         eval_dataset: rows to evaluate on, likewise.
         processing_class: the tokenizer; None for that of the model. It stays as it is.
         compute_loss_func: refused; objectives are there for that.
+        callbacks: of `transformers`, objects or classes. Rank 0 calls them, once all stages have reported a step; what
+            they ask for by their `control` holds for the whole run, and is done after the next step that no process has
+            begun. A run that they stop finishes there: its model is saved.
         preprocess_logits_for_metrics: refused; there are no logits.
         quantization_config: refused.
         peft_config: refused; there are no adapters yet.
@@ -54,6 +74,8 @@ class Trainer:
         config: the flags.
         rank: of this process; 0 where it is the only one.
         name: of this process in messages, such as `stage 0 (rank 0)`.
+        state: as `transformers` has it. While a run trains, rank 0 has it in its callbacks; afterwards all processes
+            that share the output directory have what was logged, `state.log_history`.
 
     Raises:
         LoptError: an argument or a flag cannot be used, or the processes that there are do not fit the config.
@@ -71,6 +93,7 @@ class Trainer:
         eval_dataset: AnyRows | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_loss_func: object = None,
+        callbacks: Sequence[AnyCallback] | None = None,
         preprocess_logits_for_metrics: object = None,
         quantization_config: object = None,
         peft_config: object = None,
@@ -101,8 +124,32 @@ class Trainer:
             ),
         )
         self._model: PreTrainedModel | None = self._given.model
+        self.state = TrainerState()
+        self.callbacks: list[TrainerCallback] = []
+        for callback in callbacks or ():
+            self.add_callback(callback)
+        if is_in_notebook():
+            from transformers.utils.notebook import NotebookProgressCallback  # It needs IPython.
 
-    def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> bool:
+            self.add_callback(NotebookProgressCallback)
+
+    def add_callback(self, callback: AnyCallback) -> None:
+        """Adds a callback, an object or its class, for the next call of `train`."""
+        self.callbacks.append(callback() if isinstance(callback, type) else callback)
+
+    def pop_callback(self, callback: AnyCallback) -> TrainerCallback | None:
+        """Takes a callback, or the first of a class, off the list; returns it, or None where it is not there."""
+        kind = callback if isinstance(callback, type) else None
+        found = next((own for own in self.callbacks if (isinstance(own, kind) if kind else own == callback)), None)
+        if found is not None:
+            self.callbacks.remove(found)
+        return found
+
+    def remove_callback(self, callback: AnyCallback) -> None:
+        """Takes a callback, or the first of a class, off the list."""
+        self.pop_callback(callback)
+
+    def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainResult:
         """Trains, and leaves the model in the output directory.
 
         SIGTERM, SIGINT and SIGUSR1 stop the run in good order meanwhile, where this is the main thread: Python lets no
@@ -114,7 +161,9 @@ class Trainer:
                 directory; None for what the flags say.
 
         Returns:
-            Whether the model is there; False where a signal has stopped the run, which can go on from its checkpoint.
+            `global_step`, `training_loss` (the last stage's, the mean over the steps of this call) and `metrics`, as
+            `transformers` does. It is true where the model is there, and false where a signal has stopped the run,
+            which can go on from its checkpoint.
 
         Raises:
             RunError: the run has failed, and this process is the only one.
@@ -125,12 +174,33 @@ class Trainer:
         Trainer._has_joined = self._size > 1
         config = _resumed(self.config, resume_from_checkpoint)
 
-        def work(world: World, on_prepared: Callable[[RunFinalizer], None], held: ExitStack) -> bool:
-            return run(config, world, on_prepared, held, self._given)
+        begun = time.perf_counter()
 
-        has_finished = run_watched(config, self._topology, work)
+        def opened(driver: "Callbacks") -> None:
+            self.state = driver.state
+
+        def work(world: World, on_prepared: Callable[[RunFinalizer], None], held: ExitStack) -> RunResult:
+            requests = Requests(world, config, evaluates(config.evaluation))
+            own = OwnCallbacks(self.callbacks, requests, opened) if self.callbacks else None
+            return run(config, world, on_prepared, held, replace(self._given, callbacks=own))
+
+        result = run_watched(config, self._topology, work)
         self._model = self._given.model if self._size == 1 else None
-        return has_finished
+        return self._note(result, time.perf_counter() - begun)
+
+    def _note(self, result: RunResult, seconds: float) -> TrainResult:
+        """Brings `state` up to date, and makes what `train` returns."""
+        records = read_records(Path(self.config.run.output_dir) / "metrics.jsonl", result.steps_done)
+        loss = mean_loss(records, result.steps_before)
+        history = log_history(records, result.steps_done, self.config.run.logging_steps)
+        epoch = next((logs["epoch"] for logs in reversed(history) if "epoch" in logs), 0.0)
+        steps = result.steps_done - result.steps_before
+        metrics = {"train_runtime": seconds, "train_steps_per_second": steps / seconds, "train_loss": loss}
+        history.append(metrics | {"epoch": epoch, "step": result.steps_done})
+        self.state.global_step, self.state.epoch, self.state.log_history = result.steps_done, epoch, history
+        returned = TrainResult(result.steps_done, loss, metrics | {"epoch": epoch})
+        returned.has_finished = result.has_finished
+        return returned
 
     @property
     def model(self) -> PreTrainedModel:

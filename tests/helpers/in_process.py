@@ -25,7 +25,7 @@ def train(inputs: Path, out: Path, more: str, **world: Any) -> bool:
     given = f"--model_name_or_path {inputs / 'model'} --train_file {inputs / 'rows.jsonl'} --output_dir {out}"
     config = parse_config(f"{given} {COMMON} {more}".split())
     with connect(config.pipeline) as joined:
-        return run(config, dataclasses.replace(joined, **world))
+        return bool(run(config, dataclasses.replace(joined, **world)))
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -63,7 +63,7 @@ def alone(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     trainer = Trainer(load_config(**flags(inputs, out)))
     with pytest.raises(LoptError, match=f"--output_dir {out} has no trained model"):
         trainer.model  # noqa: B018
-    assert trainer.train() is True
+    assert trainer.train()
     return trainer
 
 
@@ -116,7 +116,7 @@ def test_in_a_thread(inputs: Path, alone: Trainer, tmp_path: Path) -> None:
     """Python lets no thread but the main one take signals."""
     trainer = Trainer(load_config(**flags(inputs, tmp_path / "out")))
     results: list[bool] = []
-    thread = threading.Thread(target=lambda: results.append(trainer.train()))
+    thread = threading.Thread(target=lambda: results.append(bool(trainer.train())))
     thread.start()
     thread.join()
     assert results == [True]
@@ -141,7 +141,7 @@ def test_a_signal(inputs: Path, tmp_path: Path) -> None:
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    assert trainer.train() is False
+    assert not trainer.train()
     thread.join()
     assert (out / "stopped.json").exists()
     assert signal.getsignal(signal.SIGUSR1) == before

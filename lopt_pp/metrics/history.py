@@ -1,0 +1,50 @@
+"""What a run has logged, as `transformers` keeps it in `state.log_history`: made of `metrics.jsonl`."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lopt_pp.metrics.jsonl import records_until
+from lopt_pp.metrics.logs import Window, evaluation_logs, training_logs
+from lopt_pp.metrics.records import Record
+
+
+def read_records(path: Path, num_steps: int) -> list[Record]:
+    """The records of a run's steps, those before it was resumed included.
+
+    Args:
+        path: of `metrics.jsonl`; where it is missing, as on a machine that does not share it, there are none.
+        num_steps: that have been done.
+    """
+    return [json.loads(line) for line in records_until(path, num_steps)]
+
+
+def log_history(records: Sequence[Record], num_steps: int, logging_steps: int) -> list[dict[str, float]]:
+    """The logs of a run from its first step on.
+
+    Args:
+        records: of `read_records`.
+        num_steps: that have been done.
+        logging_steps: steps between logs of the training.
+
+    Returns:
+        In order, what callbacks are given as `logs`, with the `step` after which it was.
+    """
+    window, logs = Window(), list[dict[str, float]]()
+    for step, own in itertools.groupby(records, lambda record: record["step"]):
+        of_step = sorted(own, key=lambda record: record["stage"])
+        if step > 0:
+            window.add(of_step)
+            if step % logging_steps == 0 or step == num_steps:
+                logs.append(training_logs(window.take()) | {"step": step})
+        if metrics := evaluation_logs(of_step):
+            logs.append(metrics | {"step": step})
+    return logs
+
+
+def mean_loss(records: Sequence[Record], steps_before: int) -> float:
+    """The mean loss of the last stage over all steps after some; not a number where there are none."""
+    last = max((record["stage"] for record in records), default=0)
+    losses = [record["loss"] for record in records if record["stage"] == last and record["step"] > steps_before]
+    return sum(losses) / len(losses) if losses else float("nan")
