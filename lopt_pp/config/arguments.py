@@ -127,7 +127,7 @@ def _value_of(name: str, declared: Any) -> dict[str, Any]:
     if is_optional:
         (declared,) = kinds
     if declared is bool:
-        return {"type": _boolean} | ({} if is_optional else {"nargs": "?", "const": True})
+        return {"type": _boolean, "nargs": "?", "const": True}
     if typing.get_origin(declared) is Literal and all(isinstance(choice, str) for choice in typing.get_args(declared)):
         return {"choices": typing.get_args(declared)}
     if declared in (list[str], list[int], list[float]):

@@ -135,20 +135,22 @@ class DataConfig:
             is_path=True,
         ),
     )
-    assistant_only_loss: bool = field(
-        default=True,
+    assistant_only_loss: bool | None = field(
+        default=None,
         metadata=flag(
             "Whether the loss of conversations counts on the assistant's turns only, all of them: by the chat "
-            "template's generation marks, or TRL's where it has none, else by what the template adds for a turn.",
+            "template's generation marks, or TRL's where it has none, else by what the template adds for a turn. Not "
+            "given: so it is. false: on every token.",
             on_resume=Resume.DERIVED,
             shared_by_ranks=True,
             compared=True,
         ),
     )
-    completion_only_loss: bool = field(
-        default=True,
+    completion_only_loss: bool | None = field(
+        default=None,
         metadata=flag(
-            "Whether the loss counts on the answer only, of rows with a prompt and an answer.",
+            "Whether the loss counts on the answer only, of rows with a prompt and an answer. Not given: so it is. "
+            "false: on every token.",
             on_resume=Resume.DERIVED,
             shared_by_ranks=True,
             compared=True,

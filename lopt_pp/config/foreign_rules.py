@@ -58,6 +58,11 @@ def same(name: str, value: Any) -> dict[str, Any]:
     return {name: value}
 
 
+def unless_none(name: str, value: Any) -> dict[str, Any]:
+    """Ours, where None means here, too, that it is not given."""
+    return {} if value is None or word_of(value) in ("none", "null") else {name: value}
+
+
 def share_of_steps(other: str) -> Rule:
     """A number of steps; below 1 it is a share of all steps there."""
 

@@ -11,6 +11,7 @@ from lopt_pp.config.foreign_rules import (
     max_length,
     renamed,
     unless,
+    unless_none,
     word_of,
 )
 
@@ -84,13 +85,16 @@ DATA: dict[str, list[Row]] = {
         Row(
             "completion_only_loss",
             SAME,
-            "true by default, for every row with a prompt and an answer",
-            lambda name, value: {} if word_of(value) in ("none", "null") else {name: value},
+            "also where it is not given: true for a prompt and its completion. With `true` or `false` the whole "
+            "completion counts, or every token; not given, of a completion of messages the assistant's turns",
+            unless_none,
         ),
         Row(
             "assistant_only_loss",
             SAME,
-            "true by default, also without generation marks; answers need a stop token, or `--allow_no_stop_token`",
+            "not given it is as `true`, for conversations. It needs no generation marks; answers need a stop token, "
+            "or `--allow_no_stop_token`",
+            unless_none,
         ),
         Row("packing", SAME),
         Row(

@@ -76,13 +76,16 @@ class ChatEncoder:
         stops = {token for way in self._ways for token in way.stops or ()}
         self._endings = tuple(map(str, tokenizer.convert_ids_to_tokens(sorted(stops))))
 
-    def encode(self, chat: Conversation, assistant_only: bool, completion_only: bool) -> EncodedRow:
+    def encode(
+        self, chat: Conversation, assistant_only: bool, completion_only: bool, marks_decide: bool = False
+    ) -> EncodedRow:
         """Encodes a conversation. What of it counts:
 
         Args:
             chat: the conversation.
             assistant_only: the assistant's turns only.
             completion_only: of one with a prompt, what is behind the prompt only.
+            marks_decide: whether the template's marks decide there, too, and not what it adds to the prompt.
 
         Raises:
             LoptError: no template takes the conversation, the answers cannot be told, or no answer could stop.
@@ -105,7 +108,8 @@ class ChatEncoder:
         if source := chat.options.get("chat_template"):
             chat = dataclasses.replace(chat, options={k: v for k, v in chat.options.items() if k != "chat_template"})
             ways = self._ways_of(ChatTemplate(self._tokenizer, source), None)
-        row = self._encode_best(self._order(ways, marks_first=assistant_only and not first), chat, runs, assistant_only)
+        marks_first = assistant_only and (marks_decide or not first)
+        row = self._encode_best(self._order(ways, marks_first), chat, runs, assistant_only)
         return dataclasses.replace(row, notes=row.notes | notes if row.input_ids else row.notes)
 
     def _without_ending(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,9 @@ from lopt_pp.errors import LoptError, shown
 __all__ = ["IGNORE_INDEX", "EncodedRow", "Note", "RowEncoder"]
 
 
+_NO_TURNS = "it is {}, which has no turns of an assistant, and --assistant_only_loss is given; leave that out"
+
+
 class RowEncoder:
     """Encodes raw rows, of any shape that `read_row` knows.
 
@@ -30,8 +33,11 @@ class RowEncoder:
     Args:
         tokenizer: of the model.
         read: tells a row's shape.
-        assistant_only_loss: whether the loss of a conversation counts on assistant turns only.
-        completion_only_loss: whether the loss counts on the answer only, where there is a prompt and an answer.
+        assistant_only_loss: whether the loss of a conversation counts on assistant turns only. None: so it is; but
+            where `completion_only_loss` is given and the conversation is a prompt with its completion, that alone says
+            what counts, as in TRL.
+        completion_only_loss: whether the loss counts on the answer only, where there is a prompt and an answer. None:
+            so it is.
         allow_no_stop_token: whether an answer may end without a token that ends the turn.
     """
 
@@ -39,13 +45,17 @@ class RowEncoder:
         self,
         tokenizer: PreTrainedTokenizerBase,
         read: Reader = read_row,
-        assistant_only_loss: bool = True,
-        completion_only_loss: bool = True,
+        assistant_only_loss: bool | None = None,
+        completion_only_loss: bool | None = None,
         allow_no_stop_token: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._read = read
-        self._assistant_only, self._completion_only = assistant_only_loss, completion_only_loss
+        self._asks_for_assistant = bool(assistant_only_loss)
+        self._assistant_only = assistant_only_loss is not False
+        self._completion_only = completion_only_loss is not False
+        # Of a prompt with its completion.
+        self._assistant_only_there = self._assistant_only and (assistant_only_loss or completion_only_loss is None)
         self._vocab_size = len(tokenizer)
         self._cutter = Cutter(tokenizer)
         has_template = bool(tokenizer.chat_template)
@@ -64,16 +74,23 @@ class RowEncoder:
         if shape is None:
             return None
         match shape:
-            case Tokens(input_ids, labels):
-                result = self._check_tokens(input_ids, labels)
+            case Tokens():
+                result = self._check_tokens(shape.input_ids, self._labels(shape))
             case Conversation():
                 result = self._encode_chat(shape)
             case Pair():
                 result = self._encode_pair(shape)
+            case Text() if self._asks_for_assistant:
+                raise LoptError(_NO_TURNS.format("a text"))
             case Text(text):
                 # Nothing but special tokens would be left of an empty one, and would teach to stop at once.
                 result = self._encode_plain("", text, prompt_counts=True) if text else EncodedRow([], [])
         return dataclasses.replace(result, unused=(*shape.unused, *result.unused))
+
+    def _labels(self, tokens: Tokens) -> list[int]:
+        if self._asks_for_assistant and not tokens.is_masked:
+            raise LoptError(_NO_TURNS.format("tokens without `assistant_masks`"))
+        return tokens.labels if self._completion_only or tokens.with_prompt is None else tokens.with_prompt
 
     def _check_tokens(self, input_ids: list[int], labels: list[int]) -> EncodedRow:
         for column, ids in (("input_ids", input_ids), ("labels", labels)):
@@ -91,7 +108,8 @@ class RowEncoder:
             raise LoptError(
                 "it is a conversation, and the tokenizer has no chat template; give one by --chat_template_path"
             )
-        result = self._chats.encode(chat, self._assistant_only, self._completion_only)
+        assistant_only = self._assistant_only_there if chat.prompt_length else self._assistant_only
+        result = self._chats.encode(chat, assistant_only, self._completion_only, self._asks_for_assistant)
         return dataclasses.replace(result, unused=tuple(self._chats.unread(chat)))
 
     def _encode_pair(self, pair: Pair) -> EncodedRow:

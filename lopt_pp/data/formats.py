@@ -69,10 +69,19 @@ class Text:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Token ids and their labels, one each."""
+    """Token ids and their labels, one each.
+
+    Attributes:
+        input_ids: the tokens.
+        labels: of these, -100 where no loss counts.
+        with_prompt: the labels where a completion's prompt counts, too; None where the row does not say which it is.
+        is_masked: whether the row says what counts, as a label for each token or as a mask of the assistant's.
+    """
 
     input_ids: list[int]
     labels: list[int]
+    with_prompt: list[int] | None = field(default=None, compare=False)
+    is_masked: bool = field(default=False, compare=False)
     unused: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -183,18 +192,26 @@ def _tokens(columns: _Columns) -> Tokens:
         return values
 
     labels = for_each_token("labels") if "labels" in columns else input_ids
-    for column in ("completion_mask", "assistant_masks") if "labels" not in columns else ():
+    with_prompt = None
+    for column in ("assistant_masks", "completion_mask") if "labels" not in columns else ():
         if column in columns:
+            with_prompt = labels if column == "completion_mask" else None
             mask = for_each_token(column)
             labels = [label if counts else IGNORE_INDEX for label, counts in zip(labels, mask, strict=True)]
-    if "attention_mask" not in columns:
-        return Tokens(input_ids, labels)
-    # What it leaves out at the ends is padding, which must not be learned: rows are padded anew.
-    attended = [place for place, value in enumerate(for_each_token("attention_mask")) if value]
-    start, stop = (attended[0], attended[-1] + 1) if attended else (0, 0)
-    if stop - start > len(attended):
-        raise LoptError("its `attention_mask` leaves out tokens between others, and not only padding at the ends")
-    return Tokens(input_ids[start:stop], labels[start:stop])
+    start, stop = 0, len(input_ids)
+    if "attention_mask" in columns:
+        # What it leaves out at the ends is padding, which must not be learned: rows are padded anew.
+        attended = [place for place, value in enumerate(for_each_token("attention_mask")) if value]
+        start, stop = (attended[0], attended[-1] + 1) if attended else (0, 0)
+        if stop - start > len(attended):
+            raise LoptError("its `attention_mask` leaves out tokens between others, and not only padding at the ends")
+    is_masked = "labels" in columns or "assistant_masks" in columns
+    return Tokens(
+        input_ids[start:stop],
+        labels[start:stop],
+        with_prompt=None if with_prompt is None else with_prompt[start:stop],
+        is_masked=is_masked,
+    )
 
 
 def _pair(columns: _Columns, prompt: str, completion: str, plain: str) -> Pair | Conversation:

@@ -59,6 +59,9 @@ def read(parser: argparse.ArgumentParser, action: argparse.Action, word: str) ->
 @pytest.mark.parametrize("component", [*COMPONENTS, PlanConfig])
 def test_flags_are_those_that_trl_makes(component: type) -> None:
     expected, made = theirs(component), ours(component)
+    for action in expected._actions:
+        if typing.get_type_hints(component).get(action.dest) == bool | None:
+            action.nargs, action.const = "?", True  # Without a value it is true here, as every other boolean.
     assert [facts(action) for action in made._actions] == [facts(action) for action in expected._actions]
     for there, here in zip(expected._actions, made._actions, strict=True):
         for word in WORDS:

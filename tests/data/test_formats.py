@@ -136,9 +136,14 @@ def test_which_of_a_completion_counts(row: dict[str, Any]) -> None:
     answer, between = ("ab", END, "\n"), (START, "user\nmore", END, "\n", START, "assistant\n")
     assert targets(row) == spell((*answer, *answer))
     assert targets(row, assistant_only_loss=False) == spell((*answer, *between, *answer))
-    assert targets(row, completion_only_loss=False) == spell((*answer, *answer, *answer))
+    assert targets(row, completion_only_loss=True) == spell((*answer, *between, *answer))
+    assert targets(row, assistant_only_loss=True, completion_only_loss=True) == spell((*answer, *answer))
+    answers = targets(row, assistant_only_loss=True, completion_only_loss=False)
+    assert answers == spell((*answer, *answer, *answer))
     everything = (*CHAT, *CHAT_PROMPT, *answer, *between, *answer)
-    assert targets(row, assistant_only_loss=False, completion_only_loss=False) == spell(everything)
+    for assistant_only in (None, False):
+        flags: dict[str, Any] = {"assistant_only_loss": assistant_only, "completion_only_loss": False}
+        assert targets(row, **flags) == spell(everything)
 
 
 def test_the_prompt_counts_too_if_asked_for() -> None:

@@ -1,10 +1,11 @@
-"""The same tokens count as with TRL's `assistant_only_loss`, over all of its chat templates."""
+"""The same tokens count as with TRL, by each of its flags; by `assistant_only_loss` with all of its chat templates."""
 
 from datetime import datetime
 from typing import Any
 
 import pytest
-from trl_templates import NAMES, decoded, source, tokenizer_for, trained_by_trl
+from chat import MARKED, make_tokenizer
+from trl_templates import NAMES, decoded, prepared_by_trl, source, tokenizer_for, trained_by_trl
 
 from lopt_pp.data.encoding import EncodedRow, RowEncoder
 from lopt_pp.errors import LoptError
@@ -114,3 +115,65 @@ def test_reasoning_is_trained_where_trl_has_a_template_that_keeps_it() -> None:
         encoded = RowEncoder(tokenizer)(row)
         assert encoded is not None
         assert "Add.\n</think>\n\n4<｜end▁of▁sentence｜>]]" in decoded(tokenizer, encoded)
+
+
+OF_EACH_KIND: dict[str, dict[str, Any]] = {
+    "text": {"text": "abc"},
+    "prompt and completion": {"prompt": "q", "completion": "ab"},
+    "conversation": {"messages": [user("q"), assistant("ab"), user("r"), assistant("abc")]},
+    "completion of messages": {
+        "prompt": [user("q"), assistant("ab"), user("r")],
+        "completion": [assistant("abc"), user("s"), assistant("x")],
+    },
+    "tokens": {"input_ids": [3, 4, 5, 6]},
+    "tokens of a completion": {"input_ids": [3, 4, 5, 6], "completion_mask": [0, 0, 1, 1]},
+    "tokens of a conversation": {"input_ids": [3, 4, 5, 6], "assistant_masks": [0, 1, 0, 1]},
+    "tokens with both masks": {
+        "input_ids": [3, 4, 5, 6],
+        "completion_mask": [0, 0, 1, 1],
+        "assistant_masks": [0, 1, 0, 1],
+    },
+    "tokens with labels": {"input_ids": [3, 4, 5, 6], "labels": [-100, 4, 5, -100]},
+}
+
+
+@pytest.mark.parametrize("kind", OF_EACH_KIND)
+def test_what_is_given_means_what_it_means_in_trl(kind: str) -> None:
+    row = OF_EACH_KIND[kind]
+    # TRL gives a prompt and its completion as strings to no template.
+    tokenizer = make_tokenizer(None if kind == "prompt and completion" else MARKED)
+    for completion_only in (True, False):
+        for assistant_only in (None, True, False):
+            if assistant_only is None and "messages" in row:
+                continue  # By default, the assistant's turns count here.
+            given = {"completion_only_loss": completion_only, "assistant_only_loss": bool(assistant_only)}
+            flags: dict[str, Any] = given | {"assistant_only_loss": assistant_only}
+            encode = RowEncoder(tokenizer, **flags)
+            try:
+                wanted = prepared_by_trl(tokenizer, row, **given)
+            except ValueError:
+                # Here it is refused only where every token would count in silence.
+                if kind in ("text", "tokens", "tokens of a completion"):
+                    with pytest.raises(LoptError, match="no turns of an assistant, and --assistant_only_loss is given"):
+                        encode(row)
+                else:
+                    assert encode(row) is not None
+                continue
+            got = encode(row)
+            assert got is not None and got.input_ids == wanted.input_ids, flags
+            assert got.labels == wanted.labels, flags
+
+
+def test_what_is_not_given_counts_on_answers() -> None:
+    encode = RowEncoder(make_tokenizer(MARKED))
+    counted = {kind: encode(row) for kind, row in OF_EACH_KIND.items()}
+    texts = {kind: decoded(make_tokenizer(), row).replace(" ", "") for kind, row in counted.items() if row is not None}
+    assert texts["conversation"].count("[[") == 2
+    assert texts["completion of messages"].count("[[") == 2
+    assert [row.labels for kind, row in counted.items() if row is not None and kind.startswith("tokens")] == [
+        [3, 4, 5, 6],
+        [-100, -100, 5, 6],
+        [-100, 4, -100, 6],
+        [-100, -100, -100, 6],
+        [-100, 4, 5, -100],
+    ]

@@ -3,12 +3,16 @@
 import re
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import trl
+from datasets import Dataset
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from trl import SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.data_utils import is_conversational
 
 from lopt_pp.data.encoding import EncodedRow
 from lopt_pp.data.formats import IGNORE_INDEX
@@ -66,6 +70,31 @@ def trained_by_trl(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], name
         mask[:start] = [0] * start
     labels = [token if counts else IGNORE_INDEX for token, counts in zip(input_ids, mask, strict=True)]
     return EncodedRow(input_ids, labels)
+
+
+def prepared_by_trl(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], **flags: Any) -> EncodedRow:
+    """What SFTTrainer makes of a row with these flags of SFTConfig, without a model.
+
+    Raises:
+        ValueError: its constructor would refuse them.
+    """
+    given = {"assistant_only_loss": False, "completion_only_loss": None, **flags}
+    rows = Dataset.from_list([row])
+    completion_only = given["completion_only_loss"]
+    if given["assistant_only_loss"] and not is_conversational(row):
+        raise ValueError("not conversational")
+    template = tokenizer.chat_template
+    marked = given["assistant_only_loss"] and not has_generation_markers(template)
+    trainer = SimpleNamespace(
+        _tokenizer=tokenizer,
+        chat_template=get_training_chat_template(tokenizer) if marked else None,
+        completion_only_loss={"prompt", "completion"} <= row.keys() if completion_only is None else completion_only,
+    )
+    args = SimpleNamespace(
+        dataset_num_proc=None, dataset_text_field="text", max_length=None, shuffle_dataset=False, **given
+    )
+    prepared: Any = SFTTrainer._prepare_dataset(trainer, rows, tokenizer, args, False, None, "train")  # type: ignore[arg-type]
+    return EncodedRow(prepared[0]["input_ids"], prepared[0]["labels"])
 
 
 def decoded(tokenizer: PreTrainedTokenizerFast, row: EncodedRow) -> str:
