@@ -183,6 +183,17 @@ def refuse_if_held(directory: Path, own: Holder, pause: Callable[[float], None] 
     return numbers
 
 
+def look_at(directory: Path) -> tuple[Holder | None, int] | None:
+    """Who holds the lock of an output directory (None where its file does not say it), and when that file has changed
+    last, in nanoseconds since 1970; None where nobody holds it, or nothing can be seen. For those who only look on."""
+    try:
+        path = directory / f".lock-{max(_numbers(directory), default=0)}"
+        changed = _changed(path)
+    except OSError:
+        return None
+    return None if changed is None else (_read(path), changed)
+
+
 @contextmanager
 def hold(directory: Path, own: Holder, pause: Callable[[float], None] = time.sleep) -> Iterator[OutputLock]:
     """Takes the lock of an output directory, for as long as the context lasts.

@@ -1,22 +1,26 @@
-"""Charts as SVG text, for pages that need nothing else: curves, and the pipeline's timeline.
+"""Charts of curves as SVG text, for pages that need nothing else.
 
 Colours are CSS variables of the page (`--c0`, `--c1`, ...), so a chart follows the reader's light or dark theme. Values
 under the pointer are shown by a few lines of script in the page, which find them in the chart's `data-chart`.
+
+A page that follows a run draws its charts again in the browser whenever it is sent further points: `live.js.jinja` has
+the same axes, means and paths, and a test holds the two against each other.
 """
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
 
-from lopt_pp.metrics.trace import NAMES
-
 _WIDTH, _HEIGHT = 560, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 10, 10, 34
 _MOST_POINTS = 300
 _NUM_COLOURS = 8
+FRAME = {"width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "right": _RIGHT, "top": _TOP, "bottom": _BOTTOM}
+"""Of every chart, in pixels: its size, and the margins around the curves."""
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,38 @@ class Chart:
     drawn: "Sequence[Line]" = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "drawn", [_downsample(line) for line in self.lines if line.xs])
+        object.__setattr__(self, "drawn", [downsample(line) for line in self.lines if line.xs])
+
+    @property
+    def key(self) -> str:
+        """Names the chart in its page."""
+        return key_of(self.title)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What there is to know of the chart but its points."""
+        return {
+            "title": self.title,
+            "unit": self.unit,
+            "x": self.x_title,
+            "note": self.note,
+            "percent": self.percent,
+            "from_zero": self.from_zero,
+            "smooth": self.smooth,
+            "lines": [(line.name, line.colour % _NUM_COLOURS, line.dashed) for line in self.drawn],
+        }
 
     @property
     def legend(self) -> list[tuple[str, int, bool, str]]:
         """(name, number of the colour, whether dashed, last value) of each curve."""
         return [
-            (line.name, line.colour % _NUM_COLOURS, line.dashed, self.text(means(line.ys)[-1])) for line in self.drawn
+            (
+                line.name,
+                line.colour % _NUM_COLOURS,
+                line.dashed,
+                self.text((means(line.ys) if self.smooth else line.ys)[-1]),
+            )
+            for line in self.drawn
         ]
 
     def text(self, value: float) -> str:
@@ -82,9 +111,9 @@ class Chart:
         if not self.drawn:
             return ""
         curves = [(line, means(line.ys) if self.smooth else list(line.ys)) for line in self.drawn]
-        x_axis = _Axis.over([x for line in self.drawn for x in line.xs], _LEFT, _WIDTH - _RIGHT, whole=True)
+        x_axis = Axis.over([x for line in self.drawn for x in line.xs], _LEFT, _WIDTH - _RIGHT, whole=True)
         shown = [y for _, ys in curves for y in ys]
-        y_axis = _Axis.over(shown, _HEIGHT - _BOTTOM, _TOP, from_zero=self.from_zero, may_be_log=not self.percent)
+        y_axis = Axis.over(shown, _HEIGHT - _BOTTOM, _TOP, from_zero=self.from_zero, may_be_log=not self.percent)
         parts = [*self._grid(x_axis, y_axis)]
         for line, ys in curves:
             dash = ' stroke-dasharray="5 3"' if line.dashed else ""
@@ -114,7 +143,7 @@ class Chart:
             f'data-chart="{escape(json.dumps(data))}">{"".join(parts)}</svg>'
         )
 
-    def _grid(self, x_axis: "_Axis", y_axis: "_Axis") -> Sequence[str]:
+    def _grid(self, x_axis: "Axis", y_axis: "Axis") -> Sequence[str]:
         parts = []
         for value in y_axis.ticks:
             y, text = y_axis(value), f"{value:.0%}" if self.percent else number(value)
@@ -134,8 +163,17 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class _Axis:
-    """Maps values to places, in pixels."""
+class Axis:
+    """Maps values to places, in pixels.
+
+    Attributes:
+        low: the value at its start.
+        high: that at its end.
+        start: pixels.
+        stop: likewise.
+        is_log: whether it is logarithmic.
+        ticks: values that are marked.
+    """
 
     low: float
     high: float
@@ -153,7 +191,8 @@ class _Axis:
         from_zero: bool = False,
         whole: bool = False,
         may_be_log: bool = False,
-    ) -> "_Axis":
+    ) -> "Axis":
+        """An axis that has room for some values, with ticks at round numbers."""
         finite = [value for value in values if math.isfinite(value)] or [0.0]
         low, high = min(finite), max(finite)
         # What falls a hundredfold shows nothing of its end on a linear scale.
@@ -188,12 +227,12 @@ def _nice(step: float) -> float:
     return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= step * (1 - 1e-9))
 
 
-def _path(x_axis: _Axis, y_axis: _Axis, xs: Sequence[float], ys: Sequence[float]) -> str:
+def _path(x_axis: Axis, y_axis: Axis, xs: Sequence[float], ys: Sequence[float]) -> str:
     points = [(x_axis(x), y_axis(y)) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
     return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) if points else ""
 
 
-def _downsample(line: Line) -> Line:
+def downsample(line: Line) -> Line:
     """The line with at most `_MOST_POINTS` points, each the mean of as many neighbouring ones."""
     size = math.ceil(len(line.xs) / _MOST_POINTS)
     if size == 1:
@@ -202,6 +241,11 @@ def _downsample(line: Line) -> Line:
     xs = [sum(line.xs[group]) / len(line.xs[group]) for group in groups]
     ys = [sum(line.ys[group]) / len(line.ys[group]) for group in groups]
     return Line(line.name, xs, ys, line.colour, line.dashed)
+
+
+def key_of(title: str) -> str:
+    """What names the part of a page with this title in it."""
+    return re.sub(r"\W+", "-", title).strip("-").lower()
 
 
 def means(values: Sequence[float]) -> list[float]:
@@ -222,55 +266,3 @@ def number(value: float) -> str:
     if value == 0:
         return "0"
     return f"{value:.4g}" if size >= 1e-3 else f"{value:.2g}"
-
-
-_ROW, _BAR = 40, 24
-_LONG = 1120
-
-
-def timeline(events: Sequence[dict[str, Any]], num_steps: int = 3) -> str:
-    """The pipeline's timeline: a row for each stage of the first replica, over the first steps of a trace.
-
-    Args:
-        events: of a trace, in microseconds.
-        num_steps: to show, from the first one of the first stage to its last.
-
-    Returns:
-        SVG; empty where there are no events.
-    """
-    spans = [event for event in events if event["ph"] == "X" and event["pid"] == 0]
-    if not spans:
-        return ""
-    names = {e["tid"]: e["args"]["name"] for e in events if e["ph"] == "M" and e["name"] == "thread_name"}
-    steps = sorted({span["args"]["step"] for span in spans})
-    last = steps[min(num_steps, len(steps)) - 1]
-    start = min(span["ts"] for span in spans)
-    stop = max(span["ts"] + span["dur"] for span in spans if span["args"]["step"] == last and span["tid"] == 0)
-    height = 20 + _ROW * len(names) + 26
-    long, unit, scale = ((stop - start) / 1e6, "s", 1e6) if stop - start > 3e6 else ((stop - start) / 1e3, "ms", 1e3)
-    axis = _Axis(0.0, long, 0, _LONG, False, [t for t in _Axis.over([0.0, long], 0, _LONG).ticks if t <= long])
-    parts = []
-    for row, stage in enumerate(sorted(names)):
-        parts.append(f'<text class="row" x="0" y="{12 + _ROW * row}">{escape(names[stage])}</text>')
-    for span in spans:
-        begin, end = ((span["ts"] + extra - start) / scale for extra in (0.0, span["dur"]))
-        if begin > long or end - begin < long / _LONG / 10:
-            continue
-        x, width = axis(begin), max(axis(end) - axis(begin), 0.6)
-        row = sorted(names).index(span["tid"])
-        about = [f"{NAMES[span['cat']]}, {span['dur'] / 1e3:.1f} ms", *(f"{k} {v}" for k, v in span["args"].items())]
-        shade = " alternate" if span["args"]["step"] % 2 else ""
-        parts.append(
-            f'<rect class="{span["cat"]}{shade}" x="{x:.1f}" y="{17 + _ROW * row}" width="{width:.1f}" '
-            f'height="{_BAR - 4}"><title>{escape(", ".join(about))}</title></rect>'
-        )
-    bottom = height - 24
-    for value in axis.ticks:
-        anchor = "start" if value == 0 else "middle" if axis(value) < _LONG - 30 else "end"
-        text = f"{number(value)} {unit}"
-        parts.append(f'<line class="grid" x1="{axis(value):.1f}" x2="{axis(value):.1f}" y1="14" y2="{bottom}"/>')
-        parts.append(f'<text class="tick" x="{axis(value):.1f}" y="{bottom + 15}" text-anchor="{anchor}">{text}</text>')
-    return (
-        f'<svg class="timeline" viewBox="0 0 {_LONG} {height}" role="img" '
-        f'aria-label="What each stage does, over time">{"".join(parts)}</svg>'
-    )

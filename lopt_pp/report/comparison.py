@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 
 from lopt_pp.config.train_config import EFFECTS
 from lopt_pp.report.charts import Chart, Line, number
-from lopt_pp.report.page import Section, render
+from lopt_pp.report.curves import chart_of, in_words, local_losses
+from lopt_pp.report.page import Page, Section, render
 from lopt_pp.report.run_data import Curve, RunData
-from lopt_pp.report.run_report import PHASE_NAMES, UNITS, local_losses, loss_title, shares_of
+from lopt_pp.report.run_report import PHASE_NAMES, shares_of
 
 
 def compare(runs: Sequence[RunData]) -> str:
@@ -32,10 +33,10 @@ def compare(runs: Sequence[RunData]) -> str:
                 Chart("Task loss over time", lines(_over_time), "nats per token", x_title="seconds in steps"),
                 Chart("Task loss over tokens", lines(_over_tokens), "nats per token", x_title="tokens"),
                 *(
-                    Chart(
-                        f"{loss_title(name)}, stage {stage}",
+                    chart_of(
+                        name,
                         lines(lambda run, stage=stage, name=name: _of_stage(run, stage, name)),  # type: ignore[misc]
-                        UNITS.get(name, ""),
+                        f"{in_words(name)}, stage {stage}",
                     )
                     for stage in stages
                     for name in local_losses(runs)
@@ -81,7 +82,7 @@ def compare(runs: Sequence[RunData]) -> str:
         ),
         Section("What differs", "Flags that are not the same in all runs.", table=_differences(names, runs)),
     ]
-    return render(" · ".join(names), f"{len(runs)} runs", [], sections)
+    return render(Page(" · ".join(names), f"{len(runs)} runs", sections=sections))
 
 
 def _names(runs: Sequence[RunData]) -> list[str]:

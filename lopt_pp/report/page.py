@@ -1,5 +1,10 @@
-"""Renders a report as one self-contained HTML page, in the reader's light or dark theme."""
+"""Renders a report as one self-contained HTML page, in the reader's light or dark theme.
 
+A page is made of parts: its head, its state, its tiles and its sections, each an element whose id is the part's key. A
+page that follows a run (`lopt_pp.report.live`) is sent the parts that have changed.
+"""
+
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +13,8 @@ from typing import Any, Literal
 import jinja2
 
 from lopt_pp.errors import LoptError
-from lopt_pp.report.charts import Chart
+from lopt_pp.report.charts import Chart, key_of
+from lopt_pp.report.state import State
 from lopt_pp.util.files import write_text
 
 
@@ -57,33 +63,73 @@ class Section:
     pairs_title: str = ""
 
     @property
+    def key(self) -> str:
+        """Names the section in its page."""
+        return key_of(self.title)
+
+    def key_of_chart(self, chart: Chart) -> str:
+        """Names a chart of the section in the page."""
+        return f"{self.key}--{chart.key}"
+
+    @property
     def is_empty(self) -> bool:
         charts = any(chart.drawn for chart in self.charts)
         return not (self.advice or charts or self.bars or self.picture or self.table or self.pairs)
 
 
-def render(title: str, subtitle: str, tiles: Sequence[tuple[str, str, str]], sections: Sequence[Section]) -> str:
-    """The page's HTML.
+@dataclass(frozen=True)
+class Page:
+    """What a page shows.
 
-    Args:
+    Attributes:
         title: heading and title.
         subtitle: a line below it.
         tiles: (name, value, what else) of the most important figures.
         sections: in order; empty ones are left out.
+        state: of the run, where there is one that has left word of it.
     """
-    environment = jinja2.Environment(
+
+    title: str
+    subtitle: str = ""
+    tiles: Sequence[tuple[str, str, str]] = ()
+    sections: Sequence[Section] = ()
+    state: State | None = None
+
+    @property
+    def shown(self) -> list[Section]:
+        """The sections that are not empty."""
+        return [section for section in self.sections if not section.is_empty]
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("lopt_pp.report", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("page.html.jinja").render(
-        title=title,
-        subtitle=subtitle,
-        tiles=tiles,
-        sections=[section for section in sections if not section.is_empty],
-    )
+
+
+def render(page: Page, live: str = "") -> str:
+    """The page's HTML.
+
+    Args:
+        page: what it shows.
+        live: of a page that follows a run, what its script has to know, as JSON.
+    """
+    return _environment().get_template("page.html.jinja").render(page=page, live=live)
+
+
+def render_part(name: str, what: object) -> str:
+    """The HTML of a part of a page.
+
+    Args:
+        name: `head`, `state`, `tiles` or `section`.
+        what: the `Page`; of a section the `Section`.
+    """
+    return str(getattr(_environment().get_template("parts.html.jinja").module, name)(what))
 
 
 def write_page(path: Path, html: str) -> None:

@@ -1,8 +1,10 @@
 """Reads what a run has left in its output directory."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from lopt_pp.metrics.records import COMPUTE_PHASES, FILE, PHASES, is_measured, t
 
 _WARM_UP = 0.1
 """The share of a run's steps, from the first one on, that its mean times leave out: pipeline and caches fill."""
+
+_HELD_OUT_LOSS = re.compile(r"eval_(.+_)?loss")
+"""Of the last stage; transformers puts the name of a set of held-out rows into it, where there are several."""
 
 Curve = tuple[list[float], list[float]]
 """Steps, and a value at each."""
@@ -112,6 +117,17 @@ class RunData:
         names = (name for record in self.stages[stage][:1] for name in record)
         return next((name for name in names if name.endswith("_loss") and not name.startswith("eval")), None)
 
+    def names(self, stage: int) -> list[str]:
+        """Of all values in a stage's records, in the order in which they come first."""
+        records = (*self.start[stage : stage + 1], *self.stages[stage])
+        return list(dict.fromkeys(name for record in records for name in record))
+
+    @cached_property
+    def held_out(self) -> dict[str, str]:
+        """The names of the task loss on held-out rows, by what the set of rows is called: empty where there is one."""
+        names = [name for name in self.names(len(self.stages) - 1) if _HELD_OUT_LOSS.fullmatch(name)]
+        return {name.removeprefix("eval_").removesuffix("loss").rstrip("_"): name for name in sorted(names)}
+
     def share_curve(self, stage: int, what: str) -> Curve:
         """The share of each step's wall time that a stage spent on something; see `time_shares`."""
         points = [(record["step"], time_shares(record).get(what)) for record in self.stages[stage]]
@@ -158,35 +174,67 @@ def read_run(directory: Path) -> RunData:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else first_line(error)
         raise LoptError(f"{path} cannot be read: {reason}; give the --output_dir of a run") from error
-    by_stage: dict[int, list[dict[str, Any]]] = {}
-    start: dict[int, dict[str, Any]] = {}
+    records = Records()
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-            _ = record["step_seconds"], record["num_tokens"]
-            if record["step"] == 0:
-                start[record["stage"]] = record
-            else:
-                by_stage.setdefault(record["stage"], []).append(record)
+            records.add(line)
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):  # Half written: the run goes on, or was killed.
                 break
             raise LoptError(f"{path}, line {number}: no record of a step") from error
-    if sorted(by_stage) != list(range(len(by_stage))) or not by_stage:
+    if not records.is_whole:
         raise LoptError(f"{path} has no step of all stages yet")
-    trace = _read_json(directory / "trace.json")
-    return RunData(
-        directory,
-        tuple(tuple(by_stage[stage]) for stage in sorted(by_stage)),
-        _read_json(directory / FILE),
-        tuple(trace.get("traceEvents", ())),
-        _read_json(directory / "stopped.json") or None,
-        tuple(start[stage] for stage in sorted(start)),
+    trace = read_json(directory / "trace.json")
+    return records.run(
+        directory, read_json(directory / FILE), trace, stopped=read_json(directory / "stopped.json") or None
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """An object in a file; empty where there is none."""
+class Records:
+    """The records of a run, as they are read line by line."""
+
+    def __init__(self) -> None:
+        self._steps: dict[int, list[dict[str, Any]]] = {}
+        self._start: dict[int, dict[str, Any]] = {}
+
+    def add(self, line: str | bytes) -> None:
+        """Takes a line of `metrics.jsonl`.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not a record of a step.
+        """
+        record = json.loads(line)
+        _ = record["step_seconds"], record["num_tokens"]
+        if record["step"] == 0:
+            self._start[record["stage"]] = record
+        else:
+            self._steps.setdefault(record["stage"], []).append(record)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all stages have a step."""
+        return bool(self._steps) and sorted(self._steps) == list(range(len(self._steps)))
+
+    def run(
+        self, directory: Path, about: dict[str, Any], trace: Mapping[str, Any], stopped: dict[str, Any] | None
+    ) -> RunData:
+        """What is known of the run, where `is_whole`; its other files are given."""
+        return RunData(
+            directory,
+            tuple(tuple(self._steps[stage]) for stage in sorted(self._steps)),
+            about,
+            tuple(trace.get("traceEvents", ())),
+            stopped,
+            tuple(self._start[stage] for stage in sorted(self._start)),
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object in a file; empty where there is none.
+
+    Raises:
+        LoptError: it cannot be read, or is not an object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 
 from lopt_pp.metrics.records import COMPUTE_PHASES
 from lopt_pp.report.advice import advise
-from lopt_pp.report.charts import Chart, Line, number, timeline
-from lopt_pp.report.page import Section, render
+from lopt_pp.report.charts import number
+from lopt_pp.report.curves import curve_sections, held_out_title
+from lopt_pp.report.page import Page, Section, render
 from lopt_pp.report.run_data import RunData, StageTimes
+from lopt_pp.report.state import State
+from lopt_pp.report.timeline import timeline
 
 PHASE_NAMES = {
     "forward": "forward",
@@ -22,18 +25,17 @@ PHASE_NAMES = {
 """Of what a stage's time goes to, in the order of the bars."""
 
 
-UNITS = {"reconstruction_loss": "mean squared error", "auxiliary_loss": "nats per token"}
-"""Of local losses."""
+def report(run: RunData, state: State | None = None) -> str:
+    """The page on a run, as HTML; `state` is that of the run, if known."""
+    return render(run_page(run, state))
 
 
-def report(run: RunData) -> str:
-    """The page on a run, as HTML."""
+def run_page(run: RunData, state: State | None = None) -> Page:
+    """What the page on a run shows."""
     times = [run.times(stage) for stage in range(len(run.stages))]
     sections = [
         Section("What to make of it", advice=advise(run)),
-        Section("Losses", charts=_loss_charts(run)),
-        Section("Interfaces", _DRIFT_NOTE, charts=_drift_charts(run)),
-        Section("Speed", charts=_speed_charts(run)),
+        *curve_sections(run),
         Section(
             "Where time went",
             "Of the mean step of each stage, without the first tenth of the steps.",
@@ -53,13 +55,7 @@ def report(run: RunData) -> str:
             pairs_title=f"All {len(run.flags)} flags",
         ),
     ]
-    return render(run.name, _subtitle(run), _tiles(run, times), sections)
-
-
-_DRIFT_NOTE = (
-    "How far the hidden states that leave a stage have moved from those of the pretrained model, on a few fixed rows: "
-    "the norm of the difference over their norm, and the cosine of the two, on the mean over tokens."
-)
+    return Page(run.name, _subtitle(run), _tiles(run, times), sections, state)
 
 
 def shares_of(time: StageTimes) -> dict[str, float]:
@@ -105,6 +101,11 @@ def _tiles(run: RunData, times: Sequence[StageTimes]) -> list[tuple[str, str, st
             few = max(1, len(values) // 20)
             first, last = (sum(part) / few for part in (values[:few], values[-few:]))
             tiles.append((called, number(last), f"from {number(first)}"))
+    for rows, name in run.held_out.items():
+        steps, values = run.curve(len(run.stages) - 1, name)
+        if values:
+            since = f"from {number(values[0])} at step {steps[0]}" if len(values) > 1 else f"at step {steps[0]}"
+            tiles.append((f"Task loss, {held_out_title(rows)}", number(values[-1]), since))
     tiles.append(("Speed", number(run.tokens_per_second), "tokens/s"))
     if not any(time.seconds["schedule"] for time in times):
         tiles.append(("Computing", f"{max(time.computing_share for time in times):.1%}", "of the time, busiest stage"))
@@ -116,64 +117,6 @@ def _stage_name(run: RunData, stage: int) -> str:
         return f"stage {stage}"
     start, stop = layers[stage]
     return f"stage {stage}, layers {start}–{stop - 1}"
-
-
-def _lines(run: RunData, name: str, stages: Sequence[int] | None = None) -> list[Line]:
-    stages = range(len(run.stages)) if stages is None else stages
-    return [Line(f"stage {stage}", *run.curve(stage, name), colour=stage) for stage in stages]
-
-
-def _loss_charts(run: RunData) -> list[Chart]:
-    last = len(run.stages) - 1
-    task = [Line("training", *run.curve(last, "loss"), colour=last)]
-    task.append(Line("held out", *run.curve(last, "eval_loss"), colour=last + 1, dashed=True))
-    return [
-        Chart("Task loss", task, "nats per token"),
-        *(Chart(loss_title(name), _lines(run, name), UNITS.get(name, "")) for name in local_losses([run])),
-        Chart("Learning rate", _lines(run, "learning_rate"), from_zero=True, smooth=False),
-        Chart("Gradient norm, before clipping", _lines(run, "grad_norm")),
-    ]
-
-
-def local_losses(runs: Sequence[RunData]) -> list[str]:
-    """The names of the earlier stages' own losses."""
-    found = (run.local_loss(stage) for run in runs for stage in range(len(run.stages) - 1))
-    return sorted({name for name in found if name is not None})
-
-
-def loss_title(name: str) -> str:
-    """What a loss is called above a chart."""
-    return f"{name.removesuffix('_loss').replace('_', ' ').capitalize()} loss"
-
-
-def _drift_charts(run: RunData) -> list[Chart]:
-    named = [(stage, f"after stage {stage}") for stage in range(len(run.stages) - 1)]
-    norms, cosines = (
-        [Line(called, *run.curve(stage, name), colour=stage) for stage, called in named]
-        for name in ("drift_norm", "drift_cosine")
-    )
-    return [
-        Chart("Drift of the boundary", norms, "share of the norm", percent=True, from_zero=True, smooth=False),
-        Chart("Cosine with the pretrained model's", cosines, smooth=False),
-    ]
-
-
-def _speed_charts(run: RunData) -> list[Chart]:
-    stages = range(len(run.stages))
-    computing = [Line(f"stage {stage}", *run.share_curve(stage, "computing"), colour=stage) for stage in stages]
-    return [
-        Chart("Throughput", _lines(run, "tokens_per_second", [len(run.stages) - 1]), "tokens/s", from_zero=True),
-        Chart("Time spent computing", computing, percent=True, from_zero=True),
-        Chart(
-            "Queue after the stage",
-            # Stages that share a process hand over without one.
-            _lines(run, "queue_length") if len(run.stages_of_processes) > 1 else [],
-            "microbatches",
-            from_zero=True,
-            note="Those that wait for the next stage when the stage has another one ready.",
-        ),
-        Chart("Model FLOPs utilization", _lines(run, "mfu"), percent=True, from_zero=True),
-    ]
 
 
 def _where(run: RunData, times: Sequence[StageTimes]) -> list[list[str]]:

@@ -22,6 +22,7 @@ from lopt_pp.hub.pusher import Pusher
 from lopt_pp.metrics.collector import Collector, post_end
 from lopt_pp.metrics.records import FILE
 from lopt_pp.metrics.run_info import note_early_finish
+from lopt_pp.metrics.state import Activity, StateFile
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.training.checkpointing import Checkpointer
 from lopt_pp.training.publishing import card, effort_of
@@ -56,6 +57,9 @@ class RunFinalizer:
         lock: of the output directory, on rank 0.
         length: of the run.
         pusher: to the hub, on rank 0 of a run that is pushed there.
+
+    Attributes:
+        state: what tells, on rank 0 from before the first step, what the run is doing.
     """
 
     def __init__(
@@ -73,6 +77,12 @@ class RunFinalizer:
         self._output_dir = Path(setup.config.run.output_dir)
         self._replica = setup.topology.replica_of(world.rank)
         self._measured: Measured | None = None
+        self.state: StateFile | None = None
+
+    def on_activity(self, activity: Activity, steps_done: int) -> None:
+        """Tells what the run is doing from now on."""
+        if self.state is not None:
+            self.state.set(activity, steps_done)
 
     @property
     def steps_done(self) -> int:
@@ -105,6 +115,8 @@ class RunFinalizer:
             self._say_how_it_went(collector)
         if self._pusher is not None:
             self._pusher.finish()
+        if self.state is not None:
+            self.state.end("finished", self.steps_done)
 
     def stop(
         self,
@@ -148,6 +160,8 @@ class RunFinalizer:
             return f"stopped by {reason}: {done}, but no checkpoint of them could be saved in time"
         stopped = {"step": self.steps_done, "num_steps": num_steps, "signal": reason}
         write_text(self._output_dir / STOPPED, json.dumps(stopped) + "\n")
+        if self.state is not None:
+            self.state.end("stopped", self.steps_done, reason)
         how = "--resume_from_checkpoint latest goes on from there" if is_saved else _LOST
         logger.warning("stopped by %s: %s; %s", reason, done, how)
         return ""
@@ -192,6 +206,8 @@ class RunFinalizer:
                 print_error(f"{name}: the last good weights could not be saved: {error}")
         if self._lock is None or not self._lock.is_lost:
             remove_unfinished(self._output_dir)
+        if self.state is not None:
+            self.state.end("failed", self.steps_done, failure.message)
 
     def _may_publish(self) -> None:
         """Sees that no other run has taken the output directory; only rank 0 knows.

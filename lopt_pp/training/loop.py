@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from lopt_pp.metrics.clock import peak_memory
 from lopt_pp.metrics.records import Record
+from lopt_pp.metrics.state import Activity
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.training.late_reports import late_reports
 from lopt_pp.training.segment import Segment
@@ -24,6 +25,7 @@ def train(
     steps: Iterable[int],
     report: Callable[[Record], None],
     after_step: Callable[[int], None] = lambda steps_done: None,
+    on_activity: Callable[[Activity, int], None] = lambda activity, steps_done: None,
 ) -> None:
     """Trains the stages of this process for some optimizer steps.
 
@@ -35,6 +37,7 @@ def train(
         report: called with one record per step and stage, in order, see `docs/metrics.md`; on a GPU mostly while the
             next step runs, and of the last step before this returns or raises.
         after_step: called with the number of steps done, when all stages of this process have made the step.
+        on_activity: called before each phase with what it does, and the number of steps done before the step.
 
     Raises:
         NotFiniteError: a stage's loss or gradient is not finite; its weights are those of the last good step.
@@ -44,6 +47,7 @@ def train(
         for step in itertools.takewhile(lambda step: not plan.unusable(step) and segment.stop_signal.runs(step), steps):
             records: dict[int, Record] = {stage.index: {"num_tokens": 0, "num_targets": 0} for stage in segment.stages}
             for phase in plan.phases(step):
+                on_activity(phase.activity, max(step, 0))
                 for index, record in phase.run(step, segment).items():
                     records[index] |= record
             for stage in segment.stages:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import operator
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 
@@ -11,6 +12,7 @@ from lopt_pp.data import Microbatch, MicrobatchesAhead, MicrobatchSampler
 from lopt_pp.distributed.shutdown import StopSignal
 from lopt_pp.metrics.drift import Probe
 from lopt_pp.metrics.records import Record
+from lopt_pp.metrics.state import Activity
 from lopt_pp.stage.base import Clock
 from lopt_pp.stage.end_to_end_stage import EndToEndStage
 from lopt_pp.stage.stage import Stage
@@ -29,6 +31,8 @@ class _OnTrainingRows:
         ahead: makes their microbatches; the sampler itself where it is not given.
     """
 
+    activity: ClassVar[Activity] = "training"
+
     def __init__(self, sampler: MicrobatchSampler, ahead: MicrobatchesAhead | None = None) -> None:
         self._sampler = sampler
         self._made = sampler if ahead is None else ahead
@@ -46,6 +50,8 @@ class _OnHeldOutRows:
     Args:
         evaluation: the rows, and after which steps they are run.
     """
+
+    activity: ClassVar[Activity] = "evaluating"
 
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
@@ -107,6 +113,8 @@ class DriftProbe:
         probe: its rows, and what the pretrained blocks made of them.
         limit: of `drift_norm`.
     """
+
+    activity: ClassVar[Activity] = "training"
 
     def __init__(self, probe: Probe, limit: float) -> None:
         self._probe, self._limit = probe, limit

@@ -20,6 +20,7 @@ from lopt_pp.distributed.world import World, check_shared
 from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.hub.repository import Repository
 from lopt_pp.metrics.installed import check_installed
+from lopt_pp.metrics.state import StateFile
 from lopt_pp.model.in_memory import write_back
 from lopt_pp.training.checkpointing import Checkpointer
 from lopt_pp.training.connect import connect, deciders
@@ -149,10 +150,13 @@ def _run(
     more = [] if pusher is None else [pusher]
     report, collector = open_reporting(setup, world, stages, steps, start.run_id, given.callbacks, more)
     checkpointer = Checkpointer(setup, world, stages, collector, start.run_id, lock, length)
+    if lock is not None:
+        finalizer.state = StateFile(output_dir, steps_before, may_write=lambda: not lock.is_lost)
     try:
         with stop_coordinator(world, deciders(setup, world), steps_before, length) as decided:
             segment = connect(setup, world, stages, plan, steps, decided, length)
-            train(segment, plan, steps, report, checkpointer.after_step)
+            train(segment, plan, steps, report, checkpointer.after_step, finalizer.on_activity)
+        finalizer.on_activity("saving", stages[0].steps_done)
         checkpointer.after_last_step()
     except NotFiniteError as error:
         raise finalizer.explain(error) from error

@@ -7,10 +7,11 @@ expect. So the two cannot disagree, and what else is to cross a boundary is one 
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from lopt_pp.data import MicrobatchSampler, UnusableRowsError
 from lopt_pp.metrics.records import Record
+from lopt_pp.metrics.state import Activity
 from lopt_pp.pipeline.messages import Header, dtype_code
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.stage.stage import Stage
@@ -24,7 +25,13 @@ AnyStage = TypeVar("AnyStage", bound=BaseStage, contravariant=True)
 
 
 class Phase(Protocol[AnyStage]):
-    """A part of a step, in which all stages exchange the same messages in the same order."""
+    """A part of a step, in which all stages exchange the same messages in the same order.
+
+    Attributes:
+        activity: what a run does in it, in the words of its state.
+    """
+
+    activity: ClassVar[Activity]
 
     def is_due(self, step: int) -> bool:
         """Whether a step has this phase; a function of the step's number (from 0, or `START`) alone."""

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ranks import Rank
 
-LEFT = {"metrics.jsonl", "run.json"}
-"""What a run leaves that has failed: what it was, and how far it came."""
+LEFT = {"metrics.jsonl", "run.json", "state.json"}
+"""What a run leaves that has failed: what it was, how far it came, and why it ended."""
 
 SETUP_SECONDS = 30
 """More than a start takes on a busy machine."""

@@ -15,10 +15,11 @@ from lopt_pp.config.train_config import EFFECTS
 from lopt_pp.errors import LoptError
 from lopt_pp.metrics.records import PHASES
 from lopt_pp.metrics.trace import trace_events
-from lopt_pp.report.charts import Chart, Line, means, number, timeline
+from lopt_pp.report.charts import Chart, Line, means, number
 from lopt_pp.report.comparison import compare
 from lopt_pp.report.run_data import read_run
 from lopt_pp.report.run_report import report
+from lopt_pp.report.timeline import timeline
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

@@ -16,6 +16,8 @@ from ranks import ranks, until
 from results import load_model
 from safetensors.torch import load_file, save_file
 
+from lopt_pp.metrics.state import read_state
+
 
 def loads(directory: Path) -> dict[str, torch.Tensor]:
     """The weights of the saved model, all of them finite."""
@@ -74,6 +76,12 @@ def test_a_stage_that_dies_is_named(victim: int, inputs: Path, tmp_path: Path) -
         assert other.status(15) == 1
         assert f"stage {victim} (rank {victim})" in error_of(other.text)
         assert "has died" in error_of(other.text)
+    state = read_state(tmp_path / "out")
+    assert state is not None and (state.state, state.process.is_alive()) == (
+        "training" if victim == 0 else "failed",
+        False,
+    )
+    assert victim == 0 or error_of(other.text) == f"lopt-pp: error: {state.reason}"
     # A process that is killed cannot let its lock go; the next run sees that it is gone.
     assert files(tmp_path / "out") == LEFT | ({".lock-1"} if victim == 0 else set())
 

@@ -16,6 +16,7 @@ from tiny import InputsWith
 
 from lopt_pp.checkpoint.manifest import read_manifest
 from lopt_pp.checkpoint.output_dir import STOPPED, complete_checkpoints
+from lopt_pp.metrics.state import read_state
 from lopt_pp.train import STOPPED_STATUS
 
 STEPS = 100
@@ -89,6 +90,8 @@ def test_it_stops_and_goes_on(
     stopped = json.loads((out / STOPPED).read_text())
     step = stopped["step"]
     assert 2 < step < STEPS and stopped == {"step": step, "num_steps": STEPS, "signal": number.name}
+    state = read_state(out)
+    assert state is not None and (state.state, state.step, state.reason) == ("stopped", step, number.name)
     assert f"stopped by {number.name}: {step} of {STEPS} steps are done" in started[0].text
     for rank in who:
         said = rf"the run stops after step {step}: (no step is|1 step is|\d+ steps are) left for .*\(rank {rank}\)"

@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lopt_pp.cli
 import lopt_pp.train
 from lopt_pp.metrics.records import PHASES
+from lopt_pp.metrics.state import read_state
 
 STEPS = 60
 
@@ -142,6 +143,8 @@ def test_what_the_run_tells_about_itself(trained: tuple[Path, str]) -> None:
     ]
     assert about["flags"]["learning_rate"] == 3e-3 and about["num_steps"] == STEPS
     assert all(process["clock"] == {"seconds": 0.0, "error": 0.0} for process in about["processes"])
+    state = read_state(out)
+    assert state is not None and (state.state, state.step, state.reason) == ("finished", STEPS, "")
     assert lopt_pp.cli.main(["report", str(out)]) == 0
     assert "The pipeline over time" in (out / "report.html").read_text()
 
