@@ -18,6 +18,7 @@ from synthetic_runs import about, record, write_run
 from lopt_pp import cli
 from lopt_pp.report.follow import Follower
 from lopt_pp.report.live import Live
+from lopt_pp.report.run_data import Records
 from lopt_pp.report.server import PageServer
 
 FACTS = about([(0, 15), (15, 30)], [[0], [1]]) | {"num_steps": 2000}
@@ -48,9 +49,14 @@ def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert follower.run is None and follower.state is not None and follower.state.name == "waiting"
     out = write_run(tmp_path / "out", steps(1, 3), FACTS)
     assert follower.poll() and made(follower) == [1, 2, 3]
-    taken = []
-    add_record = type(follower._records).add
-    monkeypatch.setattr(type(follower._records), "add", lambda self, line: (taken.append(line), add_record(self, line)))
+    taken: list[str | bytes] = []
+    add_record = Records.add
+
+    def add_and_count(self: Records, line: str | bytes) -> None:
+        taken.append(line)
+        add_record(self, line)
+
+    monkeypatch.setattr(Records, "add", add_and_count)
     add(out, steps(4, 5))
     assert follower.poll() and made(follower) == [1, 2, 3, 4, 5] and len(taken) == 4
     assert not follower.poll() and len(taken) == 4
@@ -210,7 +216,12 @@ def test_all_who_look_are_told(server: PageServer, tmp_path: Path) -> None:
 
 def test_nobody_looks_and_nothing_is_read(server: PageServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     polled = threading.Event()
-    monkeypatch.setattr(Follower, "poll", lambda self: bool(polled.set()))
+
+    def poll(self: Follower) -> bool:
+        polled.set()
+        return False
+
+    monkeypatch.setattr(Follower, "poll", poll)
     assert not polled.wait(0.2)
     watcher = ask(server, "/events")
     assert polled.wait(60) and watcher.status == 200
