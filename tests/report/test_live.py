@@ -253,7 +253,9 @@ def test_mistakes_are_one_line(flags: str, error: str, capsys: pytest.CaptureFix
 
 def test_ctrl_c_ends_it_cleanly(tmp_path: Path) -> None:
     """While a page is open, too; and nothing heavy was imported."""
-    code = "import sys; from lopt_pp.cli import main; status = main(sys.argv[1:])\n"
+    # A shell that starts tests in the background has them ignore SIGINT.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from lopt_pp.cli import main; status = main(sys.argv[1:])\n"
     code += "print('torch' in sys.modules); sys.exit(status)"
     command = [sys.executable, "-c", code, "report", str(tmp_path / "gone"), "--serve", "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
