@@ -8,7 +8,7 @@ from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.model.block import BlockOutput
 from lopt_pp.objectives.base import Objective
 
-_CPU_LOGITS, CUDA_LOGITS = 2**23, 2**27
+CPU_LOGITS, CUDA_LOGITS = 2**23, 2**27
 """Number of logits that are there at once: what fits caches, or keeps a GPU busy."""
 
 
@@ -48,15 +48,22 @@ def linear_cross_entropy(
     Returns:
         A float32 scalar.
     """
-    if torch.is_autocast_enabled(features.device.type):
-        dtype = torch.get_autocast_dtype(features.device.type)
-        features, weight = features.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+    features, weight, bias = as_autocast(features, weight, bias)
     if not hasattr(F, "linear_cross_entropy"):  # PyTorch before 2.13.
         return F.cross_entropy(F.linear(features, weight, bias).float(), targets, reduction="sum")
-    chunk = max(1, (CUDA_LOGITS if features.is_cuda else _CPU_LOGITS) // weight.shape[0])
+    chunk = max(1, (CUDA_LOGITS if features.is_cuda else CPU_LOGITS) // weight.shape[0])
     options = nn.LinearCrossEntropyOptions(batch_chunk_size=chunk)
     # The sum comes back in the dtype of the features, and would be rounded to bfloat16; single losses bear that.
     reduction = "sum" if features.dtype == torch.float32 else "none"
     losses = F.linear_cross_entropy(features, weight, targets, linear_bias=bias, reduction=reduction, options=options)
     return losses.float().sum()
+
+
+def as_autocast(
+    features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Features, weight and bias in the dtype that autocast has a linear map compute in, where it is on."""
+    if not torch.is_autocast_enabled(features.device.type):
+        return features, weight, bias
+    dtype = torch.get_autocast_dtype(features.device.type)
+    return features.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

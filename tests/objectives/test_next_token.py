@@ -67,7 +67,7 @@ def test_a_microbatch_without_a_target(output: BlockOutput) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_chunked_loss_is_the_formula(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bias: bool) -> None:
     """In chunks of 8 of 37 tokens. In bfloat16 the products are rounded, and the sum of the losses is not."""
-    monkeypatch.setattr(next_token, "_CPU_LOGITS", 8 * 200)
+    monkeypatch.setattr(next_token, "CPU_LOGITS", 8 * 200)
     torch.manual_seed(0)
     features, weight = torch.randn(37, HIDDEN, requires_grad=True), torch.randn(200, HIDDEN, requires_grad=True)
     constant = torch.randn(200, requires_grad=True) if bias else None
