@@ -8,6 +8,11 @@ from typing import ClassVar
 from lopt_pp.config.fields import Resume, check_types, expand_home, flag
 from lopt_pp.errors import LoptError
 
+TOKEN_METRICS = ("mean_token_accuracy", "entropy")
+"""What an evaluation can measure of single tokens; TRL calls them so."""
+
+_NEED_ROWS = ("eval_on_start", "metric_for_best_model", "early_stopping_patience", "eval_metrics", "compute_metrics")
+
 _NAMED = re.compile(r"([A-Za-z]\w*)=(.+)", re.DOTALL)
 """A set of rows with a name; `./a=b.jsonl` is a path."""
 
@@ -91,6 +96,27 @@ class EvaluationConfig:
             compared=True,
         ),
     )
+    eval_metrics: list[str] | None = field(
+        default=None,
+        metadata=flag(
+            "What evaluations measure besides loss and perplexity: mean_token_accuracy, the share of target tokens "
+            "that are the likeliest; entropy, the mean of the predictions', in nats.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    compute_metrics: str | None = field(
+        default=None,
+        metadata=flag(
+            "A function of yours, `package.module:function`, that makes further metrics of an evaluation, as "
+            "transformers' compute_metrics does: from an EvalPrediction to a dict of numbers. Its predictions are the "
+            "likeliest tokens, not logits.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     load_best_model_at_end: bool = field(
         default=False,
         metadata=flag(
@@ -168,7 +194,16 @@ class EvaluationConfig:
             )
         if self.load_best_model_at_end and not given:
             raise LoptError("--load_best_model_at_end needs rows to compare models on: give --eval_file")
-        for name in ("eval_on_start", "metric_for_best_model", "early_stopping_patience"):
+        if unknown := [name for name in self.eval_metrics or [] if name not in TOKEN_METRICS]:
+            raise LoptError(f"--eval_metrics {unknown[0]}: give {' or '.join(TOKEN_METRICS)}, or both")
+        needing = (
+            "eval_on_start",
+            "metric_for_best_model",
+            "early_stopping_patience",
+            "eval_metrics",
+            "compute_metrics",
+        )
+        for name in needing:
             if getattr(self, name) not in (None, False) and not given:
                 raise LoptError(
                     f"--{name} needs rows to evaluate on: give --eval_file, --eval_split_size or --dataset_test_split"

@@ -91,7 +91,12 @@ RUN: dict[str, list[Row]] = {
             "loss and perplexity are measured, and no logits are kept",
             ignored,
         ),
-        Row("include_for_metrics", MISSING, "loss and perplexity are measured, and nothing else", unless()),
+        Row(
+            "include_for_metrics",
+            MISSING,
+            "`--compute_metrics` has the likeliest tokens, the labels and the losses; there are no inputs",
+            unless("loss"),
+        ),
         Row("bf16_full_eval fp16_full_eval", MISSING, "an evaluation computes in `--dtype`", unless()),
         Row(
             "do_train do_eval do_predict", NO_EFFECT, "a run trains, and evaluates where it has held-out rows", ignored

@@ -22,7 +22,7 @@ from lopt_pp.evaluation.scores import perplexity
 from lopt_pp.metrics.evaluations import Evaluations
 from lopt_pp.metrics.jsonl import MetricsFile
 from lopt_pp.metrics.listeners import Listener
-from lopt_pp.metrics.records import Record, time_shares
+from lopt_pp.metrics.records import Record, is_measured, time_shares
 from lopt_pp.metrics.trace import QueueLengths
 from lopt_pp.util.threads import in_background
 
@@ -223,7 +223,8 @@ class Collector:
 def join_replicas(records: Sequence[dict[str, Any]], set_names: Sequence[str] = ("",)) -> dict[str, Any]:
     """One record of a stage's step from those of its replicas.
 
-    Losses are shares of one mean, and tokens are each replica's own: they add up. Seconds and utilization are their
+    Losses, and what is measured on held-out rows, are shares of one mean, or of the first replica alone; and tokens are
+    each replica's own: they add up. Seconds and utilization are their
     mean, memory is the most; the rest is the same for all. Intervals are left out.
 
     Args:
@@ -232,8 +233,8 @@ def join_replicas(records: Sequence[dict[str, Any]], set_names: Sequence[str] = 
     """
     joined = {name: value for name, value in records[0].items() if name != "intervals"}
     for name in joined:
-        values = [record[name] for record in records]
-        if name.endswith("loss") or name in ("num_tokens", "num_targets"):
+        values = [record[name] for record in records if name in record]
+        if is_measured(name) or name.endswith("loss") or name in ("num_tokens", "num_targets"):
             joined[name] = sum(values)
         elif name.endswith("_seconds") or name == "mfu":
             joined[name] = sum(values) / len(values)

@@ -1,7 +1,7 @@
 """What a model says of single tokens: the loss of each target, the likeliest token, the entropy of the prediction.
 
-Without a gradient, and without holding all the logits: for evaluations, and for objectives that need the log-probability
-of tokens under a model that they do not train.
+Without a gradient, and without holding all the logits: for evaluations, and for objectives that need the
+log-probability of tokens under a model that they do not train.
 """
 
 from collections.abc import Iterator

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import nn
 
+from lopt_pp.data import Microbatch
 from lopt_pp.errors import LoptError, NotFiniteError
-from lopt_pp.model.block import BlockModel
+from lopt_pp.model.block import BlockModel, BlockOutput
 from lopt_pp.objectives import Objective
-from lopt_pp.stage.data_parallel import Replicated
+from lopt_pp.stage.data_parallel import Replicas, Replicated
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.stage.state import frozen_checksum, read_state, write_state
 from lopt_pp.util.pinned import PinnedMemory
@@ -22,6 +23,10 @@ _CHECKSUM = "frozen_sha256"
 
 Clock = Callable[[str], contextlib.AbstractContextManager[None]]
 """Times a phase of a step, by its name, for as long as the context lasts; `lopt_pp.metrics.records` has the names."""
+
+
+Measure = Callable[[BlockOutput, Microbatch], torch.Tensor]
+"""Makes the summed loss of a microbatch, a float32 scalar, and notes what else is to be known of it."""
 
 
 def untimed(phase: str) -> contextlib.AbstractContextManager[None]:
@@ -45,6 +50,7 @@ class BaseStage:
         objective: what the block learns from by itself; None where it only runs forward, or learns end to end.
         optimizer: of its parameters; None where nothing is trained.
         steps_done: optimizer steps so far, those before a resume included.
+        replicas: the processes that hold the same stage; None if there is only this one.
         is_sharded: whether each replica holds a shard of the stage, so that all of them are needed to read its state.
         updating: held while weights change, so that another thread can save them between two steps.
         side: the stream of a GPU that the weights are read on, in whatever thread.
@@ -57,6 +63,7 @@ class BaseStage:
         self.objective: Objective | None = None
         self.optimizer: Optimizer | None = None
         self.steps_done = 0
+        self.replicas: Replicas | None = None
         self.is_sharded = False
         self.updating = threading.Lock()
         self.side = SideStream(self.device)

@@ -20,6 +20,7 @@ from lopt_pp.config.compute import StageConfig
 from lopt_pp.data import IGNORE_INDEX, Microbatch
 from lopt_pp.model.block import BlockModel
 from lopt_pp.objectives import ObjectiveConfig, task_objective
+from lopt_pp.stage.base import Measure
 from lopt_pp.stage.compute import prepare_block
 from lopt_pp.stage.data_parallel import Replicas
 from lopt_pp.util.host_waits import on_host
@@ -107,13 +108,14 @@ class EndToEndPipeline:
         return torch.stack(losses).sum() if losses else None
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Microbatch]) -> list[torch.Tensor]:
+    def evaluate(self, batches: Iterable[Microbatch], measure: Measure | None = None) -> list[torch.Tensor]:
         """Runs microbatches forward, without dropout, one after another; each block may run ahead of the next.
 
         Schedules want one shape and keep what backward needs; here each microbatch has its own, and nothing is kept.
 
         Args:
-            batches: on the CPU, the same in every process. Each process has one block.
+            batches: on the CPU, the same in every process, of which each has one block.
+            measure: makes their loss, in place of the task's.
 
         Returns:
             The loss of each, summed over its target tokens, in the process that holds the last block.
@@ -121,7 +123,7 @@ class EndToEndPipeline:
         (module,), losses = self._modules, []
         spec, hidden_size = module.block.spec, module.block.model.config.hidden_size
         on_their_way: deque[tuple[dist.Work, torch.Tensor]] = deque()
-        module.eval()
+        module.eval().measure = measure
         for batch in batches:
             module.begin([batch.to(self._device)], 1)
             hidden_states = None
@@ -142,6 +144,7 @@ class EndToEndPipeline:
             work.wait()
         module.begin((), 0)
         module.train()
+        module.measure = None
         return losses
 
     def _run_schedule(self, batches: Sequence[Microbatch], num_targets: int) -> list[torch.Tensor]:
@@ -218,6 +221,7 @@ class PipelineModule(nn.Module):
         self._seed = seed
         self._splits_backward = splits_backward
         self._objective = task_objective(objective)
+        self.measure: Measure | None = None
         self.begin((), 0)
 
     def begin(self, batches: Sequence[Microbatch], num_targets: int) -> None:
@@ -247,7 +251,7 @@ class PipelineModule(nn.Module):
             else:
                 output = self.block(hidden_states=hidden_states.to(config.parameter_dtype), **wanted)
             if self.block.spec.is_last:
-                return self._objective(output, batch) / self._num_targets
+                return (self.measure or self._objective)(output, batch) / self._num_targets
             return output.hidden_states.to(config.compute_dtype).contiguous()
 
 

@@ -12,7 +12,7 @@ from lopt_pp.data import Microbatch
 from lopt_pp.errors import NotFiniteError
 from lopt_pp.model.block import BlockModel
 from lopt_pp.objectives import ObjectiveConfig
-from lopt_pp.stage.base import BaseStage, Clock, check_finite, untimed
+from lopt_pp.stage.base import BaseStage, Clock, Measure, check_finite, untimed
 from lopt_pp.stage.data_parallel import Replicas, Replicated
 from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
 from lopt_pp.stage.optimizer import Optimizer
@@ -52,6 +52,7 @@ class EndToEndStage(BaseStage):
         optimizer_factory: OptimizerFactory | None = None,
     ) -> None:
         super().__init__(block, device)
+        self.replicas = replicas
         self._group = group
         self._pipeline = EndToEndPipeline(
             [block], group, device, config=config, objective=objective, seed=seed, replicas=replicas
@@ -100,14 +101,15 @@ class EndToEndStage(BaseStage):
             self.update({module: True for module in self._pipeline.wrapped if isinstance(module, Replicated)})
         return record
 
-    def evaluate(self, batches: Iterable[Microbatch]) -> list[torch.Tensor]:
+    def evaluate(self, batches: Iterable[Microbatch], measure: Measure | None = None) -> list[torch.Tensor]:
         """Runs microbatches forward. All processes of the pipeline must call this.
 
         Args:
             batches: on the CPU, the same in every process of the pipeline.
+            measure: makes their loss, in place of the task's.
 
         Returns:
             The loss of each, summed over its target tokens, in the process that holds the last block.
         """
         with self.averaged():
-            return self._pipeline.evaluate(batches)
+            return self._pipeline.evaluate(batches, measure)

@@ -11,7 +11,7 @@ from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.model.block import BlockModel, BlockOutput
 from lopt_pp.objectives import Objective
 from lopt_pp.stage.accumulation import learned_microbatches, without_sync
-from lopt_pp.stage.base import BaseStage, Clock, check_finite, untimed
+from lopt_pp.stage.base import BaseStage, Clock, Measure, check_finite, untimed
 from lopt_pp.stage.compute import measuring, prepare_block, prepare_objective
 from lopt_pp.stage.data_parallel import Replicas, Replicated, reshard
 from lopt_pp.stage.optimizer import Optimizer
@@ -57,7 +57,7 @@ class Stage(BaseStage):
         super().__init__(prepare_block(block, config, torch.device(device)), device)
         self.objective = objective
         self.dtype = config.compute_dtype
-        self.num_replicas = replicas.size if replicas else 1
+        self.replicas, self.num_replicas = replicas, replicas.size if replicas else 1
         self.is_sharded = replicas is not None and replicas.sharded
         self._autocasts = config.autocasts
         self._compiles = config.torch_compile
@@ -69,8 +69,8 @@ class Stage(BaseStage):
         self._warmup_steps = 0
         self._accumulation_steps = None if block.spec.is_last else local_accumulation_steps
         self._losses: dict[int, torch.Tensor] = {}
-        self._is_frozen = False
-        self._measures = False
+        self._is_frozen = self._measures = False
+        self._measure: Measure | None = None
         # Without a loss the block only runs forward: nothing below is for it.
         if objective is None:
             block.eval().requires_grad_(False)
@@ -246,22 +246,22 @@ class Stage(BaseStage):
         """The loss summed over the microbatch's tokens that count, unweighted: a float32 scalar."""
         assert self.objective is not None
         with self._autocast():
-            return self.objective(output, batch)
+            return (self._measure or self.objective)(output, batch)
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
+    def evaluating(self, measure: Measure | None = None) -> Iterator[None]:
         """While it lasts, `forward` and `summed_loss` measure: no dropout, no gradient, and all ends as it was.
 
-        Replicas that hold a shard each must all run the same number of microbatches meanwhile.
+        Replicas that hold a shard each must all run as many microbatches meanwhile. `measure` is for the objective.
         """
         parts = [module for own in (self.block, self.objective) if own is not None for module in own.modules()]
-        self._measures = True
+        self._measures, self._measure = True, measure
         try:
             with self.averaged(), measuring(parts, self._compiles):
                 yield
                 reshard(parts)  # What was gathered is of the weights as they were.
         finally:
-            self._measures = False
+            self._measures, self._measure = False, None
             reshard(parts)
 
     def _marks(self) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from lopt_pp.config.evaluation import eval_prefix
-from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts
+from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts, TokenizedRows
 from lopt_pp.data.evaluation_sets import EvaluationSets
 from lopt_pp.distributed.shutdown import EVALUATE, RunLength
 from lopt_pp.metrics.records import Record
@@ -26,11 +26,15 @@ class EvaluationPart:
 
     Attributes:
         prefix: what the names of its values begin with, such as `eval_`.
+        rows: likewise. The microbatches of all replicas have them in their order, turn and turn about.
+        rows_per_microbatch: but for the last.
         sampler: gives a microbatch of each replica as one "step" of its order; there is one pass, in the file's order.
         counts: tokens of all its rows, over all replicas.
     """
 
     prefix: str
+    rows: TokenizedRows
+    rows_per_microbatch: int
     sampler: MicrobatchSampler
     counts: TokenCounts
 
@@ -92,7 +96,7 @@ class Evaluation:
             numbers = range(sampler.steps_per_epoch)
             counts = [sampler.counts(number) for number in numbers]
             total = TokenCounts(sum(part.num_tokens for part in counts), sum(part.num_targets for part in counts))
-            parts.append(EvaluationPart(eval_prefix(name), sampler, total))
+            parts.append(EvaluationPart(eval_prefix(name), rows, per_device_eval_batch_size, sampler, total))
             self.shapes += [shape for number in numbers for shape in sampler.shapes(number)]
         self.parts = tuple(parts)
 

@@ -13,12 +13,13 @@ from lopt_pp.distributed.shutdown import StopSignal
 from lopt_pp.metrics.drift import Probe
 from lopt_pp.metrics.records import Record
 from lopt_pp.metrics.state import Activity
-from lopt_pp.stage.base import Clock
+from lopt_pp.stage.base import BaseStage, Clock
 from lopt_pp.stage.end_to_end_stage import EndToEndStage
 from lopt_pp.stage.stage import Stage
 from lopt_pp.training.held_out import Evaluation
 from lopt_pp.training.segment import Segment
 from lopt_pp.training.step_plan import START
+from lopt_pp.training.token_metrics import TokenMeter, TokenMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +50,13 @@ class _OnHeldOutRows:
 
     Args:
         evaluation: the rows, and after which steps they are run.
+        metrics: what is measured of single tokens; None for nothing.
     """
 
     activity: ClassVar[Activity] = "evaluating"
 
-    def __init__(self, evaluation: Evaluation) -> None:
-        self._evaluation = evaluation
+    def __init__(self, evaluation: Evaluation, metrics: TokenMetrics | None = None) -> None:
+        self._evaluation, self._metrics = evaluation, metrics
         self._is_whole = False
 
     def is_due(self, step: int) -> bool:
@@ -71,6 +73,10 @@ class _OnHeldOutRows:
                 return
             yield batch
         self._is_whole = True
+
+    def _meter(self, stage: BaseStage) -> TokenMeter | None:
+        """What measures tokens on the last stage, where anything is to be measured of them."""
+        return TokenMeter(self._metrics) if self._metrics is not None and stage.block.spec.is_last else None
 
 
 class LocalTraining(_OnTrainingRows):
@@ -167,12 +173,16 @@ class HeldOutRows(_OnHeldOutRows):
 
         Returns:
             By stage, this replica's share of the mean loss over each set of rows, under the loss's name with the set's
-            prefix before it; nothing of a stage that has no loss, or where the run was stopped meanwhile.
+            prefix before it, and of what is measured of single tokens; nothing of a stage that has no loss, or where
+            the run was stopped meanwhile.
         """
         losses: dict[int, list[torch.Tensor]] = {stage.index: [] for stage in segment.stages}
+        last = segment.stages[-1]
+        meter = self._meter(last)
         with contextlib.ExitStack() as stack:
             for stage in segment.stages:
-                stack.enter_context(stage.evaluating())
+                measure = meter.measure if meter is not None and stage is last else None
+                stack.enter_context(stage.evaluating(measure))
             for host_batch in self._microbatches(step, segment.stop_signal):
                 for stage in segment.stages:
                     loss = stage.run_microbatch(
@@ -185,11 +195,15 @@ class HeldOutRows(_OnHeldOutRows):
                         losses[stage.index].append(loss)
         if not self._is_whole:
             return {}
-        return {
+        records = {
             stage.index: self._evaluation.mean_losses(stage.objective.name, losses[stage.index], stage.count)
             for stage in segment.stages
             if stage.objective is not None
         }
+        if meter is not None:
+            with segment.clocks[last.index]("eval"):
+                records[last.index] |= meter.values(self._evaluation, last.replicas)
+        return records
 
 
 class EndToEndTraining(_OnTrainingRows):
@@ -217,11 +231,14 @@ class EndToEndHeldOutRows(_OnHeldOutRows):
     def run(self, step: int, segment: Segment[EndToEndStage]) -> dict[int, Record]:
         (stage,) = segment.stages
         with segment.clocks[stage.index]("eval"):
-            losses = stage.evaluate(self._microbatches(step, segment.stop_signal))
+            meter = self._meter(stage)
+            measure = None if meter is None else meter.measure
+            losses = stage.evaluate(self._microbatches(step, segment.stop_signal), measure)
             if not (losses and self._is_whole):
                 return {}
             count = operator.attrgetter("num_targets")
-            return {stage.index: self._evaluation.mean_losses("loss", losses, count)}
+            means = self._evaluation.mean_losses("loss", losses, count)
+            return {stage.index: means | ({} if meter is None else meter.values(self._evaluation, stage.replicas))}
 
 
 def _all_as_evaluation(clock: Clock) -> Clock:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lopt_pp.checkpoint.best import Criterion, choose_criterion
+from lopt_pp.checkpoint.best import Criterion
 from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, shared_by_ranks
 from lopt_pp.checkpoint.output_dir import DESCRIPTION
 from lopt_pp.checkpoint.resume import Wanted
@@ -37,6 +37,7 @@ from lopt_pp.objectives import local_objective_class, task_objective_class
 from lopt_pp.planning.auto_split import find_cuts
 from lopt_pp.stage.optimizer import check_optimizer
 from lopt_pp.training.given import NOTHING, Given, find_pretrained, find_tokenizer
+from lopt_pp.training.token_metrics import TokenMetrics, find_criterion, find_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Setup:
         rows: to train on.
         held_out: to evaluate on; None where a run is not evaluated.
         criterion: what its models are compared by; None where there is nothing to compare.
+        metrics: what evaluations measure of single tokens; None for nothing.
         num_steps: of the run.
         day: of its start, which its rows have where the chat template prints a date.
         pad_token_id: that rows are padded with.
@@ -76,6 +78,7 @@ class Setup:
     rows: Rows
     held_out: EvaluationSets | None
     criterion: Criterion | None
+    metrics: TokenMetrics | None
     num_steps: int
     day: date
     pad_token_id: int
@@ -237,7 +240,8 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
     world.say("reading the rows")
     with world.one_process_first("rows"):
         rows, held_out = load_split(config.evaluation, config.data, tokenizer, config.run.seed, limits, day, given.rows)
-    criterion = None if held_out is None else _criterion(config, held_out)
+    metrics = find_metrics(config.evaluation, held_out, given.compute_metrics)
+    criterion = find_criterion(config, held_out, metrics)
     pad = pad_token_id(tokenizer, limits.num_embeddings)
     sampler = _sampler(config, rows, pad, topology.replica_of(world.rank), topology.num_replicas)
     run = config.run
@@ -263,19 +267,12 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
         rows=rows,
         held_out=held_out,
         criterion=criterion,
+        metrics=metrics,
         num_steps=num_steps,
         day=day,
         pad_token_id=pad,
         generation=pretrained.generation,
     )
-
-
-def _criterion(config: Config, held_out: EvaluationSets) -> Criterion | None:
-    local = local_objective_class(config.objective)
-    for name in held_out.names:
-        if local is not None and local.name == f"{name}_loss":
-            raise LoptError(f"--eval_file {name}=...: a stage's loss is called {local.name}; give the set another name")
-    return choose_criterion(config.evaluation, held_out.names)
 
 
 def _sampler(config: Config, rows: Rows, pad_token_id: int, replica: int, num_replicas: int) -> MicrobatchSampler:

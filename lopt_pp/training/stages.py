@@ -131,7 +131,8 @@ def step_plan(setup: Setup, world: World, probe: Probe | None, length: RunLength
         limit = setup.config.objective.max_interface_drift
         phases.append(DriftProbe(probe, math.inf if limit is None else limit))
     if evaluation is not None:
-        phases.append(EndToEndHeldOutRows(evaluation) if setup.is_end_to_end else HeldOutRows(evaluation))
+        held_out = EndToEndHeldOutRows if setup.is_end_to_end else HeldOutRows
+        phases.append(held_out(evaluation, setup.metrics))
     return StepPlan(sampler, phases)
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 from finishing import waiting_to_be_heard
+from own_metrics import totals
 from ranks import to_the_end
 from tiny import write_inputs, write_rows
+from torch.distributions import Categorical
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, EvalPrediction
 
 from lopt_pp.config.parser import parse_config
 from lopt_pp.data import DataConfig, TokenizedRows, load_rows
@@ -126,3 +128,25 @@ def plain_loss(model_path: Path, rows_path: Path) -> float:
             total += F.cross_entropy(logits, labels, reduction="sum").item()
             count += int((labels != -100).sum())
     return total / count
+
+
+def plain_metrics(model_path: Path, rows_path: Path) -> tuple[dict[str, float], int]:
+    """The mean entropy of the whole model's predictions, what `own_metrics.totals` makes of them, and the targets."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
+    rows = plain_rows(model_path, rows_path)
+    shape = len(rows), int(rows.lengths.max())
+    predictions, labels, losses, entropies = torch.full(shape, -100), torch.full(shape, -100), torch.zeros(shape), []
+    with torch.no_grad():
+        for number in range(len(rows)):
+            row = rows[number]
+            logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
+            own = torch.tensor(row.labels)
+            labels[number, : len(own)] = own
+            (places,) = torch.where(own[1:] != -100)
+            predictions[number, places] = logits[places].argmax(-1)
+            losses[number, places] = F.cross_entropy(logits[places], own[places + 1], reduction="none")
+            entropies.append(Categorical(logits=logits[places]).entropy())
+    prediction = EvalPrediction(predictions.numpy(), labels.numpy())
+    prediction.losses = losses.numpy()
+    entropy = torch.cat(entropies)
+    return {"entropy": entropy.mean().item(), **totals(prediction)}, len(entropy)

@@ -27,6 +27,8 @@ GIVEN: dict[str, dict[str, Any]] = {
     "load_best_model_at_end": {"eval_file": "held.jsonl"},
     "metric_for_best_model": {"eval_file": "held.jsonl"},
     "early_stopping_patience": {"eval_file": "held.jsonl"},
+    "eval_metrics": {"eval_file": "held.jsonl"},
+    "compute_metrics": {"eval_file": "held.jsonl"},
 }
 """What a flag needs beside it."""
 
@@ -47,7 +49,7 @@ def another(name: str, value: object) -> object:
     if typing.get_origin(kind) is typing.Literal:
         return next(choice for choice in typing.get_args(kind) if choice != value)
     if typing.get_origin(kind) is list:
-        return ["tensorboard"] if name == "report_to" else ["other"]
+        return [{"report_to": "tensorboard", "eval_metrics": "entropy"}.get(name, "other")]
     if kind is bool:
         return not value
     if kind is int:

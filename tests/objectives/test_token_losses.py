@@ -28,7 +28,7 @@ def test_they_are_the_formulas(monkeypatch: pytest.MonkeyPatch, dtype: torch.dty
 
 
 def test_they_are_of_the_targets_of_a_microbatch() -> None:
-    """In their order, whether the logits are there or left to the loss; they add up to the loss, and bear no gradient."""
+    """In their order, whether the logits are there or left to the loss; they add up to it, without a gradient."""
     output, batch, head = random_output(), make_batch(), nn.Linear(HIDDEN, VOCABULARY)
     left = BlockOutput(output.inputs, output.hidden_states, None, output.hidden_states, head)
     logits = head(output.hidden_states)

@@ -16,6 +16,7 @@ from evaluated import (
     eval_losses,
     flags,
     plain_loss,
+    plain_metrics,
     records,
     run_of,
     same,
@@ -53,6 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             found["best"] = f"{MEASURED} --eval_file {folder / 'odd.jsonl'} {BEST}"
             sets = f"--eval_file usual={folder / 'held_out.jsonl'} odd={folder / 'odd.jsonl'}"
             chosen = "--metric_for_best_model odd_loss --early_stopping_patience 1 --max_steps 40 --eval_on_start"
+            chosen += " --eval_metrics mean_token_accuracy entropy --compute_metrics own_metrics:totals"
             found["stopped"] = f"{MEASURED} {sets} {BEST} {chosen}"
         return found
 
@@ -184,6 +186,19 @@ def test_several_sets_are_measured_each_by_itself(files: Path, layout: str) -> N
 
 
 @pytest.mark.parametrize("layout", BEST_LAYOUTS)
+def test_single_tokens_are_measured(files: Path, layout: str) -> None:
+    """By names of ours and by a function of the user's own, which sees the rows in the order of the file."""
+    out = run_of(files, "stopped", layout)
+    (record,) = (row for row in records(out) if row["step"] == 2 and "eval_odd_loss" in row)
+    for name, file in (("odd", "odd.jsonl"), ("usual", "held_out.jsonl")):
+        expected, num_targets = plain_metrics(out, files / file)
+        for metric, value in expected.items():
+            assert record[f"eval_{name}_{metric}"] == pytest.approx(value, rel=1e-4), metric
+        assert record[f"eval_{name}_mean_token_accuracy"] == pytest.approx(expected["right"] / num_targets)
+    assert not any("right" in name for row in records(out) if row["stage"] == 0 for name in row)
+
+
+@pytest.mark.parametrize("layout", BEST_LAYOUTS)
 def test_a_run_finishes_when_its_model_gets_no_better(files: Path, layout: str) -> None:
     """After the second evaluation; the one before the first step is not of the run, and does not count."""
     out = run_of(files, "stopped", layout)
@@ -282,6 +297,7 @@ def test_the_last_model_may_be_the_best(files: Path, tmp_path: Path, caplog: pyt
         ("--eval_file a --early_stopping_patience 0", "^--early_stopping_patience 0: at least 1$"),
         ("--eval_file a --early_stopping_patience 1 --eval_steps 0", "^--early_stopping_patience needs.*above 0$"),
         ("--eval_file a --early_stopping_threshold -1", "^--early_stopping_threshold -1: at least 0$"),
+        ("--eval_metrics entropy", "^--eval_metrics needs rows to evaluate on: give --eval_file, "),
         ("--load_best_model_at_end", "^--load_best_model_at_end needs rows to compare models on: give --eval_file$"),
         ("--eval_file a --load_best_model_at_end --save_steps 0", "^--load_best_model_at_end.*are 0 and 500$"),
         ("--eval_file a --load_best_model_at_end --eval_steps 0", "^--load_best_model_at_end.*are 500 and 0$"),
