@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lopt_pp.commands.common import CommandParser, home_path
+from lopt_pp.commands.exports import add_exports, write_exports
 from lopt_pp.errors import LoptError
 from lopt_pp.report.comparison import compare
+from lopt_pp.report.export import comparison_csv, comparison_json
+from lopt_pp.report.figure import draw_runs
 from lopt_pp.report.page import write_page
 from lopt_pp.report.run_data import read_run
 from lopt_pp.util.console import print_error
@@ -20,14 +23,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=home_path, default=Path("compare.html"), help="the page (default: compare.html)"
     )
+    add_exports(parser, "a line for each run, with its results and the flags that differ,")
     given = parser.read(arguments)
     if len(given.runs) < 2:
         print_error(f"{given.runs[0]} alone has nothing to be compared with; give two or more, or see lopt-pp report")
         return 2
     try:
-        write_page(given.output, compare([read_run(run) for run in given.runs]))
+        runs = [read_run(run) for run in given.runs]
+        write_page(given.output, compare(runs))
+        print(f"the comparison is {given.output}")
+        write_exports(
+            given, lambda: comparison_json(runs), lambda: comparison_csv(runs), lambda path: draw_runs(runs, path)
+        )
     except LoptError as error:
         print_error(str(error))
         return 1
-    print(f"the comparison is {given.output}")
     return 0

@@ -5,8 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lopt_pp.commands.common import CommandParser, home_path
+from lopt_pp.commands.exports import add_exports, write_exports
 from lopt_pp.errors import LoptError
 from lopt_pp.report.advice import advise
+from lopt_pp.report.export import report_csv, report_json
+from lopt_pp.report.figure import draw_run
 from lopt_pp.report.page import write_page
 from lopt_pp.report.run_data import read_run
 from lopt_pp.report.run_report import report
@@ -22,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("lopt-pp report", description=__doc__)
     parser.add_argument("run", type=home_path, metavar="RUN_DIR", help="the --output_dir of a run; it may still go on")
     parser.add_argument("--output", type=home_path, help="the page (default: RUN_DIR/report.html)")
+    add_exports(parser, "the values of every step and stage")
     parser.add_argument(
         "--serve",
         action="store_true",
@@ -34,18 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.read(arguments)
     try:
         if given.serve:
-            if given.output is not None:
-                parser.error("--output is for a page that is written; --serve writes none")
+            for name in ("output", "json", "csv", "png"):
+                if getattr(given, name) is not None:
+                    parser.error(f"--{name} is of a file that is written; --serve writes none")
             return _serve(given.run, PORT if given.port is None else given.port)
         if given.port is not None:
             parser.error("--port is of the page that --serve serves")
         run = read_run(given.run)
+        state = StateReader(given.run).read(run)
         output = given.output if given.output is not None else given.run / "report.html"
-        write_page(output, report(run, StateReader(given.run).read(run)))
+        write_page(output, report(run, state))
+        print(f"the report is {output}")
+        write_exports(given, lambda: report_json(run, state), lambda: report_csv(run), lambda path: draw_run(run, path))
     except LoptError as error:
         print_error(str(error))
         return 1
-    print(f"the report is {output}")
     for advice in advise(run):
         if advice.kind == "warn":
             print_warning(advice.text)

@@ -9,6 +9,7 @@ import math
 
 from lopt_pp.config.objective import ALL, LOCAL_RATES
 from lopt_pp.report.page import Advice
+from lopt_pp.report.results import held_out, held_out_points
 from lopt_pp.report.run_data import RunData
 
 _ROUNDING = 1e-3
@@ -34,41 +35,39 @@ def harm(run: RunData) -> list[Advice]:
 
 
 def _held_out(run: RunData) -> list[Advice]:
-    """Of the task loss on the held-out rows, from its first measurement to that of the model which is saved."""
-    steps, losses = run.curve(len(run.stages) - 1, "eval_loss")
-    points = [(math.inf if math.isnan(loss) else loss, int(step)) for step, loss in zip(steps, losses, strict=True)]
-    if len(points) < 2 or points[0][0] == math.inf:
+    """Of the task loss on each set of held-out rows."""
+    return [
+        advice for rows, name in run.held_out.items() for advice in _of_rows(run, name, f" on {rows}" if rows else "")
+    ]
+
+
+def _of_rows(run: RunData, name: str, where: str) -> list[Advice]:
+    """Of the task loss on some held-out rows, from its first measurement to that of the model which is saved."""
+    points, measured = held_out_points(run, name), held_out(run, name)
+    if len(points) < 2 or measured is None or measured.first == math.inf:
         return []
-    (start, first), (end, last), (lowest, at) = points[0], points[-1], min(points)
-    saved = _saved(run, points)
+    start, first, lowest, at = measured.first, measured.first_step, measured.lowest, measured.lowest_step
+    end, last = points[-1]
     advice = []
-    if saved[0] > (1 + _ROUNDING) * start:
+    if measured.saved > (1 + _ROUNDING) * start:
         when, more = "before the first step", ""
         if first > 0:
             when = f"after step {first}, when it was first measured,"
             more = " (--eval_on_start would tell what the pretrained model's is.)"
-        text = f"The run has made the model worse: its held-out task loss was {start:.4g} {when}"
-        advice.append(Advice("warn", f"{text} and is {saved[0]:.4g} after step {saved[1]}.{more} {_remedies(run)}"))
+        text = f"The run has made the model worse: its held-out task loss{where} was {start:.4g} {when}"
+        is_now = f"and is {measured.saved:.4g} after step {measured.saved_step}."
+        advice.append(Advice("warn", f"{text} {is_now}{more} {_remedies(run)}"))
     if at == 0 or end <= (1 + _CLEARLY) * lowest or end - lowest <= _PART * (start - lowest):
         return advice
-    text = (
-        f"The held-out task loss was lowest after step {at}, {lowest:.4g}, and rose again to {end:.4g} at step {last}"
-    )
-    if saved[1] == last:
+    rises = f"after step {at}, {lowest:.4g}, and rose again to {end:.4g} at step {last}"
+    text = f"The held-out task loss{where} was lowest {rises}"
+    if measured.saved_step == last:
         remedy = (
             "--load_best_model_at_end saves the best checkpoint instead of the last model; fewer steps may do, too."
         )
         return [*advice, Advice("warn", f"{text}. {remedy}")]
-    return [*advice, Advice("good", f"{text}; by --load_best_model_at_end the model is that of step {saved[1]}.")]
-
-
-def _saved(run: RunData, points: list[tuple[float, int]]) -> tuple[float, int]:
-    """The loss and the step of the model that is saved, if the run ends where it is; see `lopt_pp.checkpoint.best`."""
-    last = points[-1]
-    if not run.flags.get("load_best_model_at_end"):
-        return last
-    every = run.flags.get("save_steps") or 1
-    return min([point for point in points if point[1] > 0 and point[1] % every == 0] + [last])
+    by = f"by --load_best_model_at_end the model is that of step {measured.saved_step}"
+    return [*advice, Advice("good", f"{text}; {by}.")]
 
 
 def _remedies(run: RunData) -> str:

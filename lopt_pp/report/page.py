@@ -132,13 +132,18 @@ def render_part(name: str, what: object) -> str:
     return str(getattr(_environment().get_template("parts.html.jinja").module, name)(what))
 
 
-def write_page(path: Path, html: str) -> None:
-    """Writes the page.
+def write_page(path: Path, text: str, flag: str = "--output") -> None:
+    """Writes a page, or what else is made of a run.
+
+    Args:
+        path: of the file.
+        text: its content.
+        flag: that names the file.
 
     Raises:
         LoptError: the file cannot be written.
     """
     try:
-        write_text(path, html)
+        write_text(path, text)
     except OSError as error:
-        raise LoptError(f"--output {path} cannot be written: {error.strerror}") from error
+        raise LoptError(f"{flag} {path} cannot be written: {error.strerror}") from error

@@ -239,7 +239,7 @@ def test_a_port_in_use_is_one_line(server: PageServer, capsys: pytest.CaptureFix
     ("flags", "error"),
     [
         ("--port 6007", "--port is of the page that --serve serves"),
-        ("--serve --output x.html", "--output is for a page that is written"),
+        ("--serve --output x.html", "--output is of a file that is written"),
         ("--serve --port 65536", "--port: 65536 is not a port"),
         ("--serve --port -1", "--port: -1 is not a port"),
         ("--serve --host 0.0.0.0", "unknown flag --host"),
