@@ -63,7 +63,7 @@ class EndToEndStage(BaseStage):
             optim,
             optim.learning_rate,
             num_steps,
-            facts=ParameterFacts.of(self._modules),
+            facts=ParameterFacts.of({"block": block.model}),
             factory=optimizer_factory,
         )
         self.side.changed()

@@ -72,9 +72,14 @@ def two_configs(name: str) -> tuple[Config, Config]:
     """Two that differ in one flag."""
     given = GIVEN.get(name, {})
     before = make(**given)
-    after = make(**given | {name: another(name, before.flags()[name])})
-    assert [flag for flag in EFFECTS if before.flags()[flag] != after.flags()[flag]] == [name]
+    after = make(**given | {name: another(name, _values(before)[name])})
+    assert [flag for flag in EFFECTS if _values(before)[flag] != _values(after)[flag]] == [name]
     return before, after
+
+
+def _values(config: Config) -> dict[str, Any]:
+    """Of all flags, with those that are written nowhere."""
+    return {name: value for component in vars(config).values() for name, value in vars(component).items()}
 
 
 def rows(digest: str = "rows") -> Any:

@@ -226,7 +226,7 @@ def test_all_files_of_a_model_are_published(out: Path) -> None:
     """What a run writes of a model, and none of what else it leaves."""
     assert set(model_files(out)) == MODEL
     others = {path.name for path in out.iterdir()} - MODEL
-    assert others == {"checkpoint-2", "checkpoint-4", "metrics.jsonl", "report.html", "run.json"}
+    assert others == {"checkpoint-2", "checkpoint-4", "metrics.jsonl", "report.html", "run.json", "state.json"}
 
 
 def test_the_token_is_not_among_the_flags() -> None:
