@@ -95,6 +95,24 @@ def raw_rows(rows: AnyRows, argument: str, most: int | None = None) -> RawRows:
     return RawRows([TableRows(rows, argument, digest)], argument)
 
 
+def sets_of(rows: AnyRows | Mapping[str, AnyRows] | None) -> Mapping[str, AnyRows]:
+    """Sets of rows to evaluate on, by their names; the name of the only one may be empty."""
+    if rows is None:
+        return {}
+    if isinstance(rows, Mapping):  # A DatasetDict, too.
+        return {str(name): own for name, own in rows.items()}
+    return {"": rows}
+
+
+def rows_of(sets: Mapping[str, AnyRows]) -> dict[str, RawRows]:
+    """Those of each set of rows to evaluate on.
+
+    Raises:
+        LoptError: they cannot be read.
+    """
+    return {name: raw_rows(own, f"eval_dataset {name}".strip()) for name, own in sets.items()}
+
+
 def _from_dicts(rows: object, argument: str) -> Dataset:
     if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
         raise LoptError(

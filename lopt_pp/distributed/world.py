@@ -22,10 +22,10 @@ import torch.distributed as dist
 
 from lopt_pp.config.pipeline import PipelineConfig
 from lopt_pp.distributed.devices import agree_on_devices, choose_device
-from lopt_pp.distributed.groups import GROUP_TIMEOUT, join_groups
-from lopt_pp.distributed.restarts import agree_on_restart
+from lopt_pp.distributed.groups import join_groups
+from lopt_pp.distributed.meeting import meet
 from lopt_pp.distributed.slurm import take_place
-from lopt_pp.distributed.store import has_agent_store, join, join_machines
+from lopt_pp.distributed.store import has_agent_store
 from lopt_pp.errors import LoptError
 
 logger = logging.getLogger(__name__)
@@ -233,7 +233,7 @@ def rank_and_size() -> tuple[int, int]:
 
 @contextmanager
 def connect(config: PipelineConfig) -> Iterator[World]:
-    """Joins the processes that torchrun started, for as long as the context lasts.
+    """Joins the processes that torchrun started, for as long as the context lasts; they may join again afterwards.
 
     Where all of them are on one machine they talk over the loopback interface only, unless the user has named another.
 
@@ -252,21 +252,17 @@ def connect(config: PipelineConfig) -> Iterator[World]:
     if is_one_machine and sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    store: dist.Store = join(rank, size) if is_one_machine else join_machines(rank, size)
-    launch, restart = store.compare_set("launch", "", uuid.uuid4().hex).decode(), 0
-    if is_launchers := has_agent_store():
-        restart = agree_on_restart(store, rank, size, timedelta(minutes=30))
-        store = dist.PrefixStore(f"start {restart}", store)
-    store.set_timeout(GROUP_TIMEOUT)
-    run = dist.PrefixStore("run", store)
+    meeting = meet(rank, size, is_one_machine)
+    run = dist.PrefixStore("run", meeting.store)
     last_words = run.clone()  # type: ignore[attr-defined]  # The stubs lack it.
-    world = World(rank, size, device, own.backend, run, last_words, None if is_launchers else 0, restart, launch)
+    store_rank = None if has_agent_store() else 0
+    world = World(rank, size, device, own.backend, run, last_words, store_rank, meeting.restart, meeting.launch)
     try:
         # First, since groups whose processes have other backends would wait for each other.
         summary = agree_on_devices(run, rank, size, own)
         if rank == 0:
             logger.info("%s", summary)
-        join_groups(own.backend, dist.PrefixStore("groups", store), rank, size)
+        join_groups(own.backend, dist.PrefixStore("groups", meeting.store), rank, size)
         yield world
     finally:
         if dist.is_initialized():

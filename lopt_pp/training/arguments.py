@@ -5,7 +5,7 @@ The names and their order are those of TRL's `SFTTrainer`.
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def config_of(
     model: Config | PreTrainedModel | str | Path | None,
     args: Args,
     has_rows: bool,
-    has_held_out: bool,
+    held_out: Sequence[str],
     optimizer_settings: Mapping[str, Any] | None = None,
 ) -> Config:
     """The config of a run, from `args` and from what other arguments say of flags.
@@ -57,7 +57,7 @@ def config_of(
         model: loaded, or where it is; a config in its place is that of the whole run.
         args: of the `Trainer`.
         has_rows: whether it is given rows to train on.
-        has_held_out: whether it is given rows to evaluate on.
+        held_out: names of the sets of rows to evaluate on that it is given; empty for the only one.
         optimizer_settings: flags that its optimizer's arguments say.
 
     Raises:
@@ -73,8 +73,8 @@ def config_of(
         said["model_name_or_path"] = ("model", path)
     if has_rows:
         said["train_file"] = ("train_dataset", IN_MEMORY)
-    if has_held_out:
-        said["eval_file"] = ("eval_dataset", IN_MEMORY)
+    if held_out:
+        said["eval_file"] = ("eval_dataset", files_in_memory(held_out))
     for name, value in (optimizer_settings or {}).items():
         said[name] = ("optimizer_cls_and_kwargs", value)
     if isinstance(args, Config):
@@ -86,6 +86,11 @@ def config_of(
     if args is None and model is not None:  # As TRL names it.
         flags["output_dir"] = f"{flags['model_name_or_path'].rstrip('/').split('/')[-1]}-SFT"
     return load_config(str(args), **flags) if isinstance(args, str | Path) else load_config(settings, **flags)
+
+
+def files_in_memory(names: Sequence[str]) -> list[str]:
+    """What `--eval_file` says of sets of rows that are given as objects, by their names."""
+    return [f"{name}={IN_MEMORY}" if name else IN_MEMORY for name in names]
 
 
 def _settings(args: Args) -> dict[str, Any]:

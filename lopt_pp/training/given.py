@@ -15,6 +15,7 @@ from lopt_pp.model.in_memory import LoadedWeights, config_of, generation_of
 from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_class_of
 from lopt_pp.model.stored import without_quantization
 from lopt_pp.model.weights import PretrainedWeights
+from lopt_pp.training.own_optimizer import OwnOptimizer
 from lopt_pp.training.token_metrics import ComputeMetrics
 
 
@@ -28,6 +29,7 @@ class Given:
         rows: to train and to evaluate on.
         callbacks: that rank 0 calls; None where there are none.
         compute_metrics: makes metrics of evaluations, in the first process of the last stage.
+        optimizer: makes each stage's.
     """
 
     model: PreTrainedModel | None = None
@@ -35,6 +37,7 @@ class Given:
     rows: GivenRows = NO_GIVEN_ROWS
     callbacks: OwnCallbacks | None = None
     compute_metrics: ComputeMetrics | None = None
+    optimizer: OwnOptimizer | None = None
 
 
 NOTHING = Given()

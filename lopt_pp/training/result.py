@@ -1,8 +1,12 @@
 """What comes of a run."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers.trainer_utils import TrainOutput
+
+from lopt_pp.config.train_config import Config
+from lopt_pp.metrics.history import log_history, mean_loss, read_records
 
 
 @dataclass(frozen=True)
@@ -34,3 +38,23 @@ class TrainResult(TrainOutput):
 
     def __bool__(self) -> bool:
         return self.has_finished
+
+
+def summarize(config: Config, result: RunResult, seconds: float) -> tuple[TrainResult, list[dict[str, float]]]:
+    """What `train` returns, and the run's `log_history`.
+
+    Args:
+        config: of the run.
+        result: how far it has come.
+        seconds: that it took.
+    """
+    records = read_records(Path(config.run.output_dir) / "metrics.jsonl", result.steps_done)
+    loss = mean_loss(records, result.steps_before)
+    history = log_history(records, result.steps_done, config.run.logging_steps)
+    epoch = next((logs["epoch"] for logs in reversed(history) if "epoch" in logs), 0.0)
+    steps = result.steps_done - result.steps_before
+    metrics = {"train_runtime": seconds, "train_steps_per_second": steps / seconds, "train_loss": loss, "epoch": epoch}
+    history.append(metrics | {"step": result.steps_done})
+    returned = TrainResult(result.steps_done, loss, metrics)
+    returned.has_finished = result.has_finished
+    return returned, history

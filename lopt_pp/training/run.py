@@ -134,7 +134,7 @@ def _run(
 
     # Build the stages of this process. The probe must see their pretrained weights, so it comes before a resume.
     world.say("loading the weights")
-    stages = build_stages(setup, world)
+    stages = build_stages(setup, world, lambda stage: given.optimizer)
     probe = remember_pretrained(setup, world, stages)
 
     # Resume: afterwards all processes have done the same number of steps, none where the run is new.

@@ -12,7 +12,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lopt_pp.checkpoint.best import Criterion
-from lopt_pp.checkpoint.compatibility import in_words, may_change, must_match, shared_by_ranks
+from lopt_pp.checkpoint.compatibility import OPTIMIZER_STATE, in_words, may_change, must_match, shared_by_ranks
 from lopt_pp.checkpoint.output_dir import DESCRIPTION
 from lopt_pp.checkpoint.resume import Wanted
 from lopt_pp.config.topology import Topology
@@ -65,6 +65,7 @@ class Setup:
         day: of its start, which its rows have where the chat template prints a date.
         pad_token_id: that rows are padded with.
         generation: settings of a model that a script has loaded; None where they are read from its files.
+        own_optimizer: the name of a script's own; None for that which flags name.
     """
 
     config: Config
@@ -83,6 +84,7 @@ class Setup:
     day: date
     pad_token_id: int
     generation: GenerationConfig | None = None
+    own_optimizer: str | None = None
 
     def sampler(self, replica: int) -> MicrobatchSampler:
         """The microbatches of a replica."""
@@ -117,7 +119,8 @@ class Setup:
     def must_match(self) -> dict[str, object]:
         """What the run must have in common with one whose checkpoint it goes on from, by name."""
         tied = self.builder.ties_embeddings
-        return must_match(self.config, self.model_config, self.rows, self.topology.num_replicas, tied)
+        matching = must_match(self.config, self.model_config, self.rows, self.topology.num_replicas, tied)
+        return matching | ({OPTIMIZER_STATE: self.own_optimizer} if self.own_optimizer else {})
 
     def may_change(self) -> dict[str, object]:
         """What changes the result of the run, and may differ from the one whose checkpoint it goes on from, by name."""
@@ -272,6 +275,7 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
         day=day,
         pad_token_id=pad,
         generation=pretrained.generation,
+        own_optimizer=None if given.optimizer is None else given.optimizer.name,
     )
 
 

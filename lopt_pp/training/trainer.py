@@ -2,11 +2,11 @@
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from transformers import (
     AutoModelForCausalLM,
@@ -20,18 +20,20 @@ from transformers.utils import is_in_notebook
 from lopt_pp.checkpoint.output_dir import holds_whole_model
 from lopt_pp.checkpoint.resume import LATEST
 from lopt_pp.config.train_config import Config
-from lopt_pp.data.in_memory import AnyRows, Formatting, GivenRows, raw_rows
+from lopt_pp.data.in_memory import AnyRows, Formatting, GivenRows, raw_rows, rows_of, sets_of
 from lopt_pp.data.presets import find_reader
 from lopt_pp.distributed.world import World, rank_and_size
 from lopt_pp.errors import LoptError
-from lopt_pp.metrics.history import log_history, mean_loss, read_records
+from lopt_pp.hub.push import push
 from lopt_pp.metrics.listeners import OwnCallbacks
 from lopt_pp.objectives import local_objective_class
 from lopt_pp.training.arguments import Args, config_of, most_rows, refuse
+from lopt_pp.training.evaluating import evaluate, on_rows, tell_of_evaluation
 from lopt_pp.training.finish import RunFinalizer
 from lopt_pp.training.given import Given, check_tokenizer, find_tokenizer
+from lopt_pp.training.own_optimizer import ClassAndSettings, own_optimizer
 from lopt_pp.training.requests import Requests, evaluates
-from lopt_pp.training.result import RunResult, TrainResult
+from lopt_pp.training.result import RunResult, TrainResult, summarize
 from lopt_pp.training.run import run
 from lopt_pp.training.session import RunError, run_watched
 
@@ -59,12 +61,15 @@ class Trainer:
         train_dataset: rows to train on, of any kind that files may have: a `datasets.Dataset`; an `IterableDataset`,
             whose rows are read before the first step, so it must end, or `max_steps` must say how many are wanted; or a
             list of dicts. None where flags name them.
-        eval_dataset: rows to evaluate on, likewise.
+        eval_dataset: rows to evaluate on, likewise; or several sets of them, by their names.
         processing_class: the tokenizer; None for that of the model. It stays as it is.
         compute_loss_func: refused; objectives are there for that.
         callbacks: of `transformers`, objects or classes. Rank 0 calls them, once all stages have reported a step; what
             they ask for by their `control` holds for the whole run, and is done after the next step that no process has
             begun. A run that they stop finishes there: its model is saved.
+        optimizers: a class of optimizers, or a function that makes one of a stage's groups of parameters, as each stage
+            has its own; alone, or in the first place of a pair as TRL has it. None for what `--optim` says.
+        optimizer_cls_and_kwargs: a class with its settings, likewise. Its `lr` and `weight_decay` are those of `args`.
         preprocess_logits_for_metrics: refused; there are no logits.
         quantization_config: refused.
         peft_config: refused; there are no adapters yet.
@@ -81,19 +86,18 @@ class Trainer:
         LoptError: an argument or a flag cannot be used, or the processes that there are do not fit the config.
     """
 
-    _has_joined: ClassVar[bool] = False
-    """Whether this process has joined others before; the rendezvous serves once."""
-
     def __init__(
         self,
         model: Config | PreTrainedModel | str | Path | None = None,
         args: Args = None,
         data_collator: object = None,
         train_dataset: AnyRows | None = None,
-        eval_dataset: AnyRows | None = None,
+        eval_dataset: AnyRows | Mapping[str, AnyRows] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_loss_func: object = None,
         callbacks: Sequence[AnyCallback] | None = None,
+        optimizers: object = None,
+        optimizer_cls_and_kwargs: ClassAndSettings | None = None,
         preprocess_logits_for_metrics: object = None,
         quantization_config: object = None,
         peft_config: object = None,
@@ -106,7 +110,9 @@ class Trainer:
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-        self.config = config_of(model, args, has_rows=train_dataset is not None, has_held_out=eval_dataset is not None)
+        held_out = sets_of(eval_dataset)
+        optimizer, settings = own_optimizer(optimizers, optimizer_cls_and_kwargs)
+        self.config = config_of(model, args, train_dataset is not None, list(held_out), settings)
         # Whether there is such code of the user's own.
         local_objective_class(self.config.objective)
         find_reader(self.config.data.dataset_mapping, self.config.data.dataset_text_field)
@@ -119,11 +125,13 @@ class Trainer:
             tokenizer=None if processing_class is None else check_tokenizer(processing_class),
             rows=GivenRows(
                 train=None if train_dataset is None else raw_rows(train_dataset, "train_dataset", most),
-                held_out={} if eval_dataset is None else {"": raw_rows(eval_dataset, "eval_dataset")},
+                held_out=rows_of(held_out),
                 formatting_func=formatting_func,
             ),
+            optimizer=optimizer,
         )
         self._model: PreTrainedModel | None = self._given.model
+        self._has_trained = False
         self.state = TrainerState()
         self.callbacks: list[TrainerCallback] = []
         for callback in callbacks or ():
@@ -167,11 +175,8 @@ class Trainer:
 
         Raises:
             RunError: the run has failed, and this process is the only one.
-            LoptError: the processes cannot join each other, or have done so before.
+            LoptError: the processes cannot join each other.
         """
-        if self._size > 1 and Trainer._has_joined:
-            raise LoptError("processes that torchrun has started can train once; start others for the next run")
-        Trainer._has_joined = self._size > 1
         config = _resumed(self.config, resume_from_checkpoint)
 
         begun = time.perf_counter()
@@ -185,22 +190,60 @@ class Trainer:
             return run(config, world, on_prepared, held, replace(self._given, callbacks=own))
 
         result = run_watched(config, self._topology, work)
+        self._has_trained = result.has_finished
         self._model = self._given.model if self._size == 1 else None
-        return self._note(result, time.perf_counter() - begun)
-
-    def _note(self, result: RunResult, seconds: float) -> TrainResult:
-        """Brings `state` up to date, and makes what `train` returns."""
-        records = read_records(Path(self.config.run.output_dir) / "metrics.jsonl", result.steps_done)
-        loss = mean_loss(records, result.steps_before)
-        history = log_history(records, result.steps_done, self.config.run.logging_steps)
-        epoch = next((logs["epoch"] for logs in reversed(history) if "epoch" in logs), 0.0)
-        steps = result.steps_done - result.steps_before
-        metrics = {"train_runtime": seconds, "train_steps_per_second": steps / seconds, "train_loss": loss}
-        history.append(metrics | {"epoch": epoch, "step": result.steps_done})
-        self.state.global_step, self.state.epoch, self.state.log_history = result.steps_done, epoch, history
-        returned = TrainResult(result.steps_done, loss, metrics | {"epoch": epoch})
-        returned.has_finished = result.has_finished
+        returned, history = summarize(config, result, time.perf_counter() - begun)
+        self.state.global_step, self.state.log_history = result.steps_done, history
+        self.state.epoch = returned.metrics["epoch"]
         return returned
+
+    def evaluate(
+        self, eval_dataset: AnyRows | Mapping[str, AnyRows] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measures the model on held-out rows: before `train` the pretrained one, afterwards the trained one.
+
+        All processes must call this.
+
+        Args:
+            eval_dataset: rows to evaluate on, as the trainer takes them; None for its own.
+            metric_key_prefix: what names begin with.
+
+        Returns:
+            Numbers by name, such as `eval_loss`, `eval_perplexity` and `eval_runtime`; of the last stage, which has the
+            task's loss.
+
+        Raises:
+            RunError: it has failed, and this process is the only one.
+            LoptError: there are no such rows.
+        """
+        config, given = self.config, self._given
+        if eval_dataset is not None:
+            config, given = on_rows(config, given, eval_dataset)
+        if self._has_trained and (given.model is None or self._size > 1):
+            trained = replace(config.model, model_name_or_path=config.run.output_dir, model_revision="main")
+            config, given = replace(config, model=trained), replace(given, model=None)
+        metrics = run_watched(config, self._topology, lambda world, *_: evaluate(config, world, given))
+        metrics = {name.replace("eval", metric_key_prefix, 1): value for name, value in metrics.items()}
+        self.state.log_history.append(metrics | {"step": self.state.global_step})
+        if self.callbacks and self.rank == 0:
+            tell_of_evaluation(self.callbacks, config, self.state, metrics)
+        return metrics
+
+    def push_to_hub(self, commit_message: str = "End of training") -> str | None:
+        """Pushes the trained model to the hub, where `--hub_model_id` and the other flags of it say.
+
+        Rank 0 pushes; the other processes return at once.
+
+        Returns:
+            The page of the model; None on the other processes.
+
+        Raises:
+            LoptError: the model is not there, or cannot be pushed.
+        """
+        if self.rank != 0:
+            return None
+        output_dir = Path(self.config.run.output_dir)
+        return push(output_dir, self.config.hub, commit_message, self.config.model.trust_remote_code)
 
     @property
     def model(self) -> PreTrainedModel:

@@ -162,3 +162,29 @@ ROW = {"prompt": "a", "completion": "b"}
 def test_mistakes(arguments: dict[str, Any], error: str) -> None:
     with pytest.raises(LoptError, match=error):
         Trainer(**{"model": "m", "train_dataset": [ROW], **arguments})
+
+
+def test_evaluate(inputs: Path, tmp_path: Path) -> None:
+    """Before and after a run, on its rows and on others; the model stays as it is."""
+    sets = {"easy": rows_of(inputs)[:6], "hard": Dataset.from_list(rows_of(inputs)[6:9])}
+    model = AutoModelForCausalLM.from_pretrained(inputs / "model")
+    untouched = copy.deepcopy(model)
+    args = {"output_dir": tmp_path / "out", **STEPS, "save_steps": 0, "eval_steps": 0, "max_steps": 30}
+    trainer = Trainer(model, args, train_dataset=rows_of(inputs), eval_dataset=sets)
+    before = trainer.evaluate()
+    assert same_weights(model, untouched) and not (tmp_path / "out").exists()
+    assert trainer.train()
+    after = trainer.evaluate()
+    assert after["eval_easy_loss"] < before["eval_easy_loss"] and after["eval_hard_loss"] < before["eval_hard_loss"]
+    history = [logs for logs in trainer.state.log_history if "eval_easy_loss" in logs]
+    assert [logs["step"] for logs in history] == [30, 30]
+    assert history[0]["eval_hard_loss"] == pytest.approx(after["eval_hard_loss"], rel=1e-6)
+    other = trainer.evaluate(rows_of(inputs)[:6], metric_key_prefix="test")
+    assert other["test_loss"] == pytest.approx(after["eval_easy_loss"], rel=1e-6)
+    # Of a model by its name, the one in the output directory.
+    by_name = Trainer(inputs / "model", args | {"output_dir": tmp_path / "other"}, train_dataset=rows_of(inputs))
+    with pytest.raises(RunError, match="there are no rows to evaluate on: give eval_dataset, or --eval_file"):
+        by_name.evaluate()
+    assert by_name.evaluate(sets)["eval_easy_loss"] == pytest.approx(before["eval_easy_loss"], rel=1e-6)
+    assert by_name.train()
+    assert by_name.evaluate(sets)["eval_easy_loss"] == pytest.approx(after["eval_easy_loss"], rel=1e-4)

@@ -149,16 +149,23 @@ def test_a_signal(inputs: Path, tmp_path: Path) -> None:
 
 SCRIPT = """
 import sys
-from lopt_pp import LoptError, Trainer, load_config
+from transformers import TrainerCallback
+from lopt_pp import Trainer, load_config
 
-trainer = Trainer(load_config(sys.argv[1:], logging_steps=1))
-assert trainer.train()
-try:
-    trainer.train()
-except LoptError as error:
-    assert "processes that torchrun has started can train once" in str(error)
-else:
-    raise AssertionError("it trains twice")
+class Counting(TrainerCallback):
+    steps = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
+
+counting = Counting()
+trainer = Trainer(load_config(sys.argv[1:], logging_steps=1), callbacks=[counting])
+before = trainer.evaluate()["eval_loss"]
+assert trainer.train().global_step == 4
+measured = [logs["eval_loss"] for logs in trainer.state.log_history if "eval_loss" in logs]
+after = trainer.evaluate()["eval_loss"]
+assert measured == [after] and after < before, (before, measured, after)
+assert counting.steps == (4 if trainer.rank == 0 else 0)
 if trainer.rank == 0:
     print("parameters:", trainer.model.num_parameters())
 """
@@ -169,7 +176,8 @@ def test_two_processes(inputs: Path, alone: Trainer, tmp_path: Path) -> None:
     """Give the same weights."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    words = [f"--{name}={value}" for name, value in flags(inputs, tmp_path / "out").items()]
+    given = flags(inputs, tmp_path / "out", eval_file=inputs / "rows.jsonl", eval_steps=0)
+    words = [f"--{name}={value}" for name, value in given.items()]
     result = run(torchrun(2, str(script), *words))
     assert result.returncode == 0, result.stderr
     assert result.stdout == f"parameters: {alone.model.num_parameters()}\n"
