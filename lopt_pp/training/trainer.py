@@ -36,6 +36,7 @@ from lopt_pp.training.requests import Requests, evaluates
 from lopt_pp.training.result import RunResult, TrainResult, summarize
 from lopt_pp.training.run import run
 from lopt_pp.training.session import RunError, run_watched
+from lopt_pp.training.token_metrics import ComputeMetrics
 
 if TYPE_CHECKING:
     from lopt_pp.metrics.callbacks import Callbacks
@@ -64,6 +65,7 @@ class Trainer:
         eval_dataset: rows to evaluate on, likewise; or several sets of them, by their names.
         processing_class: the tokenizer; None for that of the model. It stays as it is.
         compute_loss_func: refused; objectives are there for that.
+        compute_metrics: makes metrics of evaluations, from each token's likeliest and loss: see docs/evaluation.md.
         callbacks: of `transformers`, objects or classes. Rank 0 calls them, once all stages have reported a step; what
             they ask for by their `control` holds for the whole run, and is done after the next step that no process has
             begun. A run that they stop finishes there: its model is saved.
@@ -95,6 +97,7 @@ class Trainer:
         eval_dataset: AnyRows | Mapping[str, AnyRows] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_loss_func: object = None,
+        compute_metrics: ComputeMetrics | None = None,
         callbacks: Sequence[AnyCallback] | None = None,
         optimizers: object = None,
         optimizer_cls_and_kwargs: ClassAndSettings | None = None,
@@ -129,6 +132,7 @@ class Trainer:
                 formatting_func=formatting_func,
             ),
             optimizer=optimizer,
+            compute_metrics=compute_metrics,
         )
         self._model: PreTrainedModel | None = self._given.model
         self._has_trained = False

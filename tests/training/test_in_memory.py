@@ -11,7 +11,7 @@ import pytest
 import torch
 import trl
 from datasets import Dataset, IterableDataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, EvalPrediction, PreTrainedModel
 
 from lopt_pp import LoptError, RunError, Trainer, load_config
 
@@ -164,13 +164,19 @@ def test_mistakes(arguments: dict[str, Any], error: str) -> None:
         Trainer(**{"model": "m", "train_dataset": [ROW], **arguments})
 
 
+def share_right(prediction: EvalPrediction) -> dict[str, float]:
+    predictions, labels = prediction
+    targets = labels[:, 1:] != -100
+    return {"right": float((predictions[:, :-1] == labels[:, 1:])[targets].mean())}
+
+
 def test_evaluate(inputs: Path, tmp_path: Path) -> None:
     """Before and after a run, on its rows and on others; the model stays as it is."""
     sets = {"easy": rows_of(inputs)[:6], "hard": Dataset.from_list(rows_of(inputs)[6:9])}
     model = AutoModelForCausalLM.from_pretrained(inputs / "model")
     untouched = copy.deepcopy(model)
     args = {"output_dir": tmp_path / "out", **STEPS, "save_steps": 0, "eval_steps": 0, "max_steps": 30}
-    trainer = Trainer(model, args, train_dataset=rows_of(inputs), eval_dataset=sets)
+    trainer = Trainer(model, args, train_dataset=rows_of(inputs), eval_dataset=sets, compute_metrics=share_right)
     before = trainer.evaluate()
     assert same_weights(model, untouched) and not (tmp_path / "out").exists()
     assert trainer.train()
@@ -179,6 +185,7 @@ def test_evaluate(inputs: Path, tmp_path: Path) -> None:
     history = [logs for logs in trainer.state.log_history if "eval_easy_loss" in logs]
     assert [logs["step"] for logs in history] == [30, 30]
     assert history[0]["eval_hard_loss"] == pytest.approx(after["eval_hard_loss"], rel=1e-6)
+    assert 0 <= after["eval_hard_right"] == history[0]["eval_hard_right"] <= 1
     other = trainer.evaluate(rows_of(inputs)[:6], metric_key_prefix="test")
     assert other["test_loss"] == pytest.approx(after["eval_easy_loss"], rel=1e-6)
     # Of a model by its name, the one in the output directory.
