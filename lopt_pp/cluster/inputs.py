@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lopt_pp.config.mixture import entry_name
 from lopt_pp.config.train_config import Config
 from lopt_pp.data.files import find_files
 from lopt_pp.errors import LoptError, first_line, renamed_in_errors
@@ -50,6 +51,9 @@ def _check_rows(config: Config) -> None:
     data, evaluation = config.data, config.evaluation
     if data.train_file:
         list(find_files(data.train_file))
+    for number, entry in enumerate(data.mixture, start=1):
+        with renamed_in_errors("--train_file", entry_name(number, {"path": entry.path})):
+            list(find_files(entry.local_files or ()))
     if evaluation.eval_file is not None:
         with renamed_in_errors("--train_file", "--eval_file"):
             list(find_files([*evaluation.eval_files.values()]))

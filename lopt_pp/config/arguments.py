@@ -6,6 +6,7 @@ TRL brings torch and transformers with it, and `--help` would wait for them. A t
 
 import argparse
 import dataclasses
+import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
@@ -132,6 +133,8 @@ def _value_of(name: str, declared: Any) -> dict[str, Any]:
         return {"choices": typing.get_args(declared)}
     if declared in (list[str], list[int], list[float]):
         return {"type": typing.get_args(declared)[0], "nargs": "+"}
+    if declared == list[dict[str, Any]]:
+        return {"type": _mapping, "nargs": "+"}
     if declared is str:
         return {"type": _text_or_none if is_optional else _text}
     if declared in (int, float):
@@ -159,6 +162,14 @@ def _or_none(kind: type) -> Callable[[str], Any]:
     return read
 
 
+def _mapping(word: str) -> dict[str, Any]:
+    """Reads a JSON object, of a list of mappings."""
+    value = json.loads(word) if word else {}
+    if not isinstance(value, dict):
+        raise ValueError(word)
+    return value
+
+
 def _text(word: str) -> Any:
     """Reads text; `None` is what a script writes in place of a value that it does not have."""
     return _NOT_GIVEN if word in ("None", "null") else word
@@ -168,6 +179,7 @@ def _text_or_none(word: str) -> str | None:
     return None if word in ("None", "null") else word
 
 
+_mapping.__name__ = "dict"
 _text.__name__ = _text_or_none.__name__ = "str"
 
 

@@ -1,9 +1,10 @@
 """What to train on."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from lopt_pp.config.fields import Resume, check_types, expand_home, flag
+from lopt_pp.config.mixture import MixtureEntry, read_entries
 from lopt_pp.errors import LoptError
 
 IN_MEMORY = "(in memory)"
@@ -83,6 +84,17 @@ class DataConfig:
             "Split of --dataset_name; slices such as `train[:1000]` are understood.",
             on_resume=Resume.DERIVED,
             shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    datasets: list[dict[str, Any]] | None = field(
+        default=None,
+        metadata=flag(
+            "Data sets to train on together, as TRL's scripts take them: a list in the YAML file, each with a path, "
+            "and if need be name, data_dir, data_files, split, columns, fraction or repeats (docs/data.md). On the "
+            "command line, a JSON object each.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=False,
             compared=True,
         ),
     )
@@ -237,13 +249,17 @@ class DataConfig:
             object.__setattr__(self, "train_file", None)
         expand_home(self)
         check_types(self)
-        if self.train_file is None and self.dataset_name is None and self.dataset_mapping in PRESETS:
+        if not (self.train_file or self.dataset_name or self.datasets) and self.dataset_mapping in PRESETS:
             preset = PRESETS[self.dataset_mapping]
             object.__setattr__(self, "dataset_name", preset.name)
             object.__setattr__(self, "dataset_config", self.dataset_config or preset.config)
-        if (not self.train_file) == (self.dataset_name is None):
-            given = "both" if self.train_file else "neither"
-            raise LoptError(f"give exactly one of --train_file and --dataset_name; {given} is given")
+        sources = [name for name in ("train_file", "dataset_name", "datasets") if getattr(self, name)]
+        if not sources:
+            raise LoptError("give exactly one of --train_file and --dataset_name; neither is given, nor are datasets")
+        if len(sources) > 1:
+            said = "; both is given" if "datasets" not in sources else f", not datasets and {sources[0]}"
+            raise LoptError(f"give exactly one of --train_file and --dataset_name{said}")
+        read_entries(self.datasets or ())
         if self.max_length < 2:
             raise LoptError(
                 f"--max_length is {self.max_length}; give at least 2: the first token of a row is never predicted"
@@ -261,6 +277,11 @@ class DataConfig:
                     "--train_sampling_strategy group_by_length orders the rows anew, which --shuffle_dataset false "
                     "forbids; leave out one of them"
                 )
+
+    @property
+    def mixture(self) -> tuple[MixtureEntry, ...]:
+        """The entries of `datasets`; none where that is not given."""
+        return read_entries(self.datasets or ())
 
     @property
     def packs_rows(self) -> bool:

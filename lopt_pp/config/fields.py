@@ -133,6 +133,8 @@ def _is_of(value: Any, kind: Any) -> bool:
         return value in typing.get_args(kind)
     if typing.get_origin(kind) is list:
         return isinstance(value, list) and all(_is_of(item, typing.get_args(kind)[0]) for item in value)
+    if typing.get_origin(kind) is dict:
+        return isinstance(value, dict)
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, int | float) if kind is float else isinstance(value, kind)
@@ -143,6 +145,8 @@ def _describe(kind: Any) -> str:
         return ", ".join(map(str, typing.get_args(kind)))
     if typing.get_origin(kind) is list:
         return f"a list, each {_describe(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) is dict:
+        return "keys and values"
     return {
         type(None): "nothing",
         str: "a string",

@@ -1,6 +1,7 @@
 """The flags of a training run: the components' own configs, composed, parsed and checked once."""
 
 import difflib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -228,7 +229,7 @@ def _as_arguments(flags: dict[str, object]) -> Iterator[str]:
         if value is None:
             raise LoptError(f"--{name}: None is not a value of a flag; leave it out")
         if isinstance(value, list):
-            yield from (f"--{name}", *map(str, value))
+            yield from (f"--{name}", *(json.dumps(item) if isinstance(item, dict) else str(item) for item in value))
         elif isinstance(value, dict):
             yield from (f"--{name}", *(f"{key}={item}" for key, item in value.items()))
         else:  # "True" and "False" are among the words that a flag takes for a boolean.

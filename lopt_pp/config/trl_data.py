@@ -62,7 +62,7 @@ DATA: dict[str, list[Row]] = {
             renamed("streaming"),
         ),
         Row("streaming", SAME),
-        Row("datasets", MISSING, "`--train_file` takes several files", unless()),
+        Row("datasets", SAME, "a list in the YAML file; also of local files, and with `repeats`"),
         Row("max_length", SAME, "longer rows are left out and counted, not cut, unless they are split", max_length),
         Row(
             "truncation_mode",

@@ -23,6 +23,7 @@ from lopt_pp.data.dates import Encoder, dated
 from lopt_pp.data.encoding import Note, RowEncoder
 from lopt_pp.data.in_memory import NO_SOURCE, GivenSource, formatted
 from lopt_pp.data.limits import RowLimits
+from lopt_pp.data.mixture import read_mixture
 from lopt_pp.data.packed_rows import PackedRows, SplitRows
 from lopt_pp.data.presets import find_preset, find_reader
 from lopt_pp.data.raw_rows import RawRows
@@ -128,11 +129,11 @@ def load_rows(
             its number, from 1), or no row is left.
     """
     if config.streaming:
-        raw, encode, limits = _raw_rows(config, tokenizer, limits, day, given)
+        raw, encode, limits = _raw_rows(config, tokenizer, limits, day, given, seed)
         with quiet_unless(os.environ.get("RANK", "0") == "0"):
             strategy = config.packing_strategy if config.packing else None
             return StreamedRows(raw, encode, config.max_length, strategy, limits)
-    return packed(load_unpacked(config, tokenizer, limits, day, given), config, seed)
+    return packed(load_unpacked(config, tokenizer, limits, day, given, seed), config, seed)
 
 
 def load_unpacked(
@@ -141,12 +142,15 @@ def load_unpacked(
     limits: RowLimits | None = None,
     day: date | None = None,
     given: GivenSource = NO_SOURCE,
+    seed: int = 0,
 ) -> TokenizedRows:
     """What `load_rows` does, but for packing: rows that will be split are whole yet. The arguments are the same."""
-    raw, encode, limits = _raw_rows(config, tokenizer, limits, day, given)
+    raw, encode, limits = _raw_rows(config, tokenizer, limits, day, given, seed)
     _, version = find_reader(config.dataset_mapping, config.dataset_text_field)
     with quiet_unless(os.environ.get("RANK", "0") == "0"):
-        encoded = _encode(raw, encode, config.dataset_num_proc, version)
+        once, which = raw.once()  # Rows that come several times are tokenized once.
+        encoded = _encode(once, encode, config.dataset_num_proc, version)
+        encoded = encoded if which is None else encoded.select(which)
         return _usable(encoded, raw.source, config, raw.name, limits)
 
 
@@ -169,6 +173,7 @@ def _raw_rows(
     limits: RowLimits | None,
     day: date | None,
     given: GivenSource,
+    seed: int,
 ) -> tuple[RawRows, Encoder, RowLimits | None]:
     """The rows as they are, what makes tokens of them, and what the model can take of one of them."""
     reader, _ = find_reader(config.dataset_mapping, config.dataset_text_field)
@@ -180,7 +185,10 @@ def _raw_rows(
     if limits is not None and config.splits_rows:
         limits = limits.for_pieces(config.max_length)
     with quiet_unless(os.environ.get("RANK", "0") == "0"):
-        return read_rows(config) if given.rows is None else given.rows, dated(encoder, tokenizer, day), limits
+        raw = given.rows
+        if raw is None:
+            raw = read_mixture(config.mixture, seed) if config.datasets else read_rows(config)
+        return raw, dated(encoder, tokenizer, day), limits
 
 
 def _usable(

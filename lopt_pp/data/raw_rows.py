@@ -54,7 +54,7 @@ class RawRows:
         self.parts = parts
         self.source = source
         self.flag = flag
-        self._by_lines = by_lines
+        self.by_lines = by_lines
         self._numbers: np.ndarray | None = None
 
     def select(self, numbers: np.ndarray) -> "RawRows":
@@ -66,6 +66,34 @@ class RawRows:
         selected = copy.copy(self)
         selected._numbers = numbers if self._numbers is None else self._numbers[numbers]
         return selected
+
+    def with_parts(self, parts: Sequence[Part]) -> "RawRows":
+        """The same rows of parts in place of others that have as many."""
+        other = RawRows(parts, self.source, self.flag, self.by_lines)
+        other._numbers = self._numbers
+        return other
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """int64 [rows], of each row its number among all rows of the parts."""
+        return np.arange(len(self)) if self._numbers is None else self._numbers
+
+    def once(self) -> tuple["RawRows", np.ndarray | None]:
+        """The rows without those that come again; and which of them each row is, None where none comes again."""
+        if self._numbers is None:
+            return self, None
+        numbers, which = np.unique(self._numbers, return_inverse=True)
+        if len(numbers) == len(self._numbers):
+            return self, None
+        all_of_them = len(numbers) == self._firsts[-1]
+        whole = RawRows(self.parts, self.source, self.flag, self.by_lines)
+        return whole if all_of_them else whole.select(numbers), which
+
+    def the_same(self, numbers: Sequence[int]) -> np.ndarray:
+        """The numbers of all rows that are one of these, which may come several times."""
+        if self._numbers is None or not len(numbers):
+            return np.array(numbers, dtype=np.int64)
+        return np.flatnonzero(np.isin(self._numbers, self._numbers[list(numbers)]))
 
     @property
     def digest(self) -> str:
@@ -102,10 +130,11 @@ class RawRows:
 
     def outline_without(self, numbers: Sequence[int]) -> bytes:
         """The outline as far as it does not depend on what these rows hold."""
-        if not self._by_lines:
+        if not self.by_lines:
             return str(len(self)).encode()
         lengths = np.concatenate([places.stops - places.starts for places in self._places])
-        lengths[list(numbers)] = 0
+        lengths = lengths if self._numbers is None else lengths[self._numbers]
+        lengths[self.the_same(numbers)] = 0
         return lengths.tobytes()
 
     def sizes(self) -> Iterator[int]:

@@ -27,12 +27,13 @@ def read_rows(config: DataConfig) -> RawRows:
         LoptError: they cannot be read. That there are none is said when they are asked for.
     """
     if config.train_file:
-        return _read_files(config.train_file)
+        return read_files(config.train_file)
     source = ", ".join(filter(None, (config.dataset_name, config.dataset_config)))
     return _read_directory(config, source) or RawRows([TableRows(_load_dataset(config), source)], source)
 
 
-def _read_files(given: Sequence[str]) -> RawRows:
+def read_files(given: Sequence[str]) -> RawRows:
+    """The rows of files, as `--train_file` takes them."""
     paths = list(find_files(given))
     source = str(paths[0])
     if len(paths) > 1:
@@ -93,6 +94,16 @@ def _read_directory(config: DataConfig, source: str) -> RawRows | None:
         return raw.select(np.concatenate([firsts[r.splitname] + np.arange(r.from_, r.to) for r in ranges]))
 
 
+def split_of(raw: RawRows, spec: str) -> RawRows:
+    """Rows as a split, such as `train[:1000]`, which is all of them but for the slice."""
+    name = spec.partition("[")[0]
+    try:
+        (part,) = datasets.ReadInstruction.from_spec(spec).to_absolute({name: len(raw)})
+    except ValueError as error:
+        raise LoptError(f"split {spec}: {first_line(error)}; such as train, or train[:1000]") from error
+    return raw if (part.from_, part.to) == (0, len(raw)) else raw.select(np.arange(part.from_, part.to))
+
+
 def load_saved(path: Path, split: str) -> Dataset:
     """A data set that `datasets` has saved to disk, or a split of one.
 
@@ -102,7 +113,7 @@ def load_saved(path: Path, split: str) -> Dataset:
     try:
         saved = datasets.load_from_disk(str(path))
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-        raise LoptError(f"{path}, saved by `datasets`, cannot be read: {first_line(_root(error))}") from error
+        raise LoptError(f"{path}, saved by `datasets`, cannot be read: {first_line(root_of(error))}") from error
     if isinstance(saved, DatasetDict):
         if split not in saved:
             raise LoptError(f"{path} has no split {split}, but {', '.join(saved)}; give its directory, {path}/SPLIT")
@@ -128,7 +139,7 @@ def _named(config: DataConfig) -> Iterator[None]:
         if config.dataset_config is not None:
             given += f"--dataset_config {config.dataset_config} "
         raise LoptError(
-            f"{given}--dataset_split {config.dataset_split} cannot be loaded: {first_line(_root(error))}"
+            f"{given}--dataset_split {config.dataset_split} cannot be loaded: {first_line(root_of(error))}"
         ) from error
 
 
@@ -145,7 +156,7 @@ def quiet_unless(shows: bool) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _root(error: BaseException) -> BaseException:
+def root_of(error: BaseException) -> BaseException:
     """The error at the bottom of a chain of causes: `datasets` wraps what went wrong in general words."""
     while error.__cause__ is not None:
         error = error.__cause__

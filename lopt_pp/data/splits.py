@@ -48,7 +48,12 @@ def load_split(
             raise LoptError(
                 "--eval_split_size must know which rows can be used, as --streaming does not; give --eval_file"
             )
-        kept, held = _draw(load_unpacked(plain, tokenizer, limits, day, given.source(given.train)), size, seed)
+        if any(entry.repeats is not None for entry in data.mixture):
+            raise LoptError(
+                "--eval_split_size would hold out rows of --datasets that are trained on where they are repeated; give "
+                "--eval_file"
+            )
+        kept, held = _draw(load_unpacked(plain, tokenizer, limits, day, given.source(given.train), seed), size, seed)
         return packed(kept, data, seed), EvaluationSets({"": to_evaluate_on(held, data)})
     rows = load_rows(data, tokenizer, limits, day, seed, given.source(given.train))
     if given.held_out:
@@ -57,7 +62,9 @@ def load_split(
     if config.eval_file is not None:
         sets = {}
         for name, path in config.eval_files.items():
-            source = dataclasses.replace(plain, train_file=[path], dataset_name=None, dataset_config=None)
+            source = dataclasses.replace(
+                plain, train_file=[path], dataset_name=None, dataset_config=None, datasets=None
+            )
             with renamed_in_errors("--train_file", "--eval_file"):
                 sets[name] = _load(source, tokenizer, limits, day, given.source())
         return rows, EvaluationSets(sets)

@@ -193,6 +193,7 @@ class StreamedRows:
 
     def digest_without(self, numbers: Sequence[int]) -> str:
         numbers = [number for number in numbers if number < len(self)]  # A manifest may be of other rows.
+        numbers = self._raw.the_same(numbers).tolist()
         sha = hashlib.sha256(self._raw.outline_without(numbers))
         for number, row in zip(self._sampled.tolist(), self._sample, strict=True):
             if number not in numbers:
