@@ -4,7 +4,6 @@ lopt-pp train FLAGS                                             starts the proce
 torchrun --nproc-per-node 2 -m lopt_pp.train FLAGS              has torchrun start them
 """
 
-import logging
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from lopt_pp.config.train_config import Config
 from lopt_pp.distributed.slurm import take_place
 from lopt_pp.errors import LoptError
 from lopt_pp.util.console import print_error, print_note, print_warning
+from lopt_pp.util.log_lines import set_up_logging
 from lopt_pp.util.process import STOPPED_STATUS, ends_at_ctrl_c
 
 _USAGE = "torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train [RUN_YAML] FLAGS"
@@ -88,24 +88,13 @@ def train(config: Config) -> int:
     from lopt_pp.training.trainer import RunError, Trainer
 
     trainer = Trainer(config)
-    _set_up_logging(trainer.name)
+    set_up_logging(trainer.name)
     try:
         has_finished = trainer.train()
     except RunError as error:
         print_error(str(error))
         return 1
     return 0 if has_finished or "TORCHELASTIC_RUN_ID" in os.environ else STOPPED_STATUS
-
-
-def _set_up_logging(name: str) -> None:
-    """Log lines on standard error that say which stage speaks."""
-    import transformers
-
-    logging.basicConfig(format=f"[{name}] %(message)s", level=logging.INFO, force=True)
-    for library in ("transformers", "datasets", "httpx", "huggingface_hub", "torch.distributed"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

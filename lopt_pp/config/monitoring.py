@@ -103,6 +103,15 @@ class ReportConfig:
             compared=False,
         ),
     )
+    disable_tqdm: bool = field(
+        default=False,
+        metadata=flag(
+            "No progress bar, on a terminal either.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
+        ),
+    )
     trace: str | None = field(
         default=None,
         metadata=flag(

@@ -30,7 +30,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.metrics.arguments import RunArguments
-from lopt_pp.metrics.logs import Window, evaluation_logs, training_logs
+from lopt_pp.metrics.logs import Window, evaluation_logs, logs_after, training_logs
 from lopt_pp.metrics.records import Record
 from lopt_pp.util.threads import in_background
 
@@ -186,7 +186,8 @@ class Callbacks:
             if int(state.epoch) > epoch_before:
                 self._call("on_epoch_end")
                 self._call("on_epoch_begin")
-            if self.control.should_log or logs_after(step, self._arguments, state.max_steps):
+            first = self._arguments.logging_first_step
+            if self.control.should_log or logs_after(step, state.logging_steps, first, state.max_steps):
                 self.control.should_log = False
                 self._log(training_logs(self._window.take()))
         if metrics := evaluation_logs(records):
@@ -207,6 +208,8 @@ class Callbacks:
         self.state.global_step = now
 
     def _end(self) -> None:
+        if self._window:  # The run has ended before its last step.
+            self._log(training_logs(self._window.take()))
         steps, seconds = self.state.global_step - self._steps_done, time.perf_counter() - self._begun
         if steps > 0:
             summary = {"train_runtime": seconds, "train_steps_per_second": steps / seconds}
@@ -261,14 +264,3 @@ class Callbacks:
                 first_line(error),
                 exc_info=error if called.is_own else None,
             )
-
-
-def logs_after(step: int, arguments: Any, num_steps: int) -> bool:
-    """Whether there are logs after a step: every `--logging_steps`, and after the last.
-
-    Args:
-        step: counted from 1.
-        arguments: with `logging_steps` and `logging_first_step`.
-        num_steps: of the run.
-    """
-    return step % arguments.logging_steps == 0 or step == num_steps or (step == 1 and arguments.logging_first_step)

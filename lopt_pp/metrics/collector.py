@@ -9,12 +9,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import Store
-from tqdm import tqdm
 
 from lopt_pp.config.evaluation import eval_prefix
 from lopt_pp.errors import first_line
@@ -22,14 +22,13 @@ from lopt_pp.evaluation.scores import perplexity
 from lopt_pp.metrics.evaluations import Evaluations
 from lopt_pp.metrics.jsonl import MetricsFile
 from lopt_pp.metrics.listeners import Listener
+from lopt_pp.metrics.progress import Progress
 from lopt_pp.metrics.records import Record, is_measured, time_shares
 from lopt_pp.metrics.trace import QueueLengths
+from lopt_pp.util.screen import SCREEN
 from lopt_pp.util.threads import in_background
 
 logger = logging.getLogger(__name__)
-
-_BAR = "|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]"
-"""What a terminal of 80 columns has room for."""
 
 
 def post(store: Store, replica: int, record: Record, clock_offset: float = 0.0) -> None:
@@ -56,20 +55,22 @@ def post_end(store: Store, step: int) -> None:
 class Collector:
     """Takes the records of all stages, in a thread of rank 0.
 
-    Writes one record per step and stage to `metrics.jsonl`, moves the progress bar (on a terminal), logs every
-    `logging_steps` steps, and tells the listeners.
+    Writes one record per step and stage to `metrics.jsonl`, moves the progress bar (on a terminal), logs what
+    `logs_after` says, and tells the listeners.
 
     Args:
         store: a connection to the run's store for this thread alone, with a long timeout.
         path: of `metrics.jsonl`.
         loss_names: of each stage, in order; None for one without a loss.
         num_steps: of the run.
-        logging_steps: steps between log lines.
+        logs_after: whether there is a log line after a step.
         num_replicas: that report each stage.
         steps_done: before this run; their records stay in the file.
         listeners: that are told of each step, in this thread. One that fails is told of no more.
         from_start: whether there are records of step 0, an evaluation before the first.
         evaluations: keeps what is measured on held-out rows; by default, on one set without a name.
+        saves_after: whether a checkpoint is due after a step.
+        shows_bar: whether there is a progress bar where standard error is a terminal.
     """
 
     def __init__(
@@ -78,18 +79,22 @@ class Collector:
         path: Path,
         loss_names: Sequence[str | None],
         num_steps: int,
-        logging_steps: int,
+        logs_after: Callable[[int], bool],
         num_replicas: int = 1,
         steps_done: int = 0,
         listeners: Sequence[Listener] = (),
         from_start: bool = False,
         evaluations: Evaluations | None = None,
+        saves_after: Callable[[int], bool] = lambda step: False,
+        shows_bar: bool = True,
     ) -> None:
         self._store = store
         self._path = path
         self._loss_names = loss_names
         self._num_steps = num_steps
-        self._logging_steps = logging_steps
+        self._logs_after = logs_after
+        self._progress = Progress(loss_names, num_steps, steps_done, saves_after)
+        self._shows_bar = shows_bar
         self._num_replicas = num_replicas
         self._steps_done = steps_done
         self._first_step = 0 if from_start else steps_done + 1
@@ -99,14 +104,12 @@ class Collector:
         self._begun = time.perf_counter()
         self._seconds: list[Counter[str]] = [Counter() for _ in loss_names]
         """By stage, the seconds of the whole run in each of the record's `*_seconds`."""
-        self._num_tokens = 0
         self._thread = in_background(self._collect)
 
     def _collect(self) -> None:
         file = MetricsFile(self._path, self._steps_done)
         self._evaluations.remember(file.evaluations)
-        # disable=None: no bar where standard error is not a terminal.
-        with tqdm(total=self._num_steps, initial=self._steps_done, disable=None, bar_format=_BAR) as bar:
+        with SCREEN.bar(self._progress.bar) if self._shows_bar else nullcontext(lambda: None) as draw:
             for step in range(self._first_step, self._num_steps + 1):
                 first = self._take(0, step)
                 if first is None:
@@ -118,20 +121,16 @@ class Collector:
                 self._tell(methodcaller("step", step, records, replicas))
                 for seconds, record in zip(self._seconds, records, strict=True):
                     seconds.update({name: value for name, value in record.items() if name.endswith("_seconds")})
-                self._num_tokens += records[-1]["num_tokens"]
-                if step > 0:
-                    bar.set_postfix_str(self._short_status(records), refresh=False)
-                    bar.update()
-                    if step % self._logging_steps == 0 or step == self._num_steps:
-                        with tqdm.external_write_mode():
-                            logger.info("step %d/%d: %s", step, self._num_steps, self._status(records))
+                self._progress.add(step, records)
+                if step > 0 and self._logs_after(step):
+                    logger.info("step %d/%d: %s", step, self._num_steps, self._progress.line())
+                draw()
                 self._keep(step, records[-1])
 
     def _keep(self, step: int, record: dict[str, Any]) -> None:
         """Keeps the last stage's evaluation of a step, where there was one, and says that the step is collected."""
         for line in self._evaluations.add(step, record):
-            with tqdm.external_write_mode():
-                logger.info("step %d/%d: %s", step, self._num_steps, line)
+            logger.info("step %d/%d: %s", step, self._num_steps, line)
 
     def measured(self, step: int) -> Mapping[str, float]:
         """What was measured on held-out rows after a step, by name; see `Evaluations.after`."""
@@ -174,29 +173,6 @@ class Collector:
             records.append(record)
             self._store.delete_key(key)
         return records
-
-    def _status(self, records: Sequence[dict[str, Any]]) -> str:
-        losses = [
-            f"stage {stage} {name} {record[name]:.4g}"
-            for stage, (name, record) in enumerate(zip(self._loss_names, records, strict=True))
-            if name is not None and name in record
-        ]
-        return ", ".join([*losses, self._speed()])
-
-    def _short_status(self, records: Sequence[dict[str, Any]]) -> str:
-        """The task loss, the local losses of the stages before it, and the speed."""
-        named = [
-            (name, record[name])
-            for name, record in zip(self._loss_names, records, strict=True)
-            if name and name in record
-        ]
-        *earlier, (_, loss) = named
-        values = "/".join(f"{value:.3g}" for _, value in earlier)
-        local = [f"{earlier[0][0].removesuffix('_loss')} {values}"] if earlier else []
-        return ", ".join([f"loss {loss:.4g}", *local, self._speed()])
-
-    def _speed(self) -> str:
-        return f"{self._num_tokens / self.seconds:.0f} tokens/s"
 
     def saved(self, step: int) -> None:
         """Tells the listeners of a checkpoint. May be called from any thread."""

@@ -95,3 +95,8 @@ def evaluation_logs(records: Sequence[Record]) -> dict[str, float]:
 
 def _epoch(record: Mapping[str, Any]) -> dict[str, float]:
     return {"epoch": float(record["epoch"])} if "epoch" in record else {}
+
+
+def logs_after(step: int, logging_steps: int, logging_first_step: bool, num_steps: int) -> bool:
+    """Whether there are logs after a step, for the screen and for trackers: every so many, and after the last."""
+    return step % logging_steps == 0 or step == num_steps or (step == 1 and logging_first_step)

@@ -13,6 +13,7 @@ from lopt_pp.metrics.collector import Collector
 from lopt_pp.metrics.evaluations import Evaluations
 from lopt_pp.metrics.installed import tracks
 from lopt_pp.metrics.listeners import Listener, OwnCallbacks
+from lopt_pp.metrics.logs import logs_after
 from lopt_pp.metrics.records import Record
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.training.early_stopping import EarlyStopping
@@ -48,7 +49,7 @@ def open_reporting(
     Raises:
         LoptError: a tracker that the flags ask for, or a callback, cannot begin.
     """
-    steps_done = max(steps.start, 0)
+    steps_done, run = max(steps.start, 0), setup.config.run
     run_info = {
         "run_id": run_id,
         "model_class": type(stages[0].block.model).__name__,
@@ -65,15 +66,17 @@ def open_reporting(
     listeners += more
     return report, Collector(
         world.connection(),
-        Path(setup.config.run.output_dir) / "metrics.jsonl",
+        Path(run.output_dir) / "metrics.jsonl",
         setup.loss_names,
         setup.num_steps,
-        setup.config.run.logging_steps,
+        lambda step: logs_after(step, run.logging_steps, run.logging_first_step, setup.num_steps),
         num_replicas=setup.topology.num_replicas,
         steps_done=steps_done,
         listeners=listeners,
         from_start=steps.start == START,
         evaluations=_evaluations(setup, world, steps_done),
+        saves_after=setup.config.checkpoint.saves_after,
+        shows_bar=not setup.config.report.disable_tqdm,
     )
 
 

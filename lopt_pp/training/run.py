@@ -33,6 +33,7 @@ from lopt_pp.training.result import RunResult
 from lopt_pp.training.setup import prepare
 from lopt_pp.training.stages import build_stages, remember_pretrained, step_plan
 from lopt_pp.training.step_plan import START
+from lopt_pp.util.screen import shared
 
 
 def run(
@@ -66,6 +67,7 @@ def run(
         PushError: the model is there, and could not be pushed to the hub.
     """
     with ExitStack() as own:
+        own.enter_context(shared())
         lock = (own if held is None else held).enter_context(_output_dir(config, world))
         return _run(config, world, lock, on_prepared, given)
 

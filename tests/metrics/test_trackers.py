@@ -236,7 +236,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(tmp_path: Path, caplog: pytes
         tmp_path / "metrics.jsonl",
         ["reconstruction_loss", "loss"],
         num_steps=3,
-        logging_steps=10,
+        logs_after=lambda step: False,
         listeners=[failing, good],
     )
     for step in range(1, 4):

@@ -171,7 +171,7 @@ def test_the_collector_begins_with_the_start(tmp_path: Path) -> None:
     """Of a run that is stopped before its first step, there are the records of step 0."""
     store = dist.HashStore()
     names = ["reconstruction_loss", "loss"]
-    collector = Collector(clone(store), tmp_path / "metrics.jsonl", names, 9, 1, from_start=True)
+    collector = Collector(clone(store), tmp_path / "metrics.jsonl", names, 9, lambda step: True, from_start=True)
     for stage in (0, 1):
         post(store, 0, record(stage, 0, {"eval": 0.5}, num_targets=0) | {"num_tokens": 0, "eval_loss": 2.0})
     post_end(store, 0)

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from emulated import emulated
 from launching import environment, torchrun, train
 from results import load_model
 from safetensors import safe_open
@@ -157,11 +158,14 @@ def test_both_losses_fall(trained: tuple[Path, str]) -> None:
 
 def test_the_log_says_who_speaks_and_how_it_went(trained: tuple[Path, str]) -> None:
     out, log = trained
-    lines = [line for line in log.splitlines() if re.match(r"\[stage \d \(rank \d\)\] ", line)]
+    moment = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d "
+    lines = [line for line in log.splitlines() if re.match(rf"{moment}\[stage \d \(rank \d\)\] ", line)]
     assert any("cut into layers 0-1; layers 2-3; 60 steps" in line for line in lines)
     steps = [re.search(r"step (\d+)/60: (.*)", line) for line in lines]
     assert [match[1] for match in steps if match] == ["20", "40", "60"]
-    status = r"stage 0 reconstruction_loss [\d.e-]+, stage 1 loss [\d.e-]+, \d+ tokens/s"
+    number = r"[\d.e+-]+"
+    own = rf" {number} \(lr {number}, grad_norm {number}\), "
+    status = rf"stage 0 reconstruction_loss{own}stage 1 loss{own}\d+ tokens/s(, \d\d:\d\d left)?"
     assert all(re.fullmatch(status, match[2]) for match in steps if match)
     assert any(re.search(rf"the model is in {out}, after \d+ min \d\d s of training$", line) for line in lines)
     time_shares = "% computing, .*% waiting to receive, .*% waiting to send"
@@ -205,8 +209,12 @@ def test_a_yaml_file_and_epochs(configured: tuple[Path, str]) -> None:
 
 
 def test_one_progress_bar(configured: tuple[Path, str]) -> None:
-    """With the step, the time left, both losses and the speed."""
-    bar = r"(\d+)/46 \[[\d:]+<[\d:]+, loss [\d.e-]+, reconstruction [\d.e-]+, \d+ tokens/s\]"
+    """With the step, the time left, both losses and the speed; no line is torn, and one bar is left."""
+    rows = [row for row in emulated(configured[1]) if row]
+    (last,) = [row for row in rows if "/46 [" in row]
+    assert last.startswith("|") and "| 46/46 [" in last and last.endswith("tokens/s]")
+    assert all(row.startswith("[stage") for row in rows if "[stage" in row)
+    bar = r"(\d+)/46 \[[\d:]+<[\d:?]+, loss [\d.e-]+, reconstruction [\d.e-]+, \d+ tokens/s\]"
     steps = [int(step) for step in re.findall(bar, configured[1])]
     assert len(set(steps)) > 3, configured[1]
     # Two processes that each moved a bar would go back; one repeats itself around a log line.

@@ -1,0 +1,38 @@
+"""Log lines on standard error, from one handler for this package and all libraries."""
+
+import logging
+import os
+import sys
+
+from lopt_pp.util.screen import is_terminal
+
+_QUIET = ("transformers", "datasets", "httpx", "huggingface_hub", "torch.distributed")
+"""Libraries that say only what is an error."""
+
+
+def set_up_logging(name: str) -> None:
+    """Has this process log to standard error, in lines that say who speaks, and when where nobody looks on.
+
+    What Python's `warnings` and the handlers of transformers and datasets would write by themselves goes the same way,
+    so that nothing is written in parts. Their progress bars are off, but for those of datasets on a terminal in one
+    process of a machine, while rows are prepared.
+
+    Args:
+        name: of this process.
+    """
+    import datasets
+    import transformers
+
+    looks = is_terminal(sys.stderr)
+    form = f"[{name}] %(message)s" if looks else f"%(asctime)s [{name}] %(message)s"
+    logging.basicConfig(format=form, datefmt="%Y-%m-%d %H:%M:%S", level=logging.INFO, force=True)
+    logging.captureWarnings(True)
+    for library in _QUIET:
+        logging.getLogger(library).setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    transformers.logging.disable_default_handler()
+    transformers.logging.enable_propagation()
+    datasets.logging.enable_propagation()
+    if not looks or os.environ.get("LOCAL_RANK", "0") != "0":
+        datasets.disable_progress_bars()
