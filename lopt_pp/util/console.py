@@ -7,7 +7,7 @@ from lopt_pp.util.screen import CLEAR, is_terminal
 
 def print_note(message: str) -> None:
     """Tells the user what the program does next: one line on standard error."""
-    print(f"lopt-pp: {message}", file=sys.stderr, flush=True)
+    _print(f"lopt-pp: {message}")
 
 
 def print_error(message: str) -> None:

@@ -31,10 +31,10 @@ def words(inputs: Path) -> list[str]:
 
 
 def seen(shown: Terminal, inputs: Path) -> list[str]:
-    """The lines, without the bars that are drawn over and the lines on a step."""
-    lines = [line.rpartition("\r")[2].removeprefix("^C").replace(str(inputs), "IN") for line in shown.lines]
-    lines = [line for line in lines if not line.startswith("Tokenizing")]
-    return [line for line in lines if line and not re.search(r"\] step \d+/", line)]
+    """The lines, without bars and the lines on a step."""
+    lines = [line.removeprefix("^C").replace(str(inputs), "IN") for line in shown.lines]
+    lines = [line for line in lines if not line.startswith(("Tokenizing", "|"))]
+    return [line for line in lines if not re.search(r"\] step \d+/", line)]
 
 
 def check_lines(lines: Sequence[str], *expected: str) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from emulated import emulated
 from ranks import context, until
 
 from lopt_pp import cli
@@ -44,8 +45,8 @@ class Terminal:
 
     @property
     def lines(self) -> list[str]:
-        """What has been shown."""
-        return self._shown.decode().replace("\r\n", "\n").splitlines()
+        """What is seen, without empty lines."""
+        return [row for row in emulated(self._shown.decode(), columns=500) if row]
 
     def wait_for(self, text: str, seconds: float = 120) -> None:
         """Waits until it is shown."""
