@@ -1,6 +1,5 @@
 """How far a run is, how fast, and how long it still takes: a bar on a terminal, and the lines of the log."""
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -150,30 +149,30 @@ def _interval(seconds: float | None) -> str:
 
 
 class Evaluating:
-    """How far this process is with its part of an evaluation. Counts only: nothing is written or waited for."""
+    """How far this process is with its part of an evaluation, which lasts as long as this context.
+
+    Only counts: nothing is written, and nothing waited for.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._state: tuple[int, int, float] | None = None
+        self._begun: float | None = None
+        self._done = self._total = 0
 
-    def __call__(self, done: int, total: int) -> None:
-        """Says that so many microbatches of an evaluation are done; with all of them it is over."""
-        with self._lock:
-            begun = time.perf_counter() if self._state is None else self._state[2]
-            self._state = None if done >= total else (done, total, begun)
+    def __enter__(self) -> None:
+        self._done = self._total = 0
+        self._begun = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._begun = None
+
+    def done(self, number: int, total: int) -> None:
+        """Says that so many microbatches of how many are done."""
+        self._done, self._total = number, total
 
     def state(self) -> tuple[int, int, float] | None:
-        """Microbatches that are done, of how many, and the seconds since the first; None while there is none."""
-        with self._lock:
-            if self._state is None:
-                return None
-            done, total, begun = self._state
-            return done, total, time.perf_counter() - begun
-
-    def stop(self) -> None:
-        """It is over, whatever is left."""
-        with self._lock:
-            self._state = None
+        """Microbatches that are done, of how many, and the seconds since it began; None while there is none."""
+        begun = self._begun
+        return None if begun is None or not self._total else (self._done, self._total, time.perf_counter() - begun)
 
 
 EVALUATING = Evaluating()

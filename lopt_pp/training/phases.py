@@ -11,6 +11,7 @@ import torch
 from lopt_pp.data import Microbatch, MicrobatchesAhead, MicrobatchSampler
 from lopt_pp.distributed.shutdown import StopSignal
 from lopt_pp.metrics.drift import Probe
+from lopt_pp.metrics.progress import EVALUATING
 from lopt_pp.metrics.records import Record
 from lopt_pp.metrics.state import Activity
 from lopt_pp.stage.base import BaseStage, Clock
@@ -68,10 +69,12 @@ class _OnHeldOutRows:
     def _microbatches(self, step: int, stop_signal: StopSignal) -> Iterator[Microbatch]:
         """This replica's microbatches, as far as the run makes them; `_is_whole` says then whether these were all."""
         self._is_whole = False
-        for number, batch in enumerate(self._evaluation.microbatches(), 1):
-            if self.may_end_early(step) and not stop_signal.runs(step, number):
-                return
-            yield batch
+        with EVALUATING:
+            for number, batch in enumerate(self._evaluation.microbatches(), 1):
+                if self.may_end_early(step) and not stop_signal.runs(step, number):
+                    return
+                yield batch
+                EVALUATING.done(number, len(self._evaluation.shapes))
         self._is_whole = True
 
     def _meter(self, stage: BaseStage) -> TokenMeter | None:

@@ -74,11 +74,9 @@ def test_an_evaluation_has_a_bar_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("lopt_pp.metrics.progress.EVALUATING", evaluating)
     progress = Progress(["loss"], 10)
     assert "0/10 [" in progress.bar(79)
-    evaluating(0, 40)
-    evaluating(12, 40)
-    assert progress.bar(79).startswith("evaluating |") and "| 12/40 [00:00<" in progress.bar(79)
-    evaluating(40, 40)
-    assert "0/10 [" in progress.bar(79)
-    evaluating(1, 40)
-    evaluating.stop()
-    assert evaluating.state() is None
+    with pytest.raises(KeyError), evaluating:
+        assert "0/10 [" in progress.bar(79)  # Nothing is known yet.
+        evaluating.done(12, 40)
+        assert progress.bar(79).startswith("evaluating |") and "| 12/40 [00:00<" in progress.bar(79)
+        raise KeyError
+    assert "0/10 [" in progress.bar(79) and evaluating.state() is None

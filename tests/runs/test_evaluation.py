@@ -33,6 +33,7 @@ from lopt_pp.checkpoint.manifest import read_manifest
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.config.parser import parse_config
 from lopt_pp.errors import LoptError
+from lopt_pp.metrics.progress import EVALUATING
 from lopt_pp.train import STOPPED_STATUS
 
 LONGER = "--max_steps 8 --resume_from_checkpoint latest"
@@ -109,9 +110,16 @@ def test_unlearned_rows_measure_what_the_step_measures(files: Path, tmp_path: Pa
     assert last["eval_loss"] == pytest.approx(last["loss"], rel=1e-5)
 
 
-def test_the_log_has_a_line_for_each_evaluation(files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_a_line_for_each_evaluation(
+    files: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the progress bar hears of each microbatch."""
     caplog.set_level("INFO", logger="lopt_pp")
-    train(flags(files, tmp_path / "out", "--eval_split_size 5 --eval_steps 4 --logging_steps 100"))
+    heard: list[tuple[int, int]] = []
+    monkeypatch.setattr(EVALUATING, "done", lambda number, total: heard.append((number, total)))
+    more = "--eval_split_size 5 --per_device_eval_batch_size 2 --eval_steps 4 --logging_steps 100"
+    train(flags(files, tmp_path / "out", more))
+    assert heard == 2 * [(1, 3), (2, 3), (3, 3)]
     assert (
         f"37 rows of {files / 'rows.jsonl'}: 32 used, 5 left out (5 held out by --eval_split_size)" in caplog.messages
     )
