@@ -16,9 +16,10 @@ out="$(cd "$1" && pwd)"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 
-# A copy, for a README whose links work on the page of a package index, and without leftovers of earlier builds.
+# A copy of what git knows, for a README whose links work on the page of a package index, and without leftovers of
+# earlier builds.
 mkdir "$work/source"
-cp -r "$root/lopt_pp" "$root/LICENSE" "$root/pyproject.toml" "$work/source"
+(cd "$root" && git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents -t "$work/source")
 python "$root/.github/index_readme.py" "$root/README.md" >"$work/source/README.md"
 python -m build --outdir "$out" "$work/source"
 python -m twine check --strict "$out"/*
@@ -36,4 +37,5 @@ version="$(venv/bin/python -c 'import lopt_pp; print(lopt_pp.__version__)')"
     exit 1
 }
 venv/bin/lopt-pp --help >/dev/null
+venv/bin/lopt-pp recipe two_gpus | cmp - "$root/launch/recipes/two_gpus.yaml"
 echo "$version builds and installs"

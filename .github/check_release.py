@@ -9,10 +9,12 @@ runs, the public address may still be missing and the changelog may say "unrelea
 import argparse
 import configparser
 import re
+import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from email import message_from_string
 from pathlib import Path
 from typing import Any
@@ -80,6 +82,7 @@ def wheel(path: Path, root: Path, version: str) -> Iterator[str]:
     """
     files = [file for file in (root / PACKAGE).rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     expected = {file.relative_to(root).as_posix() for file in files} | {f"{PACKAGE}/py.typed"}
+    expected |= {f"{PACKAGE}/recipes/{recipe.name}" for recipe in (root / "launch" / "recipes").glob("*.yaml")}
     info = f"{PACKAGE}-{version}.dist-info"
     with zipfile.ZipFile(path) as archive:
         names = set(archive.namelist())
@@ -100,6 +103,34 @@ def wheel(path: Path, root: Path, version: str) -> Iterator[str]:
                 yield f"{path.name}: {section}, {entry}: no module {target}"
     if metadata["Description-Content-Type"] != "text/markdown":
         yield f"{path.name}: has no README"
+
+
+def source_archive(path: Path, version: str, files: Iterable[str]) -> Iterator[str]:
+    """What a source archive lacks.
+
+    Args:
+        path: of the archive.
+        version: of pyproject.toml.
+        files: of the repository, all of which belong there.
+    """
+    top = f"{PACKAGE}-{version}/"
+    try:
+        with tarfile.open(path) as archive:
+            names = {name.removeprefix(top) for name in archive.getnames() if name.startswith(top)}
+    except tarfile.TarError as error:
+        yield f"{path.name}: not a source archive: {error}"
+        return
+    if "PKG-INFO" not in names:
+        yield f"{path.name}: not of version {version}"
+        return
+    for name in sorted(set(files) - names):
+        yield f"{path.name}: lacks {name} (see MANIFEST.in)"
+
+
+def tracked(root: Path) -> list[str]:
+    """The files of a checkout that git knows; none where it cannot tell."""
+    listed = subprocess.run(["git", "-C", str(root), "ls-files", "-z"], capture_output=True, text=True)
+    return [name for name in listed.stdout.split("\0") if name and (root / name).is_file()]
 
 
 def complaints(built: Path, root: Path, tag: str | None, draft: bool) -> Iterator[str]:
@@ -124,6 +155,8 @@ def complaints(built: Path, root: Path, tag: str | None, draft: bool) -> Iterato
         yield f"{built}: {len(wheels)} wheels and {len(archives)} source archives, and should be one of each"
     for path in wheels:
         yield from wheel(path, root, version)
+    for path in archives:
+        yield from source_archive(path, version, tracked(root))
 
 
 def main() -> int:

@@ -20,6 +20,7 @@ commands:
   auxiliary find the layers that an auxiliary network is best made of: lopt-pp auxiliary MODEL --train_file FILE
   check     try whether runs will be right and fast on this machine or Slurm allocation: lopt-pp check
   submit    put a run into the queue of a Slurm cluster: lopt-pp submit run.yaml --nodes 2 --gpus-per-node 4
+  recipe    print a run to start from: lopt-pp recipe two_gpus > run.yaml (lopt-pp recipe lists them)
   report    make a page on a run, with curves, timeline and advice: lopt-pp report OUTPUT_DIR
   compare   make a page that overlays several runs: lopt-pp compare OUTPUT_DIR OUTPUT_DIR ...
 """
@@ -35,6 +36,7 @@ _MODULES = {
     "auxiliary": "lopt_pp.commands.auxiliary",
     "check": "lopt_pp.commands.check",
     "submit": "lopt_pp.commands.submit",
+    "recipe": "lopt_pp.commands.recipe",
     "report": "lopt_pp.commands.report",
     "compare": "lopt_pp.commands.compare",
 }

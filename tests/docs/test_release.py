@@ -5,8 +5,11 @@ import io
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
+from collections.abc import Iterable
+from fnmatch import fnmatch
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +27,11 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 SETTINGS: dict[str, Any] = tomllib.loads(PYPROJECT)
 PROJECT = SETTINGS["project"]
 VERSION = PROJECT["version"]
+
+
+of_the_repository = pytest.mark.skipif(
+    (ROOT / "PKG-INFO").exists(), reason="in a source archive the README has the links of the package index already"
+)
 
 
 def script(name: str) -> ModuleType:
@@ -61,6 +69,7 @@ def test_the_citation_names_the_paper() -> None:
     assert all(author.keys() == {"given-names", "family-names"} for author in paper["authors"])
 
 
+@of_the_repository
 def test_the_address_is_in_one_place() -> None:
     ours = {PROJECT["urls"]["Repository"].removeprefix("https://"), *(who["email"] for who in PROJECT["authors"])}
     files = [path for path in text_files() if path != ROOT / "pyproject.toml"]
@@ -111,10 +120,23 @@ def test_a_citation_of_another_version_is_refused() -> None:
     ]
 
 
+RECIPES = {f"lopt_pp/recipes/{path.name}": path.read_bytes() for path in (ROOT / "launch" / "recipes").glob("*.yaml")}
+"""By their names in a wheel, where setup.py puts them."""
+
+
 def package_files() -> dict[str, bytes]:
     """The package's files by their names in a wheel."""
     files = [path for path in (ROOT / "lopt_pp").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     return {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in files}
+
+
+def write_archive(folder: Path, names: Iterable[str]) -> Path:
+    """A source archive of empty files of these names."""
+    path = folder / f"lopt_pp-{VERSION}.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(f"lopt_pp-{VERSION}/{name}"))
+    return path
 
 
 def write_wheel(folder: Path, files: dict[str, bytes], of_version: str = VERSION) -> Path:
@@ -134,16 +156,17 @@ def write_wheel(folder: Path, files: dict[str, bytes], of_version: str = VERSION
 
 
 def test_a_wheel_with_all_files_passes(tmp_path: Path) -> None:
-    assert not list(check.wheel(write_wheel(tmp_path, package_files()), ROOT, VERSION))
+    assert not list(check.wheel(write_wheel(tmp_path, package_files() | RECIPES), ROOT, VERSION))
 
 
 def test_a_wheel_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
-    files = package_files()
+    files = package_files() | RECIPES
     template = next(name for name in files if name.endswith(".jinja"))
     module = PROJECT["scripts"]["lopt-pp"].partition(":")[0].replace(".", "/") + ".py"
     for name, message in (
         ("lopt_pp/py.typed", "lacks lopt_pp/py.typed"),
         (template, f"lacks {template}"),
+        ("lopt_pp/recipes/two_gpus.yaml", "lacks lopt_pp/recipes/two_gpus.yaml"),
         (module, "console_scripts, lopt-pp: no module"),
     ):
         path = write_wheel(tmp_path, {other: files[other] for other in files if other != name})
@@ -151,17 +174,17 @@ def test_a_wheel_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_wheel_with_other_files_or_of_another_version_is_refused(tmp_path: Path) -> None:
-    path = write_wheel(tmp_path, package_files() | {"tests/tiny.py": b""})
+    path = write_wheel(tmp_path, package_files() | RECIPES | {"tests/tiny.py": b""})
     assert list(check.wheel(path, ROOT, VERSION)) == [
         f"{path.name}: has tests/tiny.py, which is not a file of the package"
     ]
-    path = write_wheel(tmp_path, package_files(), "9.9.9")
+    path = write_wheel(tmp_path, package_files() | RECIPES, "9.9.9")
     assert list(check.wheel(path, ROOT, VERSION)) == [f"{path.name}: not of version {VERSION}"]
 
 
 def test_the_check_of_a_build(tmp_path: Path) -> None:
     """As the workflow calls it: status 0 for a draft of this repository, 1 with a line for each thing that is wrong."""
-    write_wheel(tmp_path, package_files())
+    write_wheel(tmp_path, package_files() | RECIPES)
 
     def run(*flags: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / ".github" / "check_release.py"), str(tmp_path), *flags]
@@ -169,10 +192,33 @@ def test_the_check_of_a_build(tmp_path: Path) -> None:
 
     lacking = run("--draft")
     assert lacking.returncode == 1 and "1 wheels and 0 source archives" in lacking.stderr
-    (tmp_path / f"lopt_pp-{VERSION}.tar.gz").touch()
+    write_archive(tmp_path, ["PKG-INFO", *check.tracked(ROOT)])
     assert run("--draft", "--tag", f"v{VERSION}").returncode == 0
     other = run("--draft", "--tag", "v9.9.9")
     assert other.returncode == 1 and other.stderr.startswith("the tag is v9.9.9")
+
+
+def test_a_source_archive_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
+    files = ["lopt_pp/cli.py", "tests/conftest.py", "docs/index.md"]
+    whole = write_archive(tmp_path, ["PKG-INFO", *files, "setup.cfg"])
+    assert not list(check.source_archive(whole, VERSION, files))
+    path = write_archive(tmp_path, ["PKG-INFO", *files[:2]])
+    assert list(check.source_archive(path, VERSION, files)) == [f"{path.name}: lacks docs/index.md (see MANIFEST.in)"]
+    assert list(check.source_archive(whole, "9.9.9", files)) == [f"{path.name}: not of version 9.9.9"]
+    path.write_bytes(b"not one")
+    assert "not a source archive" in next(check.source_archive(path, VERSION, files))
+
+
+def test_the_source_archive_has_all_of_the_repository() -> None:
+    """By MANIFEST.in; besides, setuptools takes the package and what it reads itself."""
+    rules = [line.split() for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()]
+    folders = {"lopt_pp", *(words[1] for words in rules if words[0] == "graft")}
+    patterns = ["pyproject.toml", "setup.py", "LICENSE", "MANIFEST.in"]
+    patterns += [pattern for words in rules if words[0] == "include" for pattern in words[1:]]
+    names = [path.relative_to(ROOT).as_posix() for path in text_files()]
+    assert "tests/conftest.py" in names
+    for name in names:
+        assert name.split("/")[0] in folders or any(fnmatch(name, pattern) for pattern in patterns), name
 
 
 def test_package_data_has_every_file_of_the_package() -> None:
@@ -213,6 +259,7 @@ def test_bounds_become_constraints() -> None:
         constraints("latest", pyproject, tested)
 
 
+@of_the_repository
 def test_the_readme_of_a_package_index_has_links_that_lead_somewhere() -> None:
     text = "![Two stages](docs/a.svg) [data](docs/data.md#rows), [here](#top), [paper](https://arxiv.org/abs/1)\n"
     assert with_absolute_links(text, "https://host/us/it", "v1.2.0") == (
