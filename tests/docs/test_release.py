@@ -30,7 +30,7 @@ VERSION = PROJECT["version"]
 
 
 of_the_repository = pytest.mark.skipif(
-    (ROOT / "PKG-INFO").exists(), reason="in a source archive the README has the links of the package index already"
+    (ROOT / "PKG-INFO").exists(), reason="a source archive has more, and a README with the package index's links"
 )
 
 
@@ -209,6 +209,7 @@ def test_a_source_archive_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
     assert "not a source archive" in next(check.source_archive(path, VERSION, files))
 
 
+@of_the_repository
 def test_the_source_archive_has_all_of_the_repository() -> None:
     """By MANIFEST.in; besides, setuptools takes the package and what it reads itself."""
     rules = [line.split() for line in (ROOT / "MANIFEST.in").read_text(encoding="utf-8").splitlines()]
