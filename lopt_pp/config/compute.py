@@ -36,6 +36,16 @@ class StageConfig:
             compared=True,
         ),
     )
+    activation_offloading: bool = field(
+        default=False,
+        metadata=flag(
+            "Keep what a forward keeps for its backward in main memory instead of the GPU's: less of the latter, and "
+            "time for the copies. With --gradient_checkpointing, that is what enters each layer.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     torch_compile: bool = field(
         default=False,
         metadata=flag(

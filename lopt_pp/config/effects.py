@@ -36,9 +36,10 @@ def check_effects(config: Config, given: Set[str], eval_strategy: str | None = N
     """
     _check_evaluation(config, given, eval_strategy)
     _check_data(config, given)
-    window, steps = config.report.trace_window, config.run.max_steps
-    if window and 0 < steps < window[0]:
-        raise LoptError(f"--trace {config.report.trace}: the run has {steps} steps")
+    steps = config.run.max_steps
+    for name, window in config.report.windows.items():
+        if 0 < steps < window[0]:
+            raise LoptError(f"--{name} {window[0]}-{window[-1]}: the run has {steps} steps")
     return [*_unused_local_flags(config, given), *_unused_flags(config, given)]
 
 

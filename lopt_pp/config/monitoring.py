@@ -122,6 +122,17 @@ class ReportConfig:
             compared=False,
         ),
     )
+    profile_steps: str | None = field(
+        default=None,
+        metadata=flag(
+            "Steps that PyTorch's profiler records, the first and the last, such as 11-14: OUTPUT_DIR/profile has a "
+            "trace of each process with every operator, and on GPUs every kernel and what memory was given out. Slows "
+            "these steps down.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=False,
+        ),
+    )
     probe_steps: int = field(
         default=50,
         metadata=flag(
@@ -144,17 +155,32 @@ class ReportConfig:
                 raise LoptError(f"--report_to {shown(name)}: expected one or several of {', '.join(TRACKERS)}")
         if len(self.report_to or []) > 1 and {"all", "none"} & set(self.report_to or []):
             raise LoptError("--report_to: all and none stand alone")
-        _ = self.trace_window
+        _ = self.windows
         if self.probe_steps < 0:
             raise LoptError(f"--probe_steps {self.probe_steps}: at least 0")
 
     @property
     def trace_window(self) -> range:
         """The steps to trace, counted from 1; empty where none are."""
-        if self.trace is None:
-            return range(0)
-        match = re.fullmatch(r"(\d+)-(\d+)", self.trace)
-        first, last = map(int, match.groups()) if match else (0, 0)
-        if not 1 <= first <= last:
-            raise LoptError(f"--trace {self.trace}: the first and the last step, counted from 1, such as 11-14")
-        return range(first, last + 1)
+        return _window("trace", self.trace)
+
+    @property
+    def profile_window(self) -> range:
+        """The steps to profile, counted from 1; empty where none are."""
+        return _window("profile_steps", self.profile_steps)
+
+    @property
+    def windows(self) -> dict[str, range]:
+        """Of each flag that names steps, and is given, these."""
+        windows = {"trace": self.trace_window, "profile_steps": self.profile_window}
+        return {name: window for name, window in windows.items() if window}
+
+
+def _window(flag: str, given: str | None) -> range:
+    if given is None:
+        return range(0)
+    match = re.fullmatch(r"(\d+)-(\d+)", given)
+    first, last = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= first <= last:
+        raise LoptError(f"--{flag} {given}: the first and the last step, counted from 1, such as 11-14")
+    return range(first, last + 1)

@@ -101,6 +101,16 @@ class OptimConfig:
             compared=True,
         ),
     )
+    optimizer_offload: bool = field(
+        default=False,
+        metadata=flag(
+            "Keep the optimizer's state in main memory, and bring it to the GPU for its step, some layers at a time: "
+            "the same bits, and 8 bytes less of the GPU's memory for each weight.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     adam_beta1: float = field(
         default=0.9,
         metadata=flag(
@@ -190,6 +200,11 @@ class OptimConfig:
         object.__setattr__(self, "lr_scheduler_kwargs", settings)
         check_types(self)
         parse_optim_args(self.optim_args)
+        if self.optimizer_offload and not self.kind.offloads:
+            raise LoptError(
+                f"--optimizer_offload with --optim {self.optim}: a paged optimizer moves its state by itself, and a "
+                f"schedule-free one steps over all weights at once; leave it out, or take --optim adamw_torch_fused"
+            )
         if kind in FOLLOW_A_METRIC:
             raise LoptError(
                 f"--lr_scheduler_type {kind} follows an evaluation, of which only the last stage would know; take "

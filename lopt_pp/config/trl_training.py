@@ -66,7 +66,7 @@ TRAINING: dict[str, list[Row]] = {
             "`use_reentrant` changes no result and is passed over; there are no other settings",
             checkpointing_kwargs,
         ),
-        Row("activation_offloading", MISSING, "`--gradient_checkpointing` and more stages take less memory", unless()),
+        Row("activation_offloading", SAME, "`--optimizer_offload` does it for the optimizer's state"),
         Row("torch_compile", SAME, "layer by layer"),
         Row("torch_compile_backend torch_compile_mode", MISSING, "`--torch_compile` has no settings", unless()),
         Row(

@@ -15,7 +15,7 @@ from lopt_pp.distributed.world import World
 from lopt_pp.errors import StreamError
 from lopt_pp.pipeline.messages import Header
 from lopt_pp.pipeline.transfer import Transfer
-from lopt_pp.util.compat_torch import nccl_options
+from lopt_pp.util.compat_torch import nccl_options, unprofiled
 from lopt_pp.util.threads import result_in_time
 
 _ENDLESS = timedelta(days=3650)
@@ -53,14 +53,14 @@ class Boundary:
 
     def send(self, tensor: torch.Tensor, group: dist.ProcessGroup, tag: int) -> Transfer:
         """Begins to send a tensor to the target."""
-        with self._naming(self.target, "sending"):
+        with self._naming(self.target, "sending"), unprofiled():
             work = dist.isend(tensor, self.target, group, tag=tag)
         assert work is not None
         return Transfer(work, is_polled=group is not self.headers)
 
     def receive(self, tensor: torch.Tensor, group: dist.ProcessGroup, tag: int) -> Transfer:
         """Begins to receive a tensor from the source."""
-        with self._naming(self.source, "receiving"):
+        with self._naming(self.source, "receiving"), unprofiled():
             work = dist.irecv(tensor, self.source, group, tag=tag)
         assert work is not None
         return Transfer(work, is_polled=group is not self.headers)

@@ -25,7 +25,7 @@ from lopt_pp.objectives import Objective, local_objective
 from lopt_pp.planning.costs import Costs, layer_kinds
 from lopt_pp.planning.fake_tensors import fake_tensors
 from lopt_pp.planning.memory_tracker import MemoryTracker
-from lopt_pp.planning.modules import parameters_of, place, prepare
+from lopt_pp.planning.modules import on_device, parameters_of, place, prepare
 from lopt_pp.planning.synthetic import random_microbatch
 from lopt_pp.planning.workload import Memory, Requirements, Workload
 from lopt_pp.stage.compute import prepare_block
@@ -186,7 +186,7 @@ class Model:
         # runs forward is fullest before it sends.
         waiting = receives * workload.queue_depth + sends * (workload.queue_depth - stages[-1].learns)
         memory = self._memory(tracker, specs, workload, queue=waiting * self.message_bytes(workload))
-        return Requirements(parameters, memory, kept, round(operations))
+        return Requirements(parameters, on_device(memory, optimizers, workload), kept, round(operations))
 
     def _fullest_of_1f1b(self, spec: BlockSpec, workload: Workload, under_way: int) -> Requirements:
         if workload.replicas > 1 or workload.accumulation > under_way:
@@ -229,7 +229,7 @@ class Model:
         queue = (workload.accumulation - 1) * sides * self.message_bytes(workload)
         # The others that are under way are between their forward and their backward.
         memory = self._memory(tracker, [spec], workload, queue, besides=(under_way - 1) * kept)
-        return Requirements(parameters, memory, under_way * kept, operations)
+        return Requirements(parameters, on_device(memory, [optimizer], workload), under_way * kept, operations)
 
     def _message(self, workload: Workload) -> torch.Tensor:
         shape = workload.rows, workload.tokens, self.config.hidden_size

@@ -1,12 +1,14 @@
 """Readies modules and optimizers on tensors without memory, and counts what they hold."""
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 
 from lopt_pp.planning.fake_tensors import make_fake
 from lopt_pp.planning.memory_tracker import MemoryTracker
-from lopt_pp.planning.workload import Workload
+from lopt_pp.planning.workload import Memory, Workload
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.stage.stage import Stage
 
@@ -48,6 +50,13 @@ def _without_values(inner: torch.optim.Optimizer) -> None:
 def _fill_gradients(optimizer: Optimizer) -> None:
     for parameter in optimizer.parameters:
         parameter.grad = torch.zeros_like(parameter)
+
+
+def on_device(memory: Memory, optimizers: Sequence[Optimizer], workload: Workload) -> Memory:
+    """Without the state that is in main memory between steps; on a CPU all of it is where it was."""
+    offloaded = [optimizer.offloaded for optimizer in optimizers if optimizer.offloaded is not None]
+    share = max((each.share_on_device for each in offloaded), default=1.0) if workload.device.type == "cuda" else 1.0
+    return replace(memory, optimizer=math.ceil(share * memory.optimizer))
 
 
 def parameters_of(stage: Stage) -> Iterator[torch.nn.Parameter]:

@@ -1,6 +1,6 @@
 """What is asked of a plan and what it answers, process by process."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -37,6 +37,10 @@ class Workload:
     replicas: int = 1
     sharding: Literal["none", "full"] = "none"
     device: torch.device = torch.device("cuda")
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cpu" and self.stage.activation_offloading:  # There they stay where they are.
+            object.__setattr__(self, "stage", replace(self.stage, activation_offloading=False))
 
     @property
     def shards(self) -> int:

@@ -20,6 +20,7 @@ from lopt_pp.config.compute import StageConfig
 from lopt_pp.data import IGNORE_INDEX, Microbatch
 from lopt_pp.model.block import BlockModel
 from lopt_pp.objectives import ObjectiveConfig, task_objective
+from lopt_pp.stage.activation_offload import kept_for_backward
 from lopt_pp.stage.base import Measure
 from lopt_pp.stage.compute import prepare_block
 from lopt_pp.stage.data_parallel import Replicas
@@ -240,7 +241,8 @@ class PipelineModule(nn.Module):
             batch = self._batches[int(index)]
         torch.manual_seed(derive_seed(self._seed, self.block.spec.stage, batch.step, batch.index))
         config, device = self._config, batch.input_ids.device
-        with torch.autocast(device.type, config.compute_dtype, enabled=config.autocasts):
+        autocast = torch.autocast(device.type, config.compute_dtype, enabled=config.autocasts)
+        with kept_for_backward(config, device), autocast:
             wanted = {
                 "logits_to_keep": batch.target_positions,
                 "leave_logits": not self._splits_backward,

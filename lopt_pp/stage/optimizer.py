@@ -14,6 +14,7 @@ from transformers import get_scheduler
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.stage.optimizer_kinds import Group, OptimizerFactory, ParameterFacts, make_optimizer
+from lopt_pp.stage.optimizer_offload import OffloadedState
 
 _IN_TRAINING = "train_weights"
 """In the state of an optimizer that averages weights: those that it trains. The weights themselves are the averages."""
@@ -41,6 +42,7 @@ class Optimizer:
     Attributes:
         parameters: that are trained.
         inner: PyTorch's, or a library's.
+        offloaded: keeps its state in main memory; None where it is on the device.
         averages: whether weights that are evaluated and saved are averages of those that are trained (schedule-free).
     """
 
@@ -77,6 +79,7 @@ class Optimizer:
             self.inner = make_optimizer(groups, config, learning_rate, warmup, facts.tables)
         else:
             self.inner = factory(groups)
+        self.offloaded = _offloaded(self.inner, self.parameters) if config.optimizer_offload else None
         self.averages = callable(getattr(self.inner, "eval", None)) and callable(getattr(self.inner, "train", None))
         if self.averages:
             self.inner.train()  # type: ignore[attr-defined]
@@ -102,7 +105,7 @@ class Optimizer:
 
     def state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
         """The state of a parameter, by the optimizer's own names: tensors and numbers. Empty before the first step."""
-        state = self.inner.state.get(parameter, {})
+        state = self.inner.state.get(parameter, {}) if self.offloaded is None else self.offloaded.state_of(parameter)
         if not state:
             return {}
         own: dict[str, Any] = dict(state)
@@ -188,7 +191,10 @@ class Optimizer:
 
     def step(self) -> None:
         """Applies the gradient, drops it, and moves the schedule on."""
-        self.inner.step()
+        if self.offloaded is None:
+            self.inner.step()
+        else:
+            self.offloaded.step()
         self.inner.zero_grad(set_to_none=True)
         self.schedule.step()
 
@@ -204,6 +210,10 @@ def check_optimizer(config: OptimConfig) -> None:
         LoptError: a package is missing, or settings do not fit.
     """
     Optimizer([nn.Parameter(torch.zeros(2, 2))], config, config.learning_rate, num_steps=10**6)
+
+
+def _offloaded(inner: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> OffloadedState | None:
+    return OffloadedState(inner, parameters[0].device) if parameters else None
 
 
 def _schedule(

@@ -11,6 +11,7 @@ from lopt_pp.data import Microbatch, TokenCounts
 from lopt_pp.model.block import BlockModel, BlockOutput
 from lopt_pp.objectives import Objective
 from lopt_pp.stage.accumulation import learned_microbatches, without_sync
+from lopt_pp.stage.activation_offload import kept_for_backward
 from lopt_pp.stage.base import BaseStage, Clock, Measure, check_finite, untimed
 from lopt_pp.stage.compute import measuring, prepare_block, prepare_objective
 from lopt_pp.stage.data_parallel import Replicas, Replicated, reshard
@@ -60,6 +61,7 @@ class Stage(BaseStage):
         self.replicas, self.num_replicas = replicas, replicas.size if replicas else 1
         self.is_sharded = replicas is not None and replicas.sharded
         self._autocasts = config.autocasts
+        self._saved = kept_for_backward(config, self.device)
         self._compiles = config.torch_compile
         self._parameter_dtype = config.parameter_dtype
         self._seed = seed
@@ -87,16 +89,8 @@ class Stage(BaseStage):
         rate = head_rate = optim.learning_rate
         if not block.spec.is_last:
             rate, head_rate = optim.rates_of_earlier_stage(objective.rate_share)
-        self.optimizer = Optimizer(
-            block.parameters(),
-            optim,
-            rate,
-            num_steps,
-            objective.parameters(),
-            head_rate,
-            facts=ParameterFacts.of(self._modules),
-            factory=optimizer_factory,
-        )
+        own, heads, facts = block.parameters(), objective.parameters(), ParameterFacts.of(self._modules)
+        self.optimizer = Optimizer(own, optim, rate, num_steps, heads, head_rate, facts, optimizer_factory)
         self.side.changed()
 
     @property
@@ -194,7 +188,7 @@ class Stage(BaseStage):
         wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True, "position_ids": batch.position_ids}
         # Measured, it runs without what wraps it for training: nothing is to be heard of a gradient.
         run = self.block if self._measures else self._run
-        with self._autocast(), torch.set_grad_enabled(learns and self.block_learns and not self._measures):
+        with self._saved, self._autocast(), torch.set_grad_enabled(learns and self.block_learns and not self._measures):
             if self.block.spec.is_first:
                 output = run(input_ids=batch.input_ids, **wanted)
             else:
@@ -236,7 +230,7 @@ class Stage(BaseStage):
             step_count: the number of counted tokens in the whole optimizer step, over all replicas.
         """
         assert self.objective is not None and self._loss is not None
-        with self._autocast():
+        with self._saved, self._autocast():
             loss = self._loss(output, batch) / max(step_count, 1)
         self._losses[batch.index] = loss.detach()
         # The replicas' gradients are averaged, and are to be summed.

@@ -186,11 +186,14 @@ def _restored(kind: str, tensor: torch.Tensor, parameter: nn.Parameter, optimize
         # A fused kernel reads its step on the device; the others on the CPU, without waiting for the device.
         on_host = kind == "step" and not optimizer.counts_on_device(parameter)
         return tensor.to("cpu" if on_host else parameter.device, copy=True)
+    # Between steps, offloaded state is in main memory, of a sharded parameter as the share alone.
+    is_offloaded = optimizer.offloaded is not None
+    device = torch.device("cpu") if is_offloaded else parameter.device
     # Copied into torch's own aligned memory, so that no result hangs on where a tensor lay in a file.
     if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
-        return tensor.to(parameter.device, copy=True)
-    share = share_of(tensor, parameter).to(parameter.to_local().device, copy=True)
-    return joined(share, parameter, parameter.device_mesh, parameter.placements)
+        return tensor.to(device, copy=True)
+    share = share_of(tensor, parameter).to("cpu" if is_offloaded else parameter.to_local().device, copy=True)
+    return share if is_offloaded else joined(share, parameter, parameter.device_mesh, parameter.placements)
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:

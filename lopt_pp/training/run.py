@@ -27,6 +27,7 @@ from lopt_pp.training.connect import connect, deciders
 from lopt_pp.training.finish import RunFinalizer, check_end
 from lopt_pp.training.given import NOTHING, Given
 from lopt_pp.training.loop import train
+from lopt_pp.training.profiling import profile_path, profiled
 from lopt_pp.training.publishing import open_pusher, repository_of
 from lopt_pp.training.reporting import open_reporting
 from lopt_pp.training.result import RunResult
@@ -157,7 +158,9 @@ def _run(
     try:
         with stop_coordinator(world, deciders(setup, world), steps_before, length) as decided:
             segment = connect(setup, world, stages, plan, steps, decided, length)
-            train(segment, plan, steps, report, checkpointer.after_step, finalizer.on_activity)
+            path = profile_path(output_dir, setup.topology, world.rank)
+            with profiled(steps, config.report.profile_window, path, world.device) as made:
+                train(segment, plan, made, report, checkpointer.after_step, finalizer.on_activity)
         finalizer.on_activity("saving", stages[0].steps_done)
         checkpointer.after_last_step()
     except NotFiniteError as error:

@@ -249,8 +249,9 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
     sampler = _sampler(config, rows, pad, topology.replica_of(world.rank), topology.num_replicas)
     run = config.run
     num_steps = run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * sampler.steps_per_epoch)
-    if (window := config.report.trace_window) and window[0] > num_steps:
-        raise LoptError(f"--trace {config.report.trace}: the run has {num_steps} steps")
+    for name, window in config.report.windows.items():
+        if window[0] > num_steps:
+            raise LoptError(f"--{name} {window[0]}-{window[-1]}: the run has {num_steps} steps")
     # Whoever has other flags, rows or versions is found here, before it could train something else.
     world.check_consistent(shared_by_ranks(config, model_config, rows, held_out), in_words)
     if config.pipeline.split == "auto" and topology.num_stages > 1:

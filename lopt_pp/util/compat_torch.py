@@ -4,8 +4,8 @@ Each item says what it reaches into, why there is no public way, and where it wa
 tries each of them, and `test_private.py` sees that no other file does such a thing.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -195,6 +195,45 @@ def replaced_function(name: str, function: Callable[..., Any]) -> AbstractContex
     transformers 5.23.
     """
     return replaced(F, name, function)
+
+
+def base_and_version(tensor: torch.Tensor) -> tuple[torch.Tensor | None, int]:
+    """The tensor that another one is a view of, if any, and how often the latter's memory has been written to.
+
+    Private: the attributes `_base` and `_version`, which have no other names. PyTorch's notes on autograd name both.
+    Seen in 2.11 and 2.13.
+    """
+    return tensor._base, tensor._version
+
+
+@contextmanager
+def unprofiled() -> Iterator[None]:
+    """While it lasts, the profiler sees nothing of this thread.
+
+    A transfer that the profiler has seen begin and that ends after it was stopped ends the process by a segmentation
+    fault: gloo tells an end to a record that is gone. Of others there is no public way to say so.
+
+    Private: `torch._C._autograd._enable_record_function`. Seen in 2.13.
+    """
+    if not torch.autograd.profiler._is_profiler_enabled:
+        yield
+        return
+    torch._C._autograd._enable_record_function(False)
+    try:
+        yield
+    finally:
+        torch._C._autograd._enable_record_function(True)
+
+
+def memory_history(records: bool, path: str | None = None) -> None:
+    """Begins to record what memory of the GPU is given out and freed, or ends it and writes it to a file.
+
+    Private: `torch.cuda.memory._record_memory_history` and `_dump_snapshot`. PyTorch documents both, under these names.
+    Seen in 2.11 and 2.13.
+    """
+    if path is not None:
+        torch.cuda.memory._dump_snapshot(path)
+    torch.cuda.memory._record_memory_history("all" if records else None, max_entries=1_000_000)
 
 
 def modules_stay() -> AbstractContextManager[None]:

@@ -21,6 +21,8 @@ def warnings_of(line: str) -> list[str]:
         ("--eval_steps 100", "^--eval_steps 100 needs rows to evaluate on: give --eval_file, --eval_split_size or"),
         ("--eval_steps 500", "^--eval_steps 500 needs rows"),
         ("--trace 11-14 --max_steps 10", "^--trace 11-14: the run has 10 steps$"),
+        ("--profile_steps 11-14 --max_steps 10", "^--profile_steps 11-14: the run has 10 steps$"),
+        ("--profile_steps 14", "^--profile_steps 14: the first and the last step, counted from 1"),
         ("--dataset_split train[:100]", r"^--dataset_split train\[:100\] is of --dataset_name, and the rows are those"),
         ("--dataset_config main", "^--dataset_config main is of --dataset_name"),
     ],

@@ -63,6 +63,7 @@ _OTHER_TEXTS = {
     "split": "2",
     "auxiliary_choice": "2",
     "trace": "1-2",
+    "profile_steps": "1-2",
     "optim_args": "key=1",
     "lr_scheduler_kwargs": '{"key": 1}',
 }

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gzip
 import json
 import os
 import pty
@@ -47,6 +48,7 @@ def trained(inputs: Path) -> tuple[Path, str]:
     """The output directory of a run of the module, and what the run has printed."""
     given = [*flags(inputs, inputs / "out"), "--max_steps", str(STEPS), "--learning_rate", "3e-3"]
     more = ["--logging_steps", "20", "--reconstruction_weight", "5", "--trace", "11-12", "--probe_steps", "20"]
+    more += ["--profile_steps", "11-12"]
     result = train(2, *given, *more)
     assert result.returncode == 0, result.stderr
     return inputs / "out", result.stderr
@@ -135,6 +137,12 @@ def test_what_the_run_tells_about_itself(trained: tuple[Path, str]) -> None:
         (sent,) = (s for s in specs if (s["tid"], s["args"]["step"], s["name"]) == (0, step, "send"))
         (got,) = (s for s in specs if (s["tid"], s["args"]["step"], s["name"]) == (1, step, "receive"))
         assert sent["ts"] < got["ts"] + got["dur"], "received before it was sent: the clocks are not one"
+
+    for stage in (0, 1):
+        events = json.loads(gzip.decompress((out / "profile" / f"stage-{stage}.json.gz").read_bytes()))["traceEvents"]
+        names = {event["name"] for event in events if event.get("ph") == "X"}
+        assert {"step 11", "step 12", "aten::mm", "Optimizer.step#AdamW.step"} <= names
+        assert not {"step 10", "step 13"} & names
 
     about = json.loads((out / "run.json").read_text())
     stages = [stage for process in about["processes"] for stage in process["stages"]]
