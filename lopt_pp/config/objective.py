@@ -128,6 +128,17 @@ class ObjectiveConfig:
             compared=True,
         ),
     )
+    router_aux_loss_coef: float = field(
+        default=0.0,
+        metadata=flag(
+            "Weight of the loss that shares tokens out evenly among the experts of a mixture, as transformers has it: "
+            "each block adds that of its own layers, with their share of the weight. 0 is off, whatever the model's "
+            "config says (its own router_aux_loss_coef is often 0.001).",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     train_embeddings: bool = field(
         default=True,
         metadata=flag(
@@ -142,6 +153,8 @@ class ObjectiveConfig:
         check_types(self)
         if self.reconstruction_weight < 0:
             raise LoptError(f"--reconstruction_weight {self.reconstruction_weight}: at least 0")
+        if self.router_aux_loss_coef < 0:
+            raise LoptError(f"--router_aux_loss_coef {self.router_aux_loss_coef}: at least 0")
         if self.auxiliary_layers < 1:
             raise LoptError(f"--auxiliary_layers {self.auxiliary_layers}: at least 1; --local_objective none has none")
         if (chosen := self.chosen_layers) is not None and list(chosen) != sorted({*chosen} - {0}):

@@ -146,6 +146,8 @@ class Config:
                 f"--optim {self.optim.optim} cannot be shared out among replicas (--sharding full): {reason}; take "
                 f"--optim adamw_torch_fused, or --sharding none"
             )
+        if self.objective.router_aux_loss_coef and self.stage.torch_compile:
+            raise LoptError("--router_aux_loss_coef with --torch_compile: compiled layers hide routers; leave one out")
         if self.objective.max_interface_drift is not None and self.report.probe_steps == 0:
             raise LoptError("--max_interface_drift needs a drift that is measured: --probe_steps above 0")
 

@@ -35,7 +35,12 @@ DATA: dict[str, list[Row]] = {
         Row("tf32", MISSING, "not switched by a flag; take `--dtype bfloat16` for speed", unless()),
         Row("model_init_kwargs", MISSING, "the model is as its config says", unless()),
         Row("use_cache", NO_EFFECT, "training has no cache of keys and values", ignored),
-        Row("router_aux_loss_coef", MISSING, "the loss is that of the tokens alone", unless()),
+        Row(
+            "router_aux_loss_coef",
+            SAME,
+            "off by default, where TRL takes the coefficient of the model's config; each block has "
+            "[its own layers' share](models.md#mixtures-of-experts)",
+        ),
         Row(
             "use_peft lora_r lora_alpha lora_dropout lora_target_modules lora_target_parameters lora_modules_to_save "
             "lora_task_type use_rslora use_dora",

@@ -61,6 +61,11 @@ class Microbatch:
         """int64 [num_targets], the tokens that are predicted from `target_indices`."""
         return self.labels.flatten()[self.target_indices + 1]
 
+    @property
+    def routed_tokens(self) -> torch.Tensor | None:
+        """`token_mask`; None where there is no real token, as of a replica that has run out of rows."""
+        return self.token_mask if self.num_tokens else None
+
     def to(self, device: torch.device | str) -> "Microbatch":
         """The microbatch on `device`. From pinned memory the copy does not wait for the device."""
         return self._with_all(lambda tensor: tensor.to(device, non_blocking=True))

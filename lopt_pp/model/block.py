@@ -16,6 +16,7 @@ from torch import nn
 from torch.export import register_dataclass
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from lopt_pp.model.balancing import RouterBalancing
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.model.structure import ModelStructure
 from lopt_pp.util.compat_transformers import packing_known, pass_for
@@ -117,6 +118,7 @@ class BlockModel(nn.Module):
 
     Attributes:
         own_dtypes: of each parameter, by the pretrained model's files; empty where they were not read from these.
+        balancing: of its routers; None where they are not balanced.
     """
 
     def __init__(self, model: PreTrainedModel, structure: ModelStructure, spec: BlockSpec) -> None:
@@ -124,6 +126,7 @@ class BlockModel(nn.Module):
         self.model = model
         self.spec = spec
         self.own_dtypes: dict[str, torch.dtype] = {}
+        self.balancing: RouterBalancing | None = None
         self._structure = structure
         self._received: torch.Tensor | None = None
         self._entered: torch.Tensor | None = None
@@ -136,6 +139,16 @@ class BlockModel(nn.Module):
     def layers(self) -> list[nn.Module]:
         """The decoder layers of the block, in order."""
         return list(self.model.get_submodule(self._structure.layers).children())
+
+    def balance_routers(self, coefficient: float, num_replicas: int) -> None:
+        """Lets the block learn to share tokens out evenly among experts, besides what else it learns from.
+
+        Args:
+            coefficient: of the loss of all layers of the model; a block has its layers' share of it.
+            num_replicas: that the loss is a mean over.
+        """
+        share = len(self.spec.layers) / self.model.config.num_hidden_layers
+        self.balancing = RouterBalancing(self.model, coefficient * share, num_replicas)
 
     def freeze_embeddings(self) -> None:
         """Freezes what comes before the layers (token and position embeddings)."""
@@ -169,6 +182,7 @@ class BlockModel(nn.Module):
         logits_to_keep: int | torch.Tensor = 0,
         leave_logits: bool = False,
         position_ids: torch.Tensor | None = None,
+        token_mask: torch.Tensor | None = None,
     ) -> BlockOutput:
         """Runs the block.
 
@@ -179,22 +193,38 @@ class BlockModel(nn.Module):
             leave_logits: on the last block, whether to leave the logits to the loss where the head is plain.
             position_ids: int64 `[sequences, tokens]`, where several rows of the data share a sequence: each counts
                 from 0, by which `transformers` keeps them apart. None where each is a sequence of its own.
+            token_mask: bool `[sequences, tokens]`, True on real tokens, whose routers are to be balanced while the
+                block learns; None where there are none, or nothing is to be balanced.
         """
         inputs = {"input_ids": input_ids} if self.spec.is_first else {"inputs_embeds": hidden_states}
         if position_ids is not None:
             inputs["position_ids"] = position_ids
+        wanted: dict[str, Any] = {"use_cache": False}
+        balancing = self.balancing if token_mask is not None and torch.is_grad_enabled() else None
+        if hasattr(self.model.config, "output_router_logits"):
+            wanted["output_router_logits"] = balancing is not None
         self._received = None if self.spec.is_first else hidden_states
         logits = features = head = None
         # The layers' parent runs them; on all but the last block there is nothing around it that matters.
         runner = self.model.get_submodule(self._structure.layers.rpartition(".")[0])
         with packing_known(share=position_ids is not None):
             if not self.spec.is_last:
-                runner(**inputs, use_cache=False)
+                outputs: Any = runner(**inputs, **wanted)
             elif leave_logits and self._structure.plain_head:
-                features, head = runner(**inputs, use_cache=False)[0], self.model.get_output_embeddings()
+                outputs = runner(**inputs, **wanted)
+                features, head = outputs[0], self.model.get_output_embeddings()
             else:
-                logits = self.model(**inputs, logits_to_keep=logits_to_keep, use_cache=False).logits
+                outputs = self.model(**inputs, logits_to_keep=logits_to_keep, **wanted)
+                logits = outputs.logits
         entered, left = self._entered, self._left
         self._received = self._entered = self._left = None
         assert entered is not None and left is not None
+        if balancing is not None and token_mask is not None:
+            routers = outputs.router_logits
+            if features is not None:
+                features = balancing.add(features, routers, token_mask)
+            elif logits is not None:
+                logits = balancing.add(logits, routers, token_mask)
+            else:
+                left = balancing.add(left, routers, token_mask)
         return BlockOutput(entered, left, logits, features, head)

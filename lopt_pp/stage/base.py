@@ -86,6 +86,15 @@ class BaseStage:
         """Of the microbatches of a step, `accumulation` in each replica, the share that the stage learns from."""
         return 1.0
 
+    def begin_step(self, num_learned: int) -> None:
+        """Says from how many microbatches in this replica the coming step learns."""
+        if self.block.balancing is not None:
+            self.block.balancing.begin(num_learned)
+
+    def router_record(self) -> dict[str, float]:
+        """This replica's share of the loss by which the step has balanced routers, by name; nothing without."""
+        return {} if self.block.balancing is None else self.block.balancing.record()
+
     def update(self, replicated: Mapping[Replicated, bool]) -> None:
         """Makes the optimizer's step.
 

@@ -247,6 +247,7 @@ class PipelineModule(nn.Module):
                 "logits_to_keep": batch.target_positions,
                 "leave_logits": not self._splits_backward,
                 "position_ids": batch.position_ids,
+                "token_mask": batch.routed_tokens,
             }
             if hidden_states is None:
                 output = self.block(input_ids=batch.input_ids, **wanted)

@@ -86,13 +86,14 @@ class EndToEndStage(BaseStage):
         Raises:
             NotFiniteError: the loss or the gradient is not finite; the weights are those of the last good step.
         """
+        self.begin_step(len(batches))
         with clock("schedule"):
             loss = self._pipeline.step(batches, num_targets)
         with clock("optimizer"):
             total = clip_grad_norm(self.optimizer.parameters, self._max_grad_norm, self._group)
             # The step's only wait for the device.
             norm, *losses = torch.stack([total, *([] if loss is None else [loss.to(total)])]).tolist()
-            record = {"grad_norm": norm, "learning_rate": self.optimizer.learning_rate}
+            record = self.router_record() | {"grad_norm": norm, "learning_rate": self.optimizer.learning_rate}
             if losses:
                 (record["loss"],) = losses
                 if not math.isfinite(record["loss"]):

@@ -97,6 +97,8 @@ class LocalTraining(_OnTrainingRows):
             for stage in segment.stages
             if learned[stage.index]
         }
+        for stage in segment.stages:
+            stage.begin_step(len(learned[stage.index]))
         for number, host_batch in enumerate(batches):
             for stage in segment.stages:
                 own = learned[stage.index]
@@ -111,7 +113,7 @@ class LocalTraining(_OnTrainingRows):
         records: dict[int, Record] = {}
         for stage in segment.stages:
             with segment.clocks[stage.index]("optimizer"):
-                records[stage.index] = stage.step(step) | token_counts(batches)
+                records[stage.index] = stage.step(step) | stage.router_record() | token_counts(batches)
         return records
 
 

@@ -22,6 +22,7 @@ from lopt_pp.data.evaluation_sets import EvaluationSets
 from lopt_pp.data.splits import load_split
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
+from lopt_pp.model.balancing import check_routers
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.build import BlockBuilder, Keep
 from lopt_pp.model.dtypes import AUTO, dtype_of
@@ -228,6 +229,7 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
     cuts = config.pipeline.boundaries if topology.num_stages > 1 else None
     specs = split_at(cuts, depth) if cuts is not None else split_evenly(depth, topology.num_stages)
     structure = check_split(model_class, model_config, specs)
+    check_routers(model_class, model_config, config.objective.router_aux_loss_coef)
     builder = BlockBuilder(model_class, model_config, structure)
     unused = builder.unused_tensors(weights)
     if world.rank == 0:

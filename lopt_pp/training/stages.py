@@ -59,6 +59,8 @@ def build_stages(
         load_copy = functools.partial(setup.load_copy, device=device, keep=keep)
         if not config.objective.train_embeddings:
             block.freeze_embeddings()
+        if (coefficient := config.objective.router_aux_loss_coef) and (group or setup.loss_names[index]):
+            block.balance_routers(coefficient, topology.num_replicas)
         if group is not None:
             end_to_end = EndToEndStage(
                 block,
