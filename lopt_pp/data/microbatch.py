@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +63,13 @@ class Microbatch:
         return self.labels.flatten()[self.target_indices + 1]
 
     @property
-    def routed_tokens(self) -> torch.Tensor | None:
-        """`token_mask`; None where there is no real token, as of a replica that has run out of rows."""
-        return self.token_mask if self.num_tokens else None
+    def for_block(self) -> dict[str, Any]:
+        """What a block's forward is to know of it besides what enters the block, by its arguments' names.
+
+        Without a real token, as of a replica that has run out of rows, there is nothing to balance routers by.
+        """
+        mask = self.token_mask if self.num_tokens else None
+        return {"logits_to_keep": self.target_positions, "position_ids": self.position_ids, "token_mask": mask}
 
     def to(self, device: torch.device | str) -> "Microbatch":
         """The microbatch on `device`. From pinned memory the copy does not wait for the device."""

@@ -4,6 +4,7 @@ The loss is that of the model's family in `transformers`, over the routers of th
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,8 +71,8 @@ class RouterBalancing:
         model: Any = self._model
         loss = _loss_of(type(model))(router_logits, model.num_experts, model.num_experts_per_tok, token_mask)
         self._losses.append(loss.detach())
-        result: torch.Tensor = _WithLoss.apply(outgoing, loss * (self._weight / self._num_microbatches))
-        return result
+        apply: Callable[..., torch.Tensor] = _WithLoss.apply
+        return apply(outgoing, loss * (self._weight / self._num_microbatches))
 
     def record(self) -> dict[str, float]:
         """This replica's share of the step's loss, unweighted, by name; 0 where nothing was routed or learned from."""

@@ -96,7 +96,7 @@ class OffloadedActivations(saved_tensors_hooks):
 
     def _unpack(self, kept: Any) -> torch.Tensor:
         if not isinstance(kept, _Kept):
-            return kept  # type: ignore[no-any-return]
+            return kept
         # Kernels may choose by strides: it comes back laid out as it was, but for repeated rows, which become rows.
         if kept.host is None or self._stream is None:
             back = _empty(kept)

@@ -243,12 +243,7 @@ class PipelineModule(nn.Module):
         config, device = self._config, batch.input_ids.device
         autocast = torch.autocast(device.type, config.compute_dtype, enabled=config.autocasts)
         with kept_for_backward(config, device), autocast:
-            wanted = {
-                "logits_to_keep": batch.target_positions,
-                "leave_logits": not self._splits_backward,
-                "position_ids": batch.position_ids,
-                "token_mask": batch.routed_tokens,
-            }
+            wanted = batch.for_block | {"leave_logits": not self._splits_backward}
             if hidden_states is None:
                 output = self.block(input_ids=batch.input_ids, **wanted)
             else:

@@ -185,8 +185,7 @@ class Stage(BaseStage):
             learns: whether `loss` of this output is to be learned from; otherwise there is no gradient.
         """
         torch.manual_seed(derive_seed(self._seed, self.index, batch.step, batch.index))
-        wanted = {"logits_to_keep": batch.target_positions, "leave_logits": True, "position_ids": batch.position_ids}
-        wanted["token_mask"] = batch.routed_tokens
+        wanted = batch.for_block | {"leave_logits": True}
         # Measured, it runs without what wraps it for training: nothing is to be heard of a gradient.
         run = self.block if self._measures else self._run
         with self._saved, self._autocast(), torch.set_grad_enabled(learns and self.block_learns and not self._measures):
