@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lopt_pp.config.parser import load_config
     from lopt_pp.config.train_config import Config
+    from lopt_pp.distributed.functions import launch
     from lopt_pp.errors import LoptError
     from lopt_pp.training.result import TrainResult
     from lopt_pp.training.session import RunError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Config", "LoptError", "RunError", "Trainer", "TrainResult", "load_config"]
+__all__ = ["Config", "LoptError", "RunError", "TrainResult", "Trainer", "launch", "load_config"]
 
 _HOMES = {
     "Config": "lopt_pp.config.train_config",
@@ -28,6 +29,7 @@ _HOMES = {
     "RunError": "lopt_pp.training.session",
     "TrainResult": "lopt_pp.training.result",
     "Trainer": "lopt_pp.training.trainer",
+    "launch": "lopt_pp.distributed.functions",
     "load_config": "lopt_pp.config.parser",
 }
 

@@ -16,13 +16,15 @@ commands:
   chat      talk to a model or a checkpoint in the terminal: lopt-pp chat MODEL
   push      publish a model on the Hugging Face Hub: lopt-pp push OUTPUT_DIR --hub_model_id NAME
   evaluate  compare models on rows and benchmarks, before and after: lopt-pp evaluate MODEL --before BASE --tasks gsm8k
-  plan      say what a run will need, from the config alone: lopt-pp plan MODEL_OR_CONFIG FLAGS
+  plan      say what a run will need, from the config alone: lopt-pp plan run.yaml, or MODEL FLAGS
   auxiliary find the layers that an auxiliary network is best made of: lopt-pp auxiliary MODEL --train_file FILE
   check     try whether runs will be right and fast on this machine or Slurm allocation: lopt-pp check
   submit    put a run into the queue of a Slurm cluster: lopt-pp submit run.yaml --nodes 2 --gpus-per-node 4
   recipe    print a run to start from: lopt-pp recipe two_gpus > run.yaml (lopt-pp recipe lists them)
   report    make a page on a run, with curves, timeline and advice: lopt-pp report OUTPUT_DIR
   compare   make a page that overlays several runs: lopt-pp compare OUTPUT_DIR OUTPUT_DIR ...
+  env       say what a bug report needs of this machine, versions, devices and links: lopt-pp env
+  completion  have a shell complete commands, flags and files: eval "$(lopt-pp completion bash)"
 """
 
 _MODULES = {
@@ -39,6 +41,8 @@ _MODULES = {
     "recipe": "lopt_pp.commands.recipe",
     "report": "lopt_pp.commands.report",
     "compare": "lopt_pp.commands.compare",
+    "env": "lopt_pp.commands.env",
+    "completion": "lopt_pp.commands.completion",
 }
 
 

@@ -56,7 +56,7 @@ def describe_devices() -> dict[str, Any]:
         and `peers`: the numbers of the GPUs whose memory it reaches directly), and `unusable`: why GPUs cannot be
         used, or empty.
     """
-    local_rank = int(os.environ["LOCAL_RANK"])
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     described: dict[str, Any] = {"host": socket.gethostname(), "local_rank": local_rank}
     described |= {"cpu": _cpu(), "cores": _cores(), "gpus": []}
     try:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lopt_pp.config.arguments import OwnParser
 from lopt_pp.errors import first_line
 from lopt_pp.util.console import print_warning
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class CommandParser(argparse.ArgumentParser):
+class CommandParser(OwnParser):
     """A parser that takes flags with dashes and with underscores, and says in one line what is wrong.
 
     Args:

@@ -1,5 +1,6 @@
-"""`lopt-pp plan MODEL_OR_CONFIG FLAGS`: what a run will need, from the model's config alone."""
+"""`lopt-pp plan RUN_YAML_OR_MODEL FLAGS`: what a run will need, from the model's config alone."""
 
+import dataclasses
 import json
 import logging
 import sys
@@ -7,12 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from lopt_pp.config.compute import StageConfig
+from lopt_pp.config.launch import LaunchConfig
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.config.objective import ObjectiveConfig
 from lopt_pp.config.optim import OptimConfig
 from lopt_pp.config.parser import parse_components
 from lopt_pp.config.pipeline import PipelineConfig
 from lopt_pp.config.plan import PlanConfig
+from lopt_pp.config.train_config import COMPONENTS
 from lopt_pp.errors import LoptError
 from lopt_pp.planning.tables import describe
 from lopt_pp.util.console import print_error
@@ -22,10 +25,13 @@ Says what a training run with these flags needs, from the model's config alone, 
 each process the parameters, the memory and the floating-point operations, and the bytes that cross each boundary; the
 same for end-to-end training; whether it fits into --gpu_memory (else the exit status is 1), and what would make it fit.
 
+  lopt-pp plan run.yaml --gpu_memory 80
   lopt-pp plan meta-llama/Llama-3.1-8B --num_stages 2 --per_device_train_batch_size 4 --max_length 4096 --gpu_memory 80
 
-The flags are those of lopt-pp train on model, stages, objective, optimizer and size of a step; those on data, output
-and checkpoints are refused. They may be in a YAML file of their own, given by --config FILE.
+The first argument is the YAML file of a training run, as it is, or a model: its directory, its config.json or its id on
+the hub. The flags are those of lopt-pp train on model, stages, objective, optimizer and size of a step, and win over
+the file. Those on data, output and checkpoints change nothing here: they are left out of the file, and refused
+elsewhere.
 """
 
 
@@ -33,11 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0 done, 1 it does not fit into `--gpu_memory`, 2 unusable flags."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given and not given[0].startswith("-"):
-        given.insert(0, "--model_name_or_path")
+        given.insert(0, "--config" if given[0].endswith((".yaml", ".yml")) else "--model_name_or_path")
     components = [ModelConfig, PipelineConfig, ObjectiveConfig, OptimConfig, StageConfig, PlanConfig]
-    usage = "lopt-pp plan MODEL_OR_CONFIG [--config FILE] FLAGS"
+    usage = "lopt-pp plan RUN_YAML_OR_MODEL FLAGS"
+    unused = {field.name for component in (*COMPONENTS, LaunchConfig) for field in dataclasses.fields(component)}
     try:
-        configs, _ = parse_components(components, given, "lopt-pp plan", usage, _DESCRIPTION)
+        configs, _ = parse_components(components, given, "lopt-pp plan", usage, _DESCRIPTION, unused=unused)
         result = _plan(*configs)
     except LoptError as error:
         print_error(str(error))
@@ -55,4 +62,9 @@ def _plan(*configs: Any) -> dict[str, Any]:
     for library in ("transformers", "httpx", "huggingface_hub", "torch.distributed"):
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
+    pipeline, flags = configs[1], configs[-1]
+    if flags.nproc is not None:
+        laid = pipeline.topology(flags.nproc)
+        layout = {"pipeline_processes": laid.num_processes, "data_parallel": laid.num_replicas}
+        configs = (configs[0], dataclasses.replace(pipeline, **layout), *configs[2:])
     return plan(*configs)

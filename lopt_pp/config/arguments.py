@@ -10,7 +10,7 @@ import json
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lopt_pp.errors import LoptError
 
@@ -21,7 +21,63 @@ _NOT_GIVEN: Any = object()
 """In place of the value of a flag that the command line does not have."""
 
 
-class DataclassParser(argparse.ArgumentParser):
+class AskedParser(BaseException):
+    """A command's parser, in place of its help, for whoever asks by `asked_for`."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+class OwnParser(argparse.ArgumentParser):
+    """A parser that can be had where only the command's function is known, which makes it."""
+
+    _is_asked_for: ClassVar[bool] = False
+
+    @classmethod
+    def asked_for(cls, command: Callable[[list[str]], object]) -> argparse.ArgumentParser:
+        """The parser of a command.
+
+        Args:
+            command: reads its arguments by one.
+
+        Raises:
+            TypeError: it does not.
+        """
+        OwnParser._is_asked_for = True
+        try:
+            command(["--help"])
+        except AskedParser as answer:
+            return answer.parser
+        finally:
+            OwnParser._is_asked_for = False
+        raise TypeError(f"{command} has no help by an OwnParser")
+
+    def print_help(self, file: Any = None) -> None:
+        """Prints the help, or hands itself over where it is asked for."""
+        if self._is_asked_for:
+            raise AskedParser(self)
+        super().print_help(file)
+
+
+class CompletedParser(argparse.ArgumentParser):
+    """A command's parser, given as its parent, as a shell completes it: each flag once, by the name in the docs."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for action in list(self._actions):
+            if isinstance(action, argparse._StoreFalseAction):  # `--no_NAME` says nothing that `--NAME false` does not.
+                self._remove_action(action)
+            action.option_strings = action.option_strings[:1]
+            action.required = False
+
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """Its flags and values."""
+        return list(self._actions)
+
+
+class DataclassParser(OwnParser):
     """A parser whose flags are the fields of config dataclasses, and whose errors are raised.
 
     A field `max_steps` is the flag `--max_steps`, or `--max-steps`. By its type: a `bool` takes a word such as `true`

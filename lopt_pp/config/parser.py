@@ -4,7 +4,7 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -120,10 +120,11 @@ def parse_components(
     usage: str,
     description: str,
     settings: Mapping[str, object] | None = None,
+    unused: Container[str] = (),
 ) -> tuple[list[Any], Given]:
     """Reads flags, ours or TRL's, and the YAML file that `--config` names, into one config of each of the components.
 
-    `settings` are flags with their values, as a file has them.
+    `settings` are flags with their values, as a file has them; `unused` are those of a file that are left out.
 
     Raises:
         LoptError: an unknown flag, a value of the wrong type or out of range, an unreadable file.
@@ -138,7 +139,7 @@ def parse_components(
         passed_over |= _take(parser, translate_settings(plain_values(settings)), prog)
     if path is not None:
         in_file, environment = read_yaml(path)
-        passed_over |= _take(parser, translate_file(path, in_file), prog, f"{path}: ")
+        passed_over |= _take(parser, translate_file(path, in_file), prog, f"{path}: ", unused)
     arguments, on_line = translate_arguments(arguments, parser.options)
     passed_over |= on_line.passed_over
     configs, unknown, names = parser.parse(arguments)
@@ -156,10 +157,12 @@ def parse_components(
     return configs, Given(names, eval_strategy_of(passed_over), [warning] if warning else [])
 
 
-def _take(parser: DataclassParser, found: Translation, prog: str, source: str = "") -> dict[str, str]:
+def _take(
+    parser: DataclassParser, found: Translation, prog: str, source: str = "", unused: Container[str] = ()
+) -> dict[str, str]:
     """Has the parser take the flags of a file, or of a mapping, for its defaults; returns those that change nothing."""
     for name in found.flags:
-        if name not in parser.names:
+        if name not in parser.names and name not in unused:
             raise LoptError(f"{source}unknown flag {name}{_suggest(name, parser.names, prog)}")
     parser.set_file(found.flags)
     return found.passed_over

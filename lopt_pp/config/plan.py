@@ -19,6 +19,13 @@ class PlanConfig:
         default=1024,
         metadata={"help": "Tokens of a row. Memory goes by the longest rows, so all are taken to be full."},
     )
+    nproc: int | None = field(
+        default=None,
+        metadata={
+            "help": "Processes of the run, where --pipeline_processes and --data_parallel do not say it. By default "
+            "one for each stage."
+        },
+    )
     gpu_memory: float | None = field(
         default=None, metadata={"help": "GiB of memory that each process has, to say whether the run fits."}
     )
@@ -32,5 +39,7 @@ class PlanConfig:
         for name, least in (("per_device_train_batch_size", 1), ("gradient_accumulation_steps", 1), ("max_length", 2)):
             if getattr(self, name) < least:
                 raise LoptError(f"--{name} {getattr(self, name)}: at least {least}")
+        if self.nproc is not None and self.nproc < 1:
+            raise LoptError(f"--nproc {self.nproc}: at least 1")
         if self.gpu_memory is not None and self.gpu_memory <= 0:
             raise LoptError(f"--gpu_memory {self.gpu_memory:g}: a number of GiB above 0")

@@ -39,7 +39,10 @@ def plan(
         LoptError: the flags do not fit together, or the model cannot be split or planned.
     """
     if objective.method == "e2e":
-        raise LoptError("--method e2e: end-to-end training is planned beside any other method; leave the flag away")
+        raise LoptError(
+            "--method e2e: end-to-end training is planned beside any other method; leave the flag away, or give "
+            "--method lopt"
+        )
     objective.check_accumulation(flags.gradient_accumulation_steps)
     workload = Workload(
         rows=flags.per_device_train_batch_size,

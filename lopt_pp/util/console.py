@@ -1,8 +1,11 @@
 """What a user reads on standard error."""
 
 import sys
+from pathlib import Path
 
 from lopt_pp.util.screen import CLEAR, is_terminal
+
+_errors_file: Path | None = None
 
 
 def print_note(message: str) -> None:
@@ -11,8 +14,18 @@ def print_note(message: str) -> None:
 
 
 def print_error(message: str) -> None:
-    """Tells the user why the program stops: one line on standard error."""
-    _print(f"lopt-pp: error: {message}")
+    """Tells the user why the program stops: one line on standard error, or to whom `write_errors_to` says."""
+    if _errors_file is None:
+        _print(f"lopt-pp: error: {message}")
+    else:
+        with _errors_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{message}\n")
+
+
+def write_errors_to(path: Path | None) -> None:
+    """Has `print_error` write to a file from here on, for somebody who raises what it says; None undoes it."""
+    global _errors_file
+    _errors_file = path
 
 
 def print_warning(message: str) -> None:

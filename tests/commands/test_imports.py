@@ -47,7 +47,7 @@ def test_an_import_would_be_seen() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "train", "export", "generate", "evaluate", "plan", "auxiliary", "check", "submit", "report", "compare"],
+    ["", "train", "export", "generate", "evaluate", "plan", "auxiliary", "check", "submit", "report", "compare", "env"],
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
     status, text, imported = run(*command.split(), "--help")
@@ -87,6 +87,12 @@ def test_a_report_imports_nothing_heavy(run_dir: Path) -> None:
 def test_a_comparison_imports_nothing_heavy(run_dir: Path, tmp_path: Path) -> None:
     status, text, imported = run("compare", run_dir, run_dir, "--output", tmp_path / "both.html")
     assert status == 0 and f"the comparison is {tmp_path / 'both.html'}" in text
+    assert imported == []
+
+
+def test_a_completion_imports_nothing_heavy() -> None:
+    status, text, imported = run("completion", "bash")
+    assert status == 0 and "--local_objective" in text
     assert imported == []
 
 

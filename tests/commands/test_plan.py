@@ -49,6 +49,21 @@ def test_a_plan_needs_a_config_and_nothing_else(config: Path, capsys: pytest.Cap
     assert sum(parameters) == by_directory["end_to_end"]["one_process"]["parameters"]
 
 
+def test_the_file_of_a_run_is_taken_as_it_is(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With what means nothing here; the command line wins."""
+    run = tmp_path / "run.yaml"
+    run.write_text(
+        f"model_name_or_path: {config}\ntrain_file: rows.jsonl\noutput_dir: out\nmax_steps: 5\nsave_steps: 1\n"
+        f"learning_rate: 1e-4\nbf16: true\nmax_length: 32\nper_device_train_batch_size: 2\nnproc: 4\nmax_restarts: 3\n"
+    )
+    found = plan(capsys, run)
+    assert found == plan(capsys, config, f"--config {run}") == plan(capsys, config, "--dtype bfloat16 --nproc 4")
+    assert (found["rows"], found["num_processes"], found["num_replicas"]) == (4, 2, 2)
+    run.write_text(f"model_name_or_path: {config}\noutput_dirr: out\n")
+    assert cli.main(["plan", str(run)]) == 2
+    assert f"{run}: unknown flag output_dirr; " in capsys.readouterr().err
+
+
 def test_the_balanced_split_is_the_one_that_it_names(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = plan(capsys, config, "--num_stages 3")["balanced"]
     assert found["operations"] <= found["operations_as_planned"]

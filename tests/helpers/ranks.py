@@ -12,8 +12,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import util
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -109,6 +111,23 @@ def until(condition: Callable[[], object], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition waited for did not come"
         time.sleep(0.01)
+
+
+def fork_the_server() -> None:
+    """Has the server that processes of this process come from be a fork of it, in place of `python -c`.
+
+    So it need not import the trainer again.
+    """
+    spawn = util.spawnv_passfds
+
+    def fork(path: Any, words: Any, fds: Any) -> int:
+        if "forkserver import main" not in words[-1]:
+            return spawn(path, words, fds)
+        if (number := os.fork()) == 0:
+            exec(words[-1], {})
+        return number
+
+    setattr(util, "spawnv_passfds", fork)  # noqa: B010
 
 
 def _run(module: str, arguments: Sequence[object], environment: dict[str, str], log: Path) -> None:

@@ -10,13 +10,11 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import util
 from pathlib import Path
-from typing import Any
 
 import torch
 from emulated import emulated
-from ranks import context, until
+from ranks import context, fork_the_server, until
 
 from lopt_pp import cli
 
@@ -88,15 +86,5 @@ def _run(tty: str, words: list[str], cwd: Path, environment: dict[str, str]) -> 
     os.environ.update(environment)
     os.chdir(cwd)
     torch.set_num_threads(1)
-    spawn = util.spawnv_passfds
-
-    def fork(path: Any, words: Any, fds: Any) -> int:
-        """Starts the server that the program's processes come from, as a fork in place of `python -c`."""
-        if "forkserver import main" not in words[-1]:
-            return spawn(path, words, fds)
-        if (number := os.fork()) == 0:
-            exec(words[-1], {})
-        return number
-
-    setattr(util, "spawnv_passfds", fork)  # noqa: B010
+    fork_the_server()
     sys.exit(cli.main(words))
