@@ -46,7 +46,7 @@ def whole_parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="store_true", help="show the version")
     commands: Any = whole.add_subparsers(dest="command", parser_class=CompletedParser)
     for command in command_names():
-        found = OwnParser.asked_for(importlib.import_module(f"lopt_pp.commands.{command}").main)
+        found = OwnParser.asked_for(_module(command).main)
         shown = commands.add_parser(command, parents=[found], add_help=False, help=_first_sentence(found))
         for action in shown.actions:
             is_value = not action.option_strings and not action.choices
@@ -59,9 +59,13 @@ def whole_parser() -> argparse.ArgumentParser:
 
 
 def command_names() -> list[str]:
-    """The commands, which have a module each."""
-    modules = [module.name for module in pkgutil.iter_modules(lopt_pp.commands.__path__)]
-    return [name for name in modules if name != "common"]
+    """The commands: each has a module with its function."""
+    names = [module.name for module in pkgutil.iter_modules(lopt_pp.commands.__path__)]
+    return [name for name in names if hasattr(_module(name), "main")]
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"lopt_pp.commands.{name}")
 
 
 def _complete_files(action: argparse.Action) -> None:
