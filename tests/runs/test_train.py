@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import gzip
+import importlib.util
 import json
 import os
 import pty
@@ -187,6 +188,7 @@ def configured(inputs: Path) -> tuple[Path, str]:
     settings: dict[str, Any] = {"model_name_or_path": str(inputs / "model"), "train_file": str(inputs / "rows.jsonl")}
     settings |= {"output_dir": str(inputs / "configured"), "num_train_epochs": 50, "seed": 7, "learning_rate": 1e-3}
     settings |= {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "shuffle_dataset": False}
+    settings |= {"report_to": ["tensorboard"]} if importlib.util.find_spec("tensorboard") else {}
     file = inputs / "run.yaml"
     file.write_text("".join(f"{name}: {json.dumps(value)}\n" for name, value in settings.items()))
     command = [str(Path(sys.executable).with_name("lopt-pp")), "train", "--config", str(file), "--num_train_epochs"]
@@ -227,6 +229,20 @@ def test_one_progress_bar(configured: tuple[Path, str]) -> None:
     assert len(set(steps)) > 3, configured[1]
     # Two processes that each moved a bar would go back; one repeats itself around a log line.
     assert steps == sorted(steps) and steps[-1] == 46
+
+
+def test_a_tracker_hears_of_all_stages_and_of_all_flags(configured: tuple[Path, str]) -> None:
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulators.EventAccumulator(str(configured[0] / "runs"))
+    events.Reload()
+    losses = [record["loss"] for record in records_of(configured[0])[1::2]]
+    means = [statistics.mean(losses[start : start + 10]) for start in range(0, 46, 10)]
+    shown = events.Scalars("train/loss")
+    assert [event.step for event in shown] == [10, 20, 30, 40, 46]
+    assert [event.value for event in shown] == pytest.approx(means, rel=1e-5)
+    assert len(events.Scalars("train/reconstruction_loss/stage 0")) == 5
+    flags = json.loads(events.Tensors("args/text_summary")[0].tensor_proto.string_val[0])
+    assert flags["report_to"] == ["tensorboard"] and flags["num_train_epochs"] == 3.5
 
 
 def test_help_reads_like_documentation(capsys: pytest.CaptureFixture[str]) -> None:
