@@ -1,4 +1,4 @@
-"""Writes the tables of docs/trl.md from `lopt_pp.config.trl_flags`, by which command lines and files are read, too.
+"""Writes the tables of docs/trl.md from `lopt_pp.config`, by which command lines, files and arguments are read, too.
 
 python docs/site/trl_table.py        writes them anew; a test sees that they are up to date
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lopt_pp.config.foreign_rules import MISSING, NO_EFFECT, SAME, Row
 from lopt_pp.config.other_trainers import OLDER
+from lopt_pp.config.trl_arguments import ARGUMENTS
 from lopt_pp.config.trl_flags import TABLE
 
 PAGE = Path(__file__).parent.parent / "trl.md"
@@ -24,7 +25,19 @@ def tables() -> str:
 def written(page: str) -> str:
     """The page with the tables of today."""
     start = page.index(f"### {next(iter(SECTIONS))}\n")
-    return page[:start] + tables() + page[page.index("## The script\n", start) :]
+    script, arguments = page.index("## The script\n", start), page.index(_ARGUMENTS, start)
+    return page[:start] + tables() + page[script:arguments] + "\n".join(_arguments())
+
+
+_ARGUMENTS = "### Argument by argument\n"
+"""The last section."""
+
+
+def _arguments() -> Iterator[str]:
+    yield from (_ARGUMENTS, f"Of `SFTTrainer`, {len(ARGUMENTS)} in all, in this order:", "")
+    yield from ("| TRL | here | |", "|---|---|---|")
+    yield from (f"| `{own.name}` | {own.here} | {own.note} |".replace("|  |", "| |") for own in ARGUMENTS)
+    yield ""
 
 
 def _section(title: str, rows: list[Row]) -> Iterator[str]:

@@ -12,10 +12,11 @@ from typing import Any
 from transformers import PreTrainedModel, TrainingArguments
 
 from lopt_pp.config.data import IN_MEMORY
-from lopt_pp.config.foreign import translate_settings
+from lopt_pp.config.foreign import plain, translate_settings
 from lopt_pp.config.foreign_rules import word_of
 from lopt_pp.config.parser import load_config, plain_values
 from lopt_pp.config.train_config import Config
+from lopt_pp.config.trl_arguments import ARGUMENTS
 from lopt_pp.config.yaml_file import read_yaml
 from lopt_pp.errors import LoptError, shown
 from lopt_pp.model.in_memory import check_model, name_of
@@ -23,25 +24,17 @@ from lopt_pp.model.in_memory import check_model, name_of
 Args = Config | Mapping[str, Any] | str | Path | TrainingArguments | None
 """What `args` may be."""
 
-_REFUSED: dict[str, str] = {
-    "data_collator": "rows become microbatches here, without padding between stages that no row needs; leave it out",
-    "compute_loss_func": "the loss of a block is an objective: see docs/objectives.md; leave it out",
-    "preprocess_logits_for_metrics": "logits are never held, so there are none to make less of; leave it out",
-    "quantization_config": "weights are not quantized; leave it out",
-    "peft_config": "all weights of a stage are trained; adapters are not supported yet; leave it out",
-}
-"""Arguments of `SFTTrainer` that cannot be had here, with what is said of them."""
-
 
 def refuse(**arguments: object) -> None:
     """Refuses arguments that cannot be had.
 
     Raises:
-        LoptError: one of them is given; says why, and what to do.
+        LoptError: one of them is given; says why.
     """
+    notes = {argument.name: argument.note for argument in ARGUMENTS}
     for name, value in arguments.items():
         if value is not None:
-            raise LoptError(f"{name}: {_REFUSED[name]}")
+            raise LoptError(f"{name}: {plain(notes[name])}; leave it out")
 
 
 def config_of(

@@ -1,6 +1,7 @@
 """The table of what becomes of TRL's flags has each of them, is true of ours, and is what docs/trl.md shows."""
 
 import dataclasses
+import inspect
 import re
 import runpy
 from importlib.metadata import version
@@ -11,9 +12,11 @@ import pytest
 import trl
 from flags import FLAGS
 
+from lopt_pp import Trainer
 from lopt_pp.config.foreign import ROWS, Translation, plain
 from lopt_pp.config.foreign_rules import MISSING, NO_EFFECT, SAME, Row, same
 from lopt_pp.config.other_trainers import HINTS, OLDER
+from lopt_pp.config.trl_arguments import ARGUMENTS
 from lopt_pp.config.trl_flags import TABLE
 from lopt_pp.errors import LoptError
 
@@ -45,6 +48,20 @@ def test_every_flag_of_trl_has_one_row() -> None:
     text = (ROOT / "docs" / "trl.md").read_text()
     for package, name in (("trl", "TRL"), ("transformers", "transformers")):
         assert f"{name} {'.'.join(version(package).split('.')[:2])}" in text
+
+
+def test_a_trainer_has_the_arguments_of_trls() -> None:
+    """In its order, so that they may be given without their names; what cannot be had is refused by its own."""
+    skip_other_versions()
+    theirs, ours = (list(inspect.signature(kind).parameters) for kind in (trl.SFTTrainer, Trainer))
+    assert [argument.name for argument in ARGUMENTS] == ours == theirs
+    for argument in ARGUMENTS:
+        assert not re.search(r"[`\[]", plain(argument.note))
+        assert set(names(argument.note)) <= OURS
+        if argument.here == MISSING:
+            with pytest.raises(LoptError, match=re.escape(f"{argument.name}: {plain(argument.note)}; leave it out")):
+                given: dict[str, Any] = {argument.name: object(), "train_dataset": [{"text": "a"}]}
+                Trainer("model", {"output_dir": "out"}, **given)
 
 
 def test_the_page_shows_the_table() -> None:
