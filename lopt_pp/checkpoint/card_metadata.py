@@ -23,8 +23,10 @@ _IN_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/")
 
 
 def hub_id(name: str) -> str | None:
-    """The name, if it is one of the hub's and not of a directory here."""
+    """The name, if it is one of the hub's and not of a directory here, nor that of a class (of a model in memory)."""
     if Path(name).exists() or name.count("/") > 1 or name.startswith((".", "~")):
+        return None
+    if "/" not in name and name != name.lower():  # Models without an owner, such as `gpt2`, have names like this.
         return None
     try:
         validate_repo_id(name)
@@ -90,10 +92,22 @@ def license_of(given: str | None, card: dict[str, Any]) -> License:
 
 def datasets(config: DataConfig) -> list[str]:
     """The names on the hub of what was trained on."""
+    return list(dict.fromkeys(name for name in _trained_on(config) if name is not None))
+
+
+def has_local_rows(config: DataConfig) -> bool:
+    """Whether some of what was trained on has no name on the hub."""
+    return None in _trained_on(config)
+
+
+def _trained_on(config: DataConfig) -> list[str | None]:
+    """What was trained on, by its name on the hub; None for what has none."""
     preset = PRESETS.get(config.dataset_mapping or "")
+    if config.datasets:
+        return [None if entry.local_files else hub_id(entry.path) for entry in config.mixture]
     if config.dataset_name is not None:
-        return [found] if (found := hub_id(config.dataset_name)) is not None else []
-    return [preset.name] if preset is not None and not config.train_file else []
+        return [hub_id(config.dataset_name)]
+    return [preset.name if preset is not None and not config.train_file else None]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,18 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from lopt_pp.checkpoint.best import Measured
-from lopt_pp.checkpoint.card_metadata import HeldOut, base_model, card_of, datasets, head, hub_id, license_of
+from lopt_pp.checkpoint.card_metadata import (
+    HeldOut,
+    base_model,
+    card_of,
+    datasets,
+    has_local_rows,
+    head,
+    hub_id,
+    license_of,
+)
 from lopt_pp.checkpoint.output_dir import ModelOrigin
+from lopt_pp.config.data import DataConfig
 from lopt_pp.config.evaluation import eval_prefix
 from lopt_pp.config.train_config import PATHS, Config
 from lopt_pp.data import Rows
@@ -19,8 +29,6 @@ from lopt_pp.objectives import local_objective_class
 TAGS = ("lopt-pp", "sft")
 
 _VERSIONS = ("lopt-pp", "torch", "transformers", "datasets")
-
-_LOCAL = "local files"
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ def model_card(
         f"{_story(config, base, trained.ties_embeddings)}\n",
         usage(trained.repository, trained.has_chat_template),
         "## Training\n",
-        f"Data: {_public(trained.rows.summary(), trained.rows.source, config)}\n",
+        f"Data: {_public(trained.rows.summary(), trained.rows.source, config.data)}\n",
         f"Optimizer steps: {_steps(config, trained.num_steps, steps_done, measured, origin)}\n",
     ]
     if effort is not None and effort.num_tokens:
@@ -180,7 +188,7 @@ def _flags(config: Config) -> list[str]:
     """The flags that a result is compared by, as rows of a table; of paths those alone that are names on the hub."""
     rows = []
     for name, value in config.flags(lambda effects: effects.compared).items():
-        if name in PATHS and not (isinstance(value, str) and hub_id(value)):
+        if name == "datasets" or (name in PATHS and not (isinstance(value, str) and hub_id(value))):
             continue
         if value is not None:
             shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
@@ -195,15 +203,10 @@ def _why_best(config: Config) -> str:
     return f"which were the best on held-out rows by {metric}"
 
 
-def _public(text: str, source: str, config: Config) -> str:
-    """A text about rows, without the paths of their files."""
-    paths = [] if datasets(config.data) else [source]
-    for name, value in config.flags().items():
-        if name in PATHS and value:
-            paths += value if isinstance(value, list) else [value]
-    for path in sorted((path for path in paths if hub_id(path) is None), key=len, reverse=True):
-        text = text.replace(path, _LOCAL)
-    return text
+def _public(text: str, source: str, config: DataConfig) -> str:
+    """A text about rows, with names on the hub in place of where they were read."""
+    names = [*datasets(config), *(["local files"] if has_local_rows(config) else [])]
+    return text.replace(source, ", ".join(names))
 
 
 def _measured(sets: EvaluationSets, trained_on: Sequence[str], measured: Measured) -> Iterator[str]:
