@@ -6,6 +6,7 @@ Needs Debian's chromium with its driver (tests/report/install.sh), selenium and 
 both themes, narrow screens, long pages.
 """
 
+import io
 import math
 import random
 import sys
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "helpers")]
 
 from browser import browser, set_theme, set_width  # noqa: E402
+from PIL import Image  # noqa: E402
 from synthetic_runs import about, record, write_run  # noqa: E402
 
 from lopt_pp import cli  # noqa: E402
@@ -71,39 +73,50 @@ def made_run(folder: Path, steps: int, gain: float, seed: int, **flags: Any) -> 
     return write_run(folder, records(steps, gain, seed), facts)
 
 
+def save(driver: Any, path: Path) -> None:
+    """Saves what the browser shows."""
+    path.write_bytes(driver.get_screenshot_as_png())
+    make_small(path)
+
+
+def make_small(path: Path) -> None:
+    """Lets a picture have as few colours as it needs."""
+    Image.open(io.BytesIO(path.read_bytes())).convert("RGB").quantize(256).save(path, optimize=True)
+
+
+def shoot(addresses: dict[str, str], folder: Path, images: Path, has_all: bool) -> None:
+    """Saves each page, by name: in the light theme, or in both, on screens of several sizes."""
+    with browser(folder / "browser") as driver:
+        for theme in ("light", "dark"):
+            set_theme(driver, theme)
+            for name, address in addresses.items():
+                for (width, height), size in {(1100, 1000): "", (390, 1000): "-narrow", (1100, 2600): "-long"}.items():
+                    if has_all or (size == "" and (theme == "light" or name == "live")):
+                        set_width(driver, width, height)
+                        driver.get(address)
+                        save(driver, images / f"{name}{'' if theme == 'light' else '-dark'}{size}.png")
+
+
 def main() -> None:
-    images = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images"
+    has_all = len(sys.argv) > 1
+    images = Path(sys.argv[1]) if has_all else ROOT / "docs" / "images"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = made_run(folder / "gsm8k-lopt", 240, 0.62, 1)
         other = made_run(folder / "gsm8k-frozen", STEPS, 0.5, 2, method="frozen")
-        pages = [folder / "report.html", folder / "compare.html"]
-        cli.main(["report", str(run), f"--output={pages[0]}", f"--png={images / 'figure.png'}"])
-        cli.main(["compare", str(run), str(other), f"--output={pages[1]}", f"--png={images / 'figure-compare.png'}"])
+        report, compare = folder / "report.html", folder / "compare.html"
+        cli.main(["report", str(run), f"--output={report}"])
+        cli.main(["compare", str(run), str(other), f"--output={compare}", f"--png={images / 'figure.png'}"])
+        make_small(images / "figure.png")
         (run / ".lock-1").write_text("{}")
         state = StateFile(run, 240)
         server = PageServer(run, 0)
         threading.Thread(target=server.serve, daemon=True).start()
-        with browser(folder / "browser") as driver:
-            for theme in ("light", "dark"):
-                set_theme(driver, theme)
-                for name, address in (
-                    ("live", server.address),
-                    ("report", pages[0].as_uri()),
-                    ("compare", pages[1].as_uri()),
-                ):
-                    for width, suffix in ((1100, ""), (390, "-narrow")):
-                        set_width(driver, width, 1000)
-                        driver.get(address)
-                        driver.save_screenshot(str(images / f"{name}-{theme}{suffix}.png"))
-                    set_width(driver, 1100, 2600)
-                    driver.save_screenshot(str(images / f"{name}-{theme}-long.png"))
-            state.end(
-                "failed", 240, "stage 1 (rank 1) has died or lost its network (connection reset by peer); stage 0 stops"
-            )
-            set_width(driver, 1100, 1000)
-            driver.get(server.address)
-            driver.save_screenshot(str(images / "live-failed.png"))
+        addresses = {"live": server.address, "compare": compare.as_uri()}
+        shoot(addresses | ({"report": report.as_uri()} if has_all else {}), folder, images, has_all)
+        if has_all:
+            state.end("failed", 240, "stage 1 (rank 1) has died or lost its network; stage 0 (rank 0) stops")
+            shoot({"live-failed": f"{server.address}?again"}, folder, images, has_all)
         server.shutdown()
 
 

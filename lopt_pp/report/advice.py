@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lopt_pp.report.charts import means
+from lopt_pp.report.charts import Line, downsample, means
 from lopt_pp.report.harm import harm
 from lopt_pp.report.page import Advice
 from lopt_pp.report.run_data import RunData, StageTimes
@@ -23,16 +23,20 @@ def advise(run: RunData) -> list[Advice]:
         advice.append(
             Advice(
                 "good",
-                "The model was trained end to end: its time is PyTorch's 1F1B schedule's, waits included. That "
-                "schedule pads all microbatches of a step alike; local learning and other 1F1B schedules need not, "
-                "so compare times with --packing.",
+                "The model was trained end to end (--method e2e): its times are those of PyTorch's 1F1B schedule, with "
+                "its waits. That schedule pads all microbatches of a step to the same length; local learning and other "
+                "1F1B schedules need not, so give --packing to runs whose times you compare.",
             )
         )
     elif len(run.stages_of_processes) > 1:
         advice += [*_bottleneck(run, times), *_split(run, times), *_queue(run, times)]
     elif len(run.stages) > 1:
         advice.append(
-            Advice("good", "All stages share a process and take turns: none waits, and the split changes memory alone.")
+            Advice(
+                "good",
+                "All stages share a process and take turns, so none waits for another. Processes of their own would "
+                "let them compute at the same time.",
+            )
         )
     advice += [*_overhead(run, times), *_losses(run), *harm(run), *_clipping(run)]
     return sorted(advice, key=lambda one: one.kind != "warn")
@@ -48,7 +52,9 @@ def _bottleneck(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
     if min(others) > (1 - _IDLE) * computing[busiest]:
         return [
             Advice(
-                "good", f"The stages are balanced: they compute alike, the busiest ({which}) {share:.0%} of the time."
+                "good",
+                f"The stages are balanced: all compute for about as long in a step, the busiest ({which}) {share:.0%} "
+                f"of the time. There is nothing to change.",
             )
         ]
     least = f"{min(others) / computing[busiest]:.0%}"
@@ -56,8 +62,9 @@ def _bottleneck(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
     return [
         Advice(
             "look",
-            f"{which.capitalize()} is the bottleneck: it computes {_seconds(computing[busiest])} in a step, "
-            f"{share:.0%} of the time. The other{' computes' if len(others) == 1 else 's compute'} {much} of that.",
+            f"{which.capitalize()} is the bottleneck: it computes for {_seconds(computing[busiest])} in each step, "
+            f"{share:.0%} of the time, and the other{'' if len(others) == 1 else 's'} for {much} of that. The run is "
+            f"as fast as {which}.",
         )
     ]
 
@@ -71,15 +78,20 @@ def _split(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
     if now - then < _WORTH_IT * now:
         gain = f"{100 * _WORTH_IT:.0f}%"
         return [
-            Advice("good", f"The cuts lie where they should: by the measured cost of a layer, no other gains {gain}.")
+            Advice(
+                "good",
+                f"The cuts lie where they should: by the measured time of a layer, no other --split would make the run "
+                f"{gain} faster.",
+            )
         ]
     old = ",".join(str(start) for start, _ in layers[1:])
     return [
         Advice(
             "do",
-            f"--split {','.join(map(str, cuts))} instead of {old} would balance the stages: by the measured cost of a "
-            f"layer the busiest would compute {_seconds(then)} in a step instead of {_seconds(now)}, "
-            f"{now / then - 1:.0%} more tokens per second at best. Where the cuts lie changes what is learned.",
+            f"Try --split {','.join(map(str, cuts))} instead of {old} to balance the stages: by the measured time of a "
+            f"layer, the busiest stage would compute for {_seconds(then)} in a step instead of {_seconds(now)}, which "
+            f"is up to {now / then - 1:.0%} more tokens per second. Each stage then learns other layers by its own "
+            f"loss, so compare the held-out losses, too.",
         )
     ]
 
@@ -112,28 +124,33 @@ def better_cuts(computing: Sequence[float], layers: Sequence[tuple[int, int]]) -
 
 def _queue(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
     busiest = max(times, key=lambda time: time.computing)
-    waits = busiest.share("wait_receive")
+    waits, depth = busiest.share("wait_receive"), run.flags.get("queue_depth", 2)
     if busiest.stage == 0 or waits <= _IDLE:
         return [
-            Advice("good", f"The queue is deep enough: the busiest stage waits {waits:.1%} of the time to receive.")
+            Advice(
+                "good",
+                f"The queue between the stages is deep enough (--queue_depth {depth}): the busiest stage waits "
+                f"{waits:.1%} of the time to receive hidden states.",
+            )
         ]
-    depth = run.flags.get("queue_depth", 2)
     before = times[busiest.stage - 1]
     if before.share("wait_send") > 0.01:
         return [
             Advice(
                 "do",
-                f"Stage {busiest.stage} waits {waits:.0%} of the time to receive although stage {before.stage} waits "
-                f"{before.share('wait_send'):.0%} to send: the queue between them is too shallow for the link's delay "
-                f"or for rows of such different lengths. Try --queue_depth {2 * depth}.",
+                f"Stage {busiest.stage} computes the most, and yet waits {waits:.0%} of the time to receive hidden "
+                f"states, while stage {before.stage} waits {before.share('wait_send'):.0%} of the time to send some: "
+                f"the queue between them is too short for the link's delay, or for rows of such different lengths. Try "
+                f"--queue_depth {2 * depth}.",
             )
         ]
     return [
         Advice(
             "look",
-            f"Stage {busiest.stage} computes the most, and yet waits {waits:.0%} of the time to receive, while stage "
-            f"{before.stage} never waits to send: a deeper queue would not help. Either the link is too slow for one "
-            f"activation per microbatch, or the steps of the two differ too much from each other.",
+            f"Stage {busiest.stage} computes the most, and yet waits {waits:.0%} of the time to receive hidden states, "
+            f"while stage {before.stage} never waits to send some: a deeper queue would not help. Either the link is "
+            f"too slow for one message per microbatch (lopt-pp check measures it), or now the one stage needs longer "
+            f"for a step and now the other: rows of similar length in a step help (--packing).",
         )
     ]
 
@@ -145,8 +162,9 @@ def _overhead(run: RunData, times: Sequence[StageTimes]) -> list[Advice]:
         return [
             Advice(
                 "look",
-                f"{other:.0%} of the time and more goes to what is neither computing nor waiting: data and bookkeeping."
-                f" Larger microbatches help where steps are short.",
+                f"At least {other:.0%} of the time goes to what is neither computing nor waiting: reading rows, and "
+                f"what has to be done once for each microbatch or step. Where steps are short, larger microbatches "
+                f"help (--per_device_train_batch_size).",
             )
         ]
     return []
@@ -161,7 +179,7 @@ def _losses(run: RunData) -> list[Advice]:
         )
         if name is not None:
             called = "task loss" if stage == last else name.replace("_", " ")
-            values = means(run.curve(stage, name)[1])
+            values = means(downsample(Line(name, *run.curve(stage, name))).ys)
             if (
                 len(values) >= 10
                 and values[-1] > 1.1 * min(values)
@@ -190,7 +208,9 @@ def _clipping(run: RunData) -> list[Advice]:
                 Advice(
                     "look",
                     f"The gradient of stage {stage} is clipped in {clipped:.0%} of the steps (--max_grad_norm "
-                    f"{limit:g}): its length counts for nothing there, which AdamW bears.",
+                    f"{limit:g}): its norm is above that, and is scaled down to it. AdamW does not mind, since it "
+                    f"divides by the gradient's usual size. If the loss jumps, lower the learning rate; if clipping is "
+                    f"not what you want, raise --max_grad_norm.",
                 )
             )
     return advice

@@ -235,7 +235,7 @@ def _path(x_axis: Axis, y_axis: Axis, xs: Sequence[float], ys: Sequence[float]) 
 def downsample(line: Line) -> Line:
     """The line with at most `_MOST_POINTS` points, each the mean of as many neighbouring ones."""
     size = math.ceil(len(line.xs) / _MOST_POINTS)
-    if size == 1:
+    if size <= 1:
         return line
     groups = [slice(start, start + size) for start in range(0, len(line.xs), size)]
     xs = [sum(line.xs[group]) / len(line.xs[group]) for group in groups]

@@ -28,6 +28,9 @@ schedule of the learning rate."""
 _SLIGHT = 0.05
 """The drift that is not worth a warning, however it grows."""
 
+_MUCH = 0.5
+"""The drift that is worth a look, whether it grows or not."""
+
 
 def harm(run: RunData) -> list[Advice]:
     """Warnings of harm; of a boundary whose drift gives no reason for one, what the drift is."""
@@ -141,7 +144,11 @@ def _drift(run: RunData) -> list[Advice]:
         )
         means = quarters(norms)
         if norms[-1] < _SLIGHT or not keeps_growing(means):
-            advice.append(Advice("good" if norms[-1] < 0.5 else "look", f"{text}."))
+            if norms[-1] >= _MUCH:
+                much = "That is much, though it grows no faster: a lower --local_learning_rate keeps them closer."
+                advice.append(Advice("look", f"{text}. {much}"))
+            else:
+                advice.append(Advice("good", f"{text}. The stages after it can follow such changes."))
             continue
         listed = f"{', '.join(f'{mean:.1%}' for mean in means[:-1])} and {means[-1]:.1%}"
         text += f", and keep moving: the means of the run's quarters are {listed}"

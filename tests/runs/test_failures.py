@@ -17,6 +17,7 @@ from results import load_model
 from safetensors.torch import load_file, save_file
 
 from lopt_pp.metrics.state import read_state
+from lopt_pp.report.state import StateReader
 
 
 def loads(directory: Path) -> dict[str, torch.Tensor]:
@@ -24,6 +25,13 @@ def loads(directory: Path) -> dict[str, torch.Tensor]:
     state = load_model(directory).state_dict()
     assert all(tensor.isfinite().all() for tensor in state.values())
     return state
+
+
+def seen(output_dir: Path) -> str:
+    """What the live page would say of the run."""
+    state = StateReader(output_dir).read(None)
+    assert state is not None
+    return state.name
 
 
 @pytest.mark.parametrize("module", ["lopt_pp.train", "nccl_worker"])
@@ -71,6 +79,7 @@ def test_a_stage_that_dies_is_named(victim: int, inputs: Path, tmp_path: Path) -
     given = flags(inputs, tmp_path / "out")
     with ranks(tmp_path, given, given) as started:
         until(lambda: steps_of(tmp_path / "out") > 2, SETUP_SECONDS)
+        assert seen(tmp_path / "out") == "training"
         started[victim].kill()
         other = started[1 - victim]
         assert other.status(15) == 1
@@ -82,6 +91,7 @@ def test_a_stage_that_dies_is_named(victim: int, inputs: Path, tmp_path: Path) -
         False,
     )
     assert victim == 0 or error_of(other.text) == f"lopt-pp: error: {state.reason}"
+    assert seen(tmp_path / "out") == ("dead" if victim == 0 else "failed")
     # A process that is killed cannot let its lock go; the next run sees that it is gone.
     assert files(tmp_path / "out") == LEFT | ({".lock-1"} if victim == 0 else set())
 
