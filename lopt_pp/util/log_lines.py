@@ -27,6 +27,7 @@ def set_up_logging(name: str) -> None:
     form = f"[{name}] %(message)s" if looks else f"%(asctime)s [{name}] %(message)s"
     logging.basicConfig(format=form, datefmt="%Y-%m-%d %H:%M:%S", level=logging.INFO, force=True)
     logging.captureWarnings(True)
+    logging.getLogger("py.warnings").addFilter(_in_one_line)
     for library in _QUIET:
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
@@ -36,3 +37,10 @@ def set_up_logging(name: str) -> None:
     datasets.logging.enable_propagation()
     if not looks or os.environ.get("LOCAL_RANK", "0") != "0":
         datasets.disable_progress_bars()
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """Takes the line of code, and the end of a line, from one of Python's warnings."""
+    text = record.getMessage().strip()
+    record.msg, record.args = text.splitlines()[0] if text else "", ()
+    return True

@@ -15,7 +15,7 @@ logging.basicConfig(format="rank %(name)s logs %(message)s")
 
 def show(columns: int) -> str:
     assert columns == 79
-    return f"bar {done}/{number}"
+    return f"bar {done}/{number} {'=' * 40}"  # Longer than the lines.
 
 
 with shared():

@@ -48,13 +48,13 @@ def rows() -> list[str]:
 def test_no_line_of_two_processes_is_torn(rows: list[str]) -> None:
     written = itertools.product((0, 1), ("logs", "prints"), range(NUM_LINES))
     lines = [f"rank {rank} {how} {number}" for rank, how, number in written]
-    assert sorted(rows) == sorted([*lines, f"bar {NUM_LINES}/{NUM_LINES}"])
+    assert sorted(rows) == sorted([*lines, f"bar {NUM_LINES}/{NUM_LINES} {'=' * 40}"])
 
 
 def test_a_bar_is_left_whole_by_questions_and_long_texts() -> None:
     """The beginning of a line, such as a question, stays until its end, and the bar waits for it."""
     shown = run_on_a_terminal([[sys.executable, str(PROGRAM), "3", "ask"]])
-    assert [row for row in emulated(shown) if row] == ["how many? 3", "first", "second", "bar 3/3"]
+    assert [row for row in emulated(shown) if row] == ["how many? 3", "first", "second", f"bar 3/3 {'=' * 40}"]
 
 
 class Terminal(io.StringIO):
