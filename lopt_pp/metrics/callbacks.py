@@ -130,6 +130,18 @@ class Callbacks:
         self._events: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...], Future[None]]] = queue.SimpleQueue()
         in_background(self._run)
 
+    def remember(self, logs: Sequence[dict[str, float]]) -> None:
+        """Takes the logs of the steps that were made before a checkpoint into `state`, and calls nothing.
+
+        Args:
+            logs: as `log_history` has them. What was best among them stays so, for early stopping and others.
+        """
+        for own in logs:
+            self.state.global_step, self.state.epoch = int(own["step"]), own.get("epoch", self.state.epoch)
+            self.state.log_history.append(own)
+            self._note_best(own)
+        self.state.global_step = self._steps_done
+
     def begin(self) -> None:
         """Calls `on_init_end` and `on_train_begin`, and waits for them.
 

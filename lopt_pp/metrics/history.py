@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lopt_pp.metrics.jsonl import records_until
-from lopt_pp.metrics.logs import Window, evaluation_logs, training_logs
+from lopt_pp.metrics.logs import Window, evaluation_logs, logs_after, training_logs
 from lopt_pp.metrics.records import Record
 
 
@@ -20,13 +20,16 @@ def read_records(path: Path, num_steps: int) -> list[Record]:
     return [json.loads(line) for line in records_until(path, num_steps)]
 
 
-def log_history(records: Sequence[Record], num_steps: int, logging_steps: int) -> list[dict[str, float]]:
+def log_history(
+    records: Sequence[Record], num_steps: int, logging_steps: int, logging_first_step: bool = False
+) -> list[dict[str, float]]:
     """The logs of a run from its first step on.
 
     Args:
         records: of `read_records`.
         num_steps: that have been done.
         logging_steps: steps between logs of the training.
+        logging_first_step: whether there are logs of the first as well.
 
     Returns:
         In order, what callbacks are given as `logs`, with the `step` after which it was.
@@ -36,7 +39,7 @@ def log_history(records: Sequence[Record], num_steps: int, logging_steps: int) -
         of_step = sorted(own, key=lambda record: record["stage"])
         if step > 0:
             window.add(of_step)
-            if step % logging_steps == 0 or step == num_steps:
+            if logs_after(step, logging_steps, logging_first_step, num_steps):
                 logs.append(training_logs(window.take()) | {"step": step})
         if metrics := evaluation_logs(of_step):
             logs.append(metrics | {"step": step})

@@ -11,6 +11,7 @@ from lopt_pp.distributed.world import World
 from lopt_pp.metrics.begin import begin
 from lopt_pp.metrics.collector import Collector
 from lopt_pp.metrics.evaluations import Evaluations
+from lopt_pp.metrics.history import log_history, read_records
 from lopt_pp.metrics.installed import tracks
 from lopt_pp.metrics.listeners import Listener, OwnCallbacks
 from lopt_pp.metrics.logs import logs_after
@@ -103,6 +104,10 @@ def _open_callbacks(setup: Setup, world: World, run_id: str, steps_done: int, ow
         processing_class=setup.tokenizer,
         act=own.act,
     )
+    if steps_done:
+        run = config.run
+        records = read_records(Path(run.output_dir) / "metrics.jsonl", steps_done)
+        callbacks.remember(log_history(records, steps_done, run.logging_steps, run.logging_first_step))
     own.opened(callbacks)
     callbacks.begin()
     return callbacks

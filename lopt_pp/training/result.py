@@ -50,7 +50,7 @@ def summarize(config: Config, result: RunResult, seconds: float) -> tuple[TrainR
     """
     records = read_records(Path(config.run.output_dir) / "metrics.jsonl", result.steps_done)
     loss = mean_loss(records, result.steps_before)
-    history = log_history(records, result.steps_done, config.run.logging_steps)
+    history = log_history(records, result.steps_done, config.run.logging_steps, config.run.logging_first_step)
     epoch = next((logs["epoch"] for logs in reversed(history) if "epoch" in logs), 0.0)
     steps = result.steps_done - result.steps_before
     metrics = {"train_runtime": seconds, "train_steps_per_second": steps / seconds, "train_loss": loss, "epoch": epoch}

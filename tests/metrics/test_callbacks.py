@@ -150,6 +150,26 @@ def test_early_stopping_of_transformers_stops() -> None:
     assert stopped == [4] and driven.state.best_global_step == 2
 
 
+def test_a_run_that_goes_on_knows_what_was_logged_before() -> None:
+    """Early stopping counts on: the third evaluation in a row is no better than the first."""
+    earlier = [{"loss": 2.0, "epoch": 0.5, "step": 1}, {"eval_loss": 0.5, "epoch": 1.0, "step": 2}]
+    stopped: list[int] = []
+    driven = Callbacks(
+        [called_as(EarlyStoppingCallback(early_stopping_patience=2))],
+        arguments(),
+        NUM_STEPS,
+        steps_done=2,
+        act=lambda step, control: stopped.append(step),
+    )
+    driven.remember(earlier)
+    assert (driven.state.global_step, driven.state.epoch, driven.state.best_global_step) == (2, 1.0, 2)
+    driven.begin()
+    for step in (3, 4):
+        driven.step(step, of_step(step, 0.75), [])
+    driven.end()
+    assert driven.state.log_history[:2] == earlier and stopped == [4] and driven.state.best_metric == 0.5
+
+
 def fail(control: TrainerControl) -> None:
     raise ValueError("disk full\nand more")
 
