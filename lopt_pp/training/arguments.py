@@ -15,7 +15,7 @@ from lopt_pp.config.data import IN_MEMORY
 from lopt_pp.config.foreign import plain, translate_settings
 from lopt_pp.config.foreign_rules import word_of
 from lopt_pp.config.parser import load_config, plain_values
-from lopt_pp.config.train_config import Config
+from lopt_pp.config.train_config import EFFECTS, Config
 from lopt_pp.config.trl_arguments import ARGUMENTS
 from lopt_pp.config.yaml_file import read_yaml
 from lopt_pp.errors import LoptError, shown
@@ -106,14 +106,15 @@ def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     """What TRL's `SFTConfig`, or `TrainingArguments`, hold that is not their own default.
 
     They do not know what they were given, and their defaults are not all those of this trainer; docs/trl.md names the
-    ones that differ.
+    ones that differ. Flags of ours that they lack may be set as attributes: `args.num_stages = 4`.
     """
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         plain = type(args)(output_dir=args.output_dir, use_cpu=True)  # Otherwise it asks for a GPU.
     plain.use_cpu = False
     names = [field.name for field in dataclasses.fields(args) if field.init]
     changed = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(plain, name)}
-    return plain_values({"output_dir": args.output_dir, **changed})
+    ours = {name: value for name, value in vars(args).items() if name in EFFECTS and not hasattr(plain, name)}
+    return plain_values({"output_dir": args.output_dir, **changed, **ours})
 
 
 _ROWS = {

@@ -12,6 +12,8 @@ from tiny import write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from lopt_pp import Trainer
+
 STEPS, BATCH, RATE = 20, 4, 1e-2
 
 
@@ -31,31 +33,35 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def losses_of_trl(files: Path, output: Path) -> list[float]:
+def losses_of(kind: type[SFTTrainer] | type[Trainer], files: Path, output: Path) -> list[float]:
+    """Those of a trainer, which is given the same arguments whichever it is; but that ours is to train end to end."""
     set_seed(0)
     rows = datasets.Dataset.from_list([json.loads(line) for line in (files / "rows.jsonl").read_text().splitlines()])
-    trainer = SFTTrainer(
+    args = SFTConfig(
+        output_dir=str(output),
+        max_steps=STEPS,
+        per_device_train_batch_size=BATCH,
+        learning_rate=RATE,
+        lr_scheduler_type="linear",
+        warmup_steps=3,
+        weight_decay=0.1,
+        max_grad_norm=0.5,
+        train_sampling_strategy="sequential",
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+    )
+    if kind is Trainer:
+        args.method = "e2e"  # type: ignore[attr-defined]
+    trainer = kind(
         model=AutoModelForCausalLM.from_pretrained(files / "model", dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(files / "model"),
         train_dataset=rows,
-        args=SFTConfig(
-            output_dir=str(output),
-            max_steps=STEPS,
-            per_device_train_batch_size=BATCH,
-            learning_rate=RATE,
-            lr_scheduler_type="linear",
-            warmup_steps=3,
-            weight_decay=0.1,
-            max_grad_norm=0.5,
-            train_sampling_strategy="sequential",
-            gradient_checkpointing=False,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-        ),
+        args=args,
     )
     trainer.train()
     trainer.save_model(str(output))
@@ -64,7 +70,7 @@ def losses_of_trl(files: Path, output: Path) -> list[float]:
 
 @pytest.mark.slow
 def test_the_losses_are_those_of_trl(files: Path, tmp_path: Path) -> None:
-    expected = losses_of_trl(files, tmp_path / "trl")
+    expected = losses_of(SFTTrainer, files, tmp_path / "trl")
     given = (
         f"--model_name_or_path {files / 'model'} --train_file {files / 'rows.jsonl'} --output_dir {tmp_path / 'out'}"
     )
@@ -76,6 +82,10 @@ def test_the_losses_are_those_of_trl(files: Path, tmp_path: Path) -> None:
     losses = [record["loss"] for record in records if "loss" in record]
     assert len(losses) == STEPS and losses[-1] < 0.8 * losses[0], "it has hardly learned: nothing would be shown"
     assert losses == pytest.approx(expected, rel=1e-5)
+    # A script for the one runs with the other, whose run is that of the flags.
+    assert losses_of(Trainer, files, tmp_path / "script") == losses
+    script, flags = weights(tmp_path / "script"), weights(tmp_path / "out")
+    assert script.keys() == flags.keys() and all(torch.equal(flags[name], script[name]) for name in script)
     # The result is tied as TRL's is, and close to it, weight by weight.
     own, other = weights(tmp_path / "out"), weights(tmp_path / "trl")
     assert own.keys() == other.keys() and "lm_head.weight" not in own
