@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from lopt_pp.config.fields import Resume, check_types, expand_home, flag
+from lopt_pp.errors import LoptError
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,44 @@ class ModelConfig:
             compared=True,
         ),
     )
+    eos_token: str | None = field(
+        default=None,
+        metadata=flag(
+            "Token of the vocabulary that ends an answer or a text, in place of the tokenizer's own. It is saved "
+            "with the model, which then stops at it.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    pad_token: str | None = field(
+        default=None,
+        metadata=flag(
+            "Token of the vocabulary that pads, in place of the tokenizer's own; it is saved with the model.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    added_tokens: list[str] | None = field(
+        default=None,
+        metadata=flag(
+            "Tokens that the tokenizer gets, such as those of a chat template, if it lacks them: '<|im_start|>' "
+            "'<|im_end|>'. The embeddings get rows for them, drawn around the mean of the others.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    resize_to_multiple_of: int | None = field(
+        default=None,
+        metadata=flag(
+            "With --added_tokens, rows of the embeddings are filled up to a multiple of this number, such as 64.",
+            on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     trust_remote_code: bool = field(
         default=False,
         metadata=flag(
@@ -52,3 +91,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         expand_home(self)
         check_types(self)
+        if self.added_tokens is not None and not all(self.added_tokens):
+            raise LoptError("--added_tokens: one of them is empty")
+        if self.resize_to_multiple_of is not None and not 1 <= self.resize_to_multiple_of <= 2**20:
+            raise LoptError(f"--resize_to_multiple_of {self.resize_to_multiple_of}: at least 1, such as 64")

@@ -110,11 +110,17 @@ DATA: dict[str, list[Row]] = {
         ),
         Row("eval_packing", NO_EFFECT, "held-out rows are not packed; they are split where training rows are", ignored),
         Row("padding_free", SAME, "meant for flash attention here, too"),
-        Row("dataset_text_field chat_template_path dataset_num_proc", SAME),
+        Row("dataset_text_field dataset_num_proc", SAME),
+        Row(
+            "chat_template_path",
+            SAME,
+            "tokens that the template needs and the tokenizer lacks are named by `--added_tokens`, and the end of a "
+            "turn by `--eos_token`; TRL takes both over from the template's tokenizer",
+        ),
         Row("pad_to_multiple_of", NO_EFFECT, "padding changes no loss", ignored),
         Row("length_column_name", NO_EFFECT, "lengths are those of the tokenized rows", ignored),
         Row("dataset_kwargs", MISSING, "tokenized rows are known by their columns: see [Data](data.md)", unless()),
-        Row("eos_token pad_token", MISSING, "set them in the tokenizer, and save it with the model", unless()),
+        Row("eos_token pad_token", SAME, "a new one is added by `--added_tokens`, with embeddings for it"),
         Row("dataloader_drop_last", MISSING, "what is left at the end of an epoch makes a smaller step", unless()),
         Row(
             "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "

@@ -85,7 +85,7 @@ def with_chat_template(tokenizer: PreTrainedTokenizerBase, config: DataConfig) -
     if missing:
         raise LoptError(
             f"--chat_template_path {path} uses tokens that the model's tokenizer lacks: {', '.join(missing)}; give a "
-            f"template that does without"
+            f"template that does without, or the tokens (--added_tokens)"
         )
     tokenizer.chat_template = template
     return tokenizer

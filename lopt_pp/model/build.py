@@ -21,6 +21,7 @@ from lopt_pp.model.dtypes import own_dtypes
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.model.stored import check_are_floats, check_stored
 from lopt_pp.model.structure import ModelStructure
+from lopt_pp.model.vocabulary import AddedRows
 from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.util.compat_transformers import Deferred, kept_as, one_after_another, parameter_names
 
@@ -39,12 +40,14 @@ class BlockBuilder:
         structure: of the class, as `check_split` finds it.
         ties_embeddings: whether a block that is the whole model has its input and output embeddings tied, as the model
             has them.
+        added: the rows that the embeddings get, beyond those in the files, as `config` has them; None for none.
     """
 
     model_class: type[PreTrainedModel]
     config: PreTrainedConfig
     structure: ModelStructure
     ties_embeddings: bool = False
+    added: AddedRows | None = None
 
     def on_meta(self, spec: BlockSpec) -> BlockModel:
         """The block at `spec` without memory for its weights, to be counted or planned with."""
@@ -91,6 +94,11 @@ class BlockBuilder:
             return weights.read([source], device, dtype)[source]
 
         deferred = {name: Deferred(functools.partial(read, source)) for name, source in sources.items()}
+        if self.added is not None:
+            grow = functools.partial(self._grown, self.added, weights, names, device)
+            places = {name: names.get(name, name) for name in sources}
+            parts = (self.structure.embedding, *self._head_names)
+            deferred |= {name: Deferred(functools.partial(grow, own)) for name, own in places.items() if own in parts}
         with weights.kept_open(), one_after_another(), kept_as(keep):
             block = self.from_state_dict(spec, deferred, weights.name_or_path)
         block.own_dtypes = own_dtypes(stored, {**names, self.structure.head: self.structure.head})
@@ -136,6 +144,32 @@ class BlockBuilder:
             shown = ", ".join(problems[:5]) + (f" and {len(problems) - 5} more" if len(problems) > 5 else "")
             raise LoptError(f"{source}: tensors of stage {spec.stage} are missing or of another shape: {shown}")
         return self._block(spec, model)
+
+    @property
+    def _head_names(self) -> tuple[str, str]:
+        """Of the output head's weight and bias, which it may not have."""
+        return self.structure.head, self.structure.head.removesuffix("weight") + "bias"
+
+    def _grown(
+        self,
+        added: AddedRows,
+        weights: PretrainedWeights,
+        names: Mapping[str, str],
+        device: torch.device,
+        part: str,
+        dtype: torch.dtype | None,
+    ) -> torch.Tensor:
+        """A tensor of the embeddings with its further rows, which depend on the input's and the output's together."""
+        places = {name: stored for stored, name in names.items()}
+        own = [places[name] for name in (self.structure.embedding, *self._head_names) if name in places]
+        read = {names[name]: tensor for name, tensor in weights.read(own, _CPU, torch.float32).items()}
+        embedding, (head, bias) = read[self.structure.embedding], map(read.get, self._head_names)
+        if self.config.tie_word_embeddings and (head is None or torch.equal(head, embedding)):
+            head = bias = None
+        resized = added.resize(embedding, head, bias)
+        found = dict(zip((self.structure.embedding, *self._head_names), resized, strict=True))[part]
+        tensor = resized[0] if found is None else found
+        return tensor.to(device, dtype)
 
     def stores_tied_embeddings(self, weights: PretrainedWeights) -> bool:
         """Whether the model's input and output embeddings are one tensor, as `transformers` loads it.

@@ -24,6 +24,7 @@ from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.location import check_location, explain
 from lopt_pp.model.special_tokens import align_special_tokens
+from lopt_pp.model.vocabulary import with_tokens
 from lopt_pp.util.compat_transformers import attention_of, find_file
 from lopt_pp.util.user_code import search_current_directory
 
@@ -61,19 +62,20 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The pretrained model's tokenizer.
+    """The pretrained model's tokenizer, with the tokens that the flags name.
 
     Raises:
-        LoptError: there is none.
+        LoptError: there is none, or a token is not in its vocabulary.
     """
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
         )
     except Exception as error:  # The tokenizers library raises bare ones.
         raise LoptError(
             f"--model_name_or_path {config.model_name_or_path}: no tokenizer: {first_line(error)}"
         ) from error
+    return with_tokens(tokenizer, config)
 
 
 def load_generation_config(config: ModelConfig, model_config: PreTrainedConfig) -> GenerationConfig:

@@ -16,8 +16,9 @@ from lopt_pp.config.plan import PlanConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.model.location import has_weights
 from lopt_pp.model.partition import BlockSpec, split_at, split_evenly
-from lopt_pp.model.pretrained import load_model_config
+from lopt_pp.model.pretrained import load_model_config, load_tokenizer
 from lopt_pp.model.stored import without_quantization
+from lopt_pp.model.vocabulary import grown
 from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.planning.capacity import Layout, fits, remedies
 from lopt_pp.planning.estimate import Model
@@ -60,6 +61,8 @@ def plan(
     topology = layout.topology  # Raises early.
     name = model_flags.model_name_or_path
     config = load_model_config(model_flags)
+    if model_flags.added_tokens:
+        config, _ = grown(config, load_tokenizer(model_flags), model_flags, seed=0)
     # Weights that are there tell whether they are quantized, as the config may say; none are fetched for it.
     config = without_quantization(config, name, PretrainedWeights(name) if has_weights(name) else None)
     model = Model(config, _cut_by_hand(pipeline, config), model_flags.trust_remote_code)

@@ -14,6 +14,7 @@ from lopt_pp.metrics.listeners import OwnCallbacks
 from lopt_pp.model.in_memory import LoadedWeights, config_of, generation_of
 from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_class_of
 from lopt_pp.model.stored import without_quantization
+from lopt_pp.model.vocabulary import AddedRows, grown, with_tokens
 from lopt_pp.model.weights import PretrainedWeights
 from lopt_pp.training.own_optimizer import OwnOptimizer
 from lopt_pp.training.token_metrics import ComputeMetrics
@@ -52,20 +53,26 @@ class Pretrained:
         config: of the model.
         weights: of the model.
         generation: settings of a loaded model; None where they are read from its files.
+        added: the rows that its embeddings get.
     """
 
     model_class: type[PreTrainedModel]
     config: PreTrainedConfig
     weights: PretrainedWeights
     generation: GenerationConfig | None
+    added: AddedRows | None = None
 
 
-def find_pretrained(config: ModelConfig, model: PreTrainedModel | None, warns: bool) -> Pretrained:
+def find_pretrained(
+    config: ModelConfig, model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase, seed: int, warns: bool
+) -> Pretrained:
     """The model that a run begins with.
 
     Args:
         config: names it.
         model: loaded by the script, in place of that.
+        tokenizer: of the run; the model gets embeddings for the tokens that were added to it.
+        seed: of the run, that these are drawn by.
         warns: whether to say what is left out of its config.
 
     Raises:
@@ -84,7 +91,8 @@ def find_pretrained(config: ModelConfig, model: PreTrainedModel | None, warns: b
             f"model is a {type(model).__name__}, and the causal language model of its config is "
             f"{model_class.__name__}; give one that AutoModelForCausalLM has loaded"
         )
-    return Pretrained(model_class, own, weights, generation)
+    own, added = grown(own, tokenizer, config, seed)
+    return Pretrained(model_class, own, weights, generation, added)
 
 
 def find_tokenizer(
@@ -95,7 +103,7 @@ def find_tokenizer(
     Raises:
         LoptError: there is none, or `--chat_template_path` has none for it.
     """
-    found = load_tokenizer(config) if tokenizer is None else copy.deepcopy(tokenizer)
+    found = load_tokenizer(config) if tokenizer is None else with_tokens(copy.deepcopy(tokenizer), config)
     return with_chat_template(found, data)
 
 

@@ -223,14 +223,15 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
     # The model: its class and its cuts, and the proof that it splits there.
     topology = config.topology(world.size)
     world.say("reading the model %s, and whether it splits exactly", config.model.model_name_or_path)
-    pretrained = find_pretrained(config.model, given.model, warns=world.rank == 0)
+    tokenizer = find_tokenizer(config.model, config.data, given.tokenizer)
+    pretrained = find_pretrained(config.model, given.model, tokenizer, config.run.seed, warns=world.rank == 0)
     model_class, model_config, weights = pretrained.model_class, pretrained.config, pretrained.weights
     depth = model_config.num_hidden_layers
     cuts = config.pipeline.boundaries if topology.num_stages > 1 else None
     specs = split_at(cuts, depth) if cuts is not None else split_evenly(depth, topology.num_stages)
     structure = check_split(model_class, model_config, specs)
     check_routers(model_class, model_config, config.objective.router_aux_loss_coef)
-    builder = BlockBuilder(model_class, model_config, structure)
+    builder = BlockBuilder(model_class, model_config, structure, added=pretrained.added)
     unused = builder.unused_tensors(weights)
     if world.rank == 0:
         warn_of_unused(unused, weights.name_or_path)
@@ -240,7 +241,6 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
     if config.data.packs_rows:
         check_packing(model_class, model_config, specs, structure)
     # The rows. One process of each node tokenizes; the others read what it has cached.
-    tokenizer = find_tokenizer(config.model, config.data, given.tokenizer)
     limits = RowLimits(*row_limits(builder.whole, config.data.max_length))
     world.say("reading the rows")
     with world.one_process_first("rows"):

@@ -109,10 +109,11 @@ def test_a_flag_without_effect_on_the_result_is_not_spoken_of(name: str, told: T
 
 
 DECIDES = {
-    "train_rows_sha256": "train_file dataset_name dataset_config dataset_split dataset_mapping dataset_text_field "
-    "chat_template_path assistant_only_loss completion_only_loss allow_no_stop_token max_length",
+    "train_rows_sha256": "train_file dataset_name dataset_config dataset_split datasets dataset_mapping "
+    "dataset_text_field eos_token chat_template_path assistant_only_loss completion_only_loss "
+    "allow_no_stop_token max_length",
     "evaluation_rows_sha256": "eval_file dataset_test_split",
-    "model_config": "model_name_or_path model_revision",
+    "model_config": "model_name_or_path model_revision added_tokens resize_to_multiple_of",
     "edges": "num_stages split",
     "rows_per_step": "per_device_train_batch_size gradient_accumulation_steps data_parallel",
     "num_steps": "max_steps num_train_epochs",

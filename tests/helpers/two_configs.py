@@ -23,6 +23,7 @@ MODEL = LlamaConfig(num_hidden_layers=4)
 
 GIVEN: dict[str, dict[str, Any]] = {
     "dataset_name": {"train_file": None, "dataset_name": "one"},
+    "datasets": {"train_file": None, "datasets": [{"path": "one"}]},
     "eval_on_start": {"eval_file": "held.jsonl"},
     "load_best_model_at_end": {"eval_file": "held.jsonl"},
     "metric_for_best_model": {"eval_file": "held.jsonl"},
@@ -49,7 +50,7 @@ def another(name: str, value: object) -> object:
     if typing.get_origin(kind) is typing.Literal:
         return next(choice for choice in typing.get_args(kind) if choice != value)
     if typing.get_origin(kind) is list:
-        return [{"report_to": "tensorboard", "eval_metrics": "entropy"}.get(name, "other")]
+        return [_OTHER_ITEMS.get(name, "other")]
     if kind is bool:
         return not value
     if kind is int:
@@ -58,6 +59,12 @@ def another(name: str, value: object) -> object:
         return 0.5 if value is None else value / 2 + 0.25  # type: ignore[operator]
     return _OTHER_TEXTS.get(name, "other")
 
+
+_OTHER_ITEMS: dict[str, object] = {
+    "report_to": "tensorboard",
+    "eval_metrics": "entropy",
+    "datasets": {"path": "other"},
+}
 
 _OTHER_TEXTS = {
     "split": "2",
