@@ -37,7 +37,12 @@ RUN: dict[str, list[Row]] = {
         ),
         Row("save_only_model", MISSING, "`lopt-pp export` makes the model of a checkpoint", unless()),
         Row("save_on_each_node", MISSING, "`--output_dir` is shared by all machines", unless()),
-        Row("restore_callback_states_from_checkpoint", NO_EFFECT, "there are no callbacks", ignored),
+        Row(
+            "restore_callback_states_from_checkpoint",
+            NO_EFFECT,
+            "callbacks begin anew, with all logs in `state`",
+            ignored,
+        ),
         Row("logging_steps", SAME, "of the log lines; [metrics.jsonl](metrics.md) has every step", share_of_steps("")),
         Row("logging_first_step disable_tqdm", SAME),
         Row("logging_strategy", MISSING, "log lines are counted in steps: `--logging_steps`", by_value({"steps": {}})),

@@ -78,6 +78,7 @@ class Screen:
 
         ticking = threading.Thread(target=tick, daemon=True)
         ticking.start()
+        self.draw()
         try:
             yield self.draw
         finally:

@@ -85,7 +85,7 @@ def test_handlers_that_wrote_to_the_terminal_before_share_it_too(monkeypatch: py
         logger.removeHandler(handler)
         logger.removeHandler(other)
     bar = "\rbar of 79\x1b[K"
-    assert stream.getvalue() == f"{CLEAR}a line\n{bar}{CLEAR}another\n{bar}{bar}\n"
+    assert stream.getvalue() == f"{bar}{CLEAR}a line\n{bar}{CLEAR}another\n{bar}{bar}\n"
 
 
 def test_without_a_terminal_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
