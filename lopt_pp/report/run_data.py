@@ -119,8 +119,12 @@ class RunData:
 
     def names(self, stage: int) -> list[str]:
         """Of all values in a stage's records, in the order in which they come first."""
-        records = (*self.start[stage : stage + 1], *self.stages[stage])
-        return list(dict.fromkeys(name for record in records for name in record))
+        return self._names[stage]
+
+    @cached_property
+    def _names(self) -> list[list[str]]:
+        records = [(*self.start[stage : stage + 1], *own) for stage, own in enumerate(self.stages)]
+        return [list(dict.fromkeys(name for record in own for name in record)) for own in records]
 
     @cached_property
     def held_out(self) -> dict[str, str]:
@@ -140,6 +144,13 @@ class RunData:
 
     def times(self, stage: int) -> StageTimes:
         """The mean step of a stage."""
+        return self._times[stage]
+
+    @cached_property
+    def _times(self) -> list[StageTimes]:
+        return [self._times_of(stage) for stage in range(len(self.stages))]
+
+    def _times_of(self, stage: int) -> StageTimes:
         records = self.warm(stage)
         seconds = {
             phase: sum(record.get(f"{phase}_seconds", 0.0) for record in records) / len(records) for phase in PHASES

@@ -4,6 +4,7 @@
 """
 
 import http.server
+import os
 import socket
 import sys
 import threading
@@ -41,12 +42,14 @@ class PageServer(http.server.ThreadingHTTPServer):
         port: 0 for any that is free.
 
     Raises:
-        LoptError: the port cannot be had.
+        LoptError: the port cannot be had, or a file is where the directory should be.
     """
 
     daemon_threads = True
 
     def __init__(self, directory: Path, port: int) -> None:
+        if os.path.exists(directory) and not os.path.isdir(directory):
+            raise LoptError(f"{directory} is not a directory; give the --output_dir of a run")
         self.live = Live(directory)
         try:
             super().__init__((_HOST, port), _Handler)

@@ -1,5 +1,6 @@
 """What a run is doing, or how it has ended, by the files in its output directory."""
 
+import os
 import re
 import time
 from collections.abc import Callable
@@ -86,7 +87,7 @@ class StateReader:
             )
         if run is not None:
             return None
-        if not self._directory.is_dir():
+        if not os.path.isdir(self._directory):
             return State("waiting", f"{self._directory} is not there yet; this page begins when a run does")
         return State("waiting", f"no run has begun in {self._directory}; this page begins when one does")
 

@@ -235,6 +235,12 @@ def test_a_port_in_use_is_one_line(server: PageServer, capsys: pytest.CaptureFix
     )
 
 
+def test_a_file_is_not_waited_for(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert cli.main(["report", str(tmp_path / "file"), "--serve", "--port", "0"]) == 1
+    assert "file is not a directory; give the --output_dir of a run" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "error"),
     [
