@@ -107,6 +107,7 @@ def test_the_model_of_a_checkpoint_is_pushed(out: Path, hub: Hub, tmp_path: Path
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template
 
 
+@pytest.mark.slow
 def test_a_run_pushes_its_model_at_the_end_and_names_no_place(
     inputs: Path, hub: Hub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
