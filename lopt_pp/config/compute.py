@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from lopt_pp.config.fields import Resume, check_types, flag
+from lopt_pp.errors import LoptError
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,44 @@ class StageConfig:
         ),
     )
 
+    torch_compile_backend: str | None = field(
+        default=None,
+        metadata=flag(
+            "Backend of torch.compile; by default inductor.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    torch_compile_mode: str | None = field(
+        default=None,
+        metadata=flag(
+            "Mode of torch.compile, such as max-autotune-no-cudagraphs.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    tf32: bool = field(
+        default=False,
+        metadata=flag(
+            "Let float32 matrix products on GPUs of the Ampere generation or newer round their inputs to TF32: "
+            "several times as fast, to three digits.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    neftune_noise_alpha: float | None = field(
+        default=None,
+        metadata=flag(
+            "Adds noise of this size to the embeddings while the first stage learns (NEFTune, arXiv 2310.05914; 5 is "
+            "usual). A first stage that only runs forward adds none.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     full_determinism: bool = field(
         default=False,
         metadata=flag(
@@ -69,6 +108,13 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.neftune_noise_alpha is not None and self.neftune_noise_alpha < 0:
+            raise LoptError(f"--neftune_noise_alpha {self.neftune_noise_alpha}: at least 0")
+
+    @property
+    def compiles(self) -> bool:
+        """Whether layers are compiled; as in transformers, either setting of that says so as well."""
+        return bool(self.torch_compile or self.torch_compile_backend or self.torch_compile_mode)
 
     # torch is imported by whoever asks for a dtype, and not by whoever reads flags: that takes seconds.
 

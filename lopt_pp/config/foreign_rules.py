@@ -1,5 +1,6 @@
 """What can become of a flag of another trainer: it is taken for ours, passed over, or refused with a hint."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,28 @@ def max_length(name: str, value: Any) -> dict[str, Any] | str:
     if value is None or word_of(value) in ("none", "null"):
         return "rows need a longest length here; give one that none of yours exceeds"
     return {name: value}
+
+
+def model_init_kwargs(name: str, value: Any) -> dict[str, Any] | str:
+    """Of what `from_pretrained` is given, what flags say as well."""
+    if isinstance(value, str) and value.strip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return "expected a mapping"
+    if not isinstance(value, dict):
+        return {} if word_of(value) in _OFF else "expected a mapping"
+    flags = {"revision": "model_revision", "torch_dtype": "dtype"}
+    found: dict[str, Any] = {}
+    for key, own in value.items():
+        flag = flags.get(key, key)
+        if flag not in ("attn_implementation", "dtype", "model_revision", "trust_remote_code"):
+            return f"{key} has no flag here: the model is as its config says"
+        said = dtype(flag, own) if flag == "dtype" else {flag: own}
+        if isinstance(said, str):
+            return said
+        found |= said
+    return found
 
 
 def resume(name: str, value: Any) -> dict[str, Any] | str:

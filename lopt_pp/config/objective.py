@@ -128,6 +128,26 @@ class ObjectiveConfig:
             compared=True,
         ),
     )
+    loss_type: Literal["nll", "dft"] = field(
+        default="nll",
+        metadata=flag(
+            "The task's loss in training: nll is cross-entropy; dft weights each token's by the probability that the "
+            "model gives it (arXiv 2508.05629). Held-out losses are cross-entropy with both.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    label_smoothing_factor: float = field(
+        default=0.0,
+        metadata=flag(
+            "Share of each target that all tokens of the vocabulary have alike, in training; 0 is off. The loss then "
+            "holds all logits of a microbatch.",
+            on_resume=Resume.MAY_CHANGE,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     router_aux_loss_coef: float = field(
         default=0.0,
         metadata=flag(
@@ -153,6 +173,10 @@ class ObjectiveConfig:
         check_types(self)
         if self.reconstruction_weight < 0:
             raise LoptError(f"--reconstruction_weight {self.reconstruction_weight}: at least 0")
+        if not 0 <= self.label_smoothing_factor < 1:
+            raise LoptError(f"--label_smoothing_factor {self.label_smoothing_factor}: at least 0 and below 1")
+        if self.label_smoothing_factor and self.loss_type == "dft":
+            raise LoptError("--label_smoothing_factor with --loss_type dft: the two are not defined together")
         if self.router_aux_loss_coef < 0:
             raise LoptError(f"--router_aux_loss_coef {self.router_aux_loss_coef}: at least 0")
         if self.auxiliary_layers < 1:

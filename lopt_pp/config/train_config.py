@@ -91,6 +91,15 @@ class RunConfig:
             compared=True,
         ),
     )
+    data_seed: int | None = field(
+        default=None,
+        metadata=flag(
+            "Seed of the data order; by default --seed.",
+            on_resume=Resume.MUST_MATCH,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     logging_steps: int = field(
         default=10,
         metadata=flag(
@@ -118,8 +127,9 @@ class RunConfig:
                 raise LoptError(f"--{name} {getattr(self, name)}: at least 1")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise LoptError("--max_steps or --num_train_epochs must be above 0")
-        if self.seed < 0:
-            raise LoptError(f"--seed {self.seed}: at least 0")
+        for name in ("seed", "data_seed"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise LoptError(f"--{name} {value}: at least 0")
 
 
 @dataclass(frozen=True)
@@ -146,7 +156,7 @@ class Config:
                 f"--optim {self.optim.optim} cannot be shared out among replicas (--sharding full): {reason}; take "
                 f"--optim adamw_torch_fused, or --sharding none"
             )
-        if self.objective.router_aux_loss_coef and self.stage.torch_compile:
+        if self.objective.router_aux_loss_coef and self.stage.compiles:
             raise LoptError("--router_aux_loss_coef with --torch_compile: compiled layers hide routers; leave one out")
         if self.objective.max_interface_drift is not None and self.report.probe_steps == 0:
             raise LoptError("--max_interface_drift needs a drift that is measured: --probe_steps above 0")

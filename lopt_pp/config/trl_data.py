@@ -9,6 +9,7 @@ from lopt_pp.config.foreign_rules import (
     dtype,
     ignored,
     max_length,
+    model_init_kwargs,
     renamed,
     unless,
     unless_none,
@@ -32,8 +33,13 @@ DATA: dict[str, list[Row]] = {
             by_value({"true": {"dtype": "bfloat16"}, "false": {"dtype": "float32"}}),
         ),
         Row("fp16", MISSING, "float16 would need its loss scaled; take `--dtype bfloat16`", unless()),
-        Row("tf32", MISSING, "not switched by a flag; take `--dtype bfloat16` for speed", unless()),
-        Row("model_init_kwargs", MISSING, "the model is as its config says", unless()),
+        Row("tf32", SAME),
+        Row(
+            "model_init_kwargs",
+            "attn_implementation dtype model_revision trust_remote_code",
+            "those of them that are flags; the model is as its config says",
+            model_init_kwargs,
+        ),
         Row("use_cache", NO_EFFECT, "training has no cache of keys and values", ignored),
         Row(
             "router_aux_loss_coef",

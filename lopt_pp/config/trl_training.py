@@ -11,6 +11,7 @@ from lopt_pp.config.foreign_rules import (
     renamed,
     share_of_steps,
     unless,
+    word_of,
 )
 
 TRAINING: dict[str, list[Row]] = {
@@ -68,10 +69,15 @@ TRAINING: dict[str, list[Row]] = {
         ),
         Row("activation_offloading", SAME, "`--optimizer_offload` does it for the optimizer's state"),
         Row("torch_compile", SAME, "layer by layer"),
-        Row("torch_compile_backend torch_compile_mode", MISSING, "`--torch_compile` has no settings", unless()),
+        Row("torch_compile_backend torch_compile_mode", SAME, "either switches `--torch_compile` on"),
         Row(
-            "loss_type label_smoothing_factor neftune_noise_alpha", MISSING, "the loss is cross-entropy", unless("nll")
+            "loss_type",
+            SAME,
+            "`nll` and `dft`; `chunked_nll` is `nll`, which never holds all logits. Held-out losses are cross-entropy",
+            lambda name, value: {} if word_of(value) in ("none", "null", "chunked_nll") else {name: value},
         ),
+        Row("label_smoothing_factor", SAME, "in training; held-out losses are without"),
+        Row("neftune_noise_alpha", SAME, "where the first stage learns"),
         Row(
             "use_liger_kernel liger_kernel_config",
             NO_EFFECT,
@@ -81,7 +87,7 @@ TRAINING: dict[str, list[Row]] = {
         Row("torch_empty_cache_steps", NO_EFFECT, "memory is PyTorch's to manage", ignored),
         Row("auto_find_batch_size", MISSING, "`lopt-pp plan` says what fits", unless()),
         Row("full_determinism", SAME, "without `CUDA_LAUNCH_BLOCKING`, which PyTorch does not need for it"),
-        Row("data_seed", MISSING, "`--seed` is that of the rows, too", unless()),
+        Row("data_seed", SAME),
     ],
     "Processes": [
         Row("use_cpu", "backend", "`gloo` computes on CPUs", by_value({"true": {"backend": "gloo"}, "false": {}})),

@@ -16,4 +16,4 @@ def task_objective_class(config: ObjectiveConfig) -> type[Objective]:
 
 def task_objective(config: ObjectiveConfig) -> Objective:
     """The task's loss. It has no parameters: those that it trains are the block's, or the auxiliary network's."""
-    return task_objective_class(config)()
+    return NextToken(config)

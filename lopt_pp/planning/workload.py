@@ -39,6 +39,8 @@ class Workload:
     device: torch.device = torch.device("cuda")
 
     def __post_init__(self) -> None:
+        if self.stage.neftune_noise_alpha is not None:  # It draws values, of which a plan has none.
+            object.__setattr__(self, "stage", replace(self.stage, neftune_noise_alpha=None))
         if self.device.type == "cpu" and self.stage.activation_offloading:  # There they stay where they are.
             object.__setattr__(self, "stage", replace(self.stage, activation_offloading=False))
 

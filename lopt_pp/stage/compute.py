@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.integrations.neftune import neftune_post_forward_hook
 
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.model.block import BlockModel
@@ -21,9 +23,15 @@ def prepare_block(block: BlockModel, config: StageConfig, device: torch.device) 
     block.train()
     if config.autocasts:
         autocast_experts(block.model)
-    if config.torch_compile:
+    if config.neftune_noise_alpha and block.spec.is_first:
+        embeddings: Any = block.model.get_input_embeddings()
+        embeddings.neftune_noise_alpha = config.neftune_noise_alpha
+        embeddings.register_forward_hook(neftune_post_forward_hook)
+    if config.compiles:
+        given = {"backend": config.torch_compile_backend, "mode": config.torch_compile_mode}
+        how: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         for layer in block.layers:
-            layer.compile()
+            layer.compile(**how)
     if config.gradient_checkpointing:
         checkpoint_layers(block.model)
     return block

@@ -62,7 +62,7 @@ class Stage(BaseStage):
         self.is_sharded = replicas is not None and replicas.sharded
         self._autocasts = config.autocasts
         self._saved = kept_for_backward(config, self.device)
-        self._compiles = config.torch_compile
+        self._compiles = config.compiles
         self._parameter_dtype = config.parameter_dtype
         self._seed = seed
         self._run: Callable[..., BlockOutput] = block

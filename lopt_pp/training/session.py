@@ -19,7 +19,7 @@ from lopt_pp.distributed.watchdog import Watchdog
 from lopt_pp.distributed.world import Failure, World, connect
 from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.training.finish import RunFinalizer
-from lopt_pp.util.determinism import full_determinism
+from lopt_pp.util.determinism import full_determinism, tf32
 from lopt_pp.util.files import missing_directories, remove_empty
 from lopt_pp.util.threads import in_background
 
@@ -66,7 +66,7 @@ def run_watched(config: Config, topology: Topology, work: Work[T]) -> T:
                 watchdog.abandon = abandon
                 stop.finalizer = finalizer
 
-            with full_determinism(config.stage.full_determinism):
+            with full_determinism(config.stage.full_determinism), tf32(config.stage.tf32):
                 return work(world, on_prepared, held)
         except LoptError as error:
             watchdog.fail(str(error), keep=isinstance(error, NotFiniteError) and error.keeps_weights)

@@ -288,7 +288,7 @@ def _sampler(config: Config, rows: Rows, pad_token_id: int, replica: int, num_re
         per_device_train_batch_size=config.run.per_device_train_batch_size,
         gradient_accumulation_steps=config.run.gradient_accumulation_steps,
         shuffle=config.data.shuffle_dataset,
-        seed=config.run.seed,
+        seed=config.run.seed if config.run.data_seed is None else config.run.data_seed,
         pad_token_id=pad_token_id,
         replica=replica,
         num_replicas=num_replicas,

@@ -15,6 +15,19 @@ since CUDA 10.2: with it, each posted receive would hold up the computation."""
 
 
 @contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """While it lasts, GPUs may round what enters matrix products in float32 to TF32, where that is asked for."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    if enabled:
+        torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        if enabled:
+            torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@contextmanager
 def full_determinism(enabled: bool) -> Iterator[None]:
     """While it lasts, PyTorch takes deterministic kernels only; afterwards its settings are as they were.
 

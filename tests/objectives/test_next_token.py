@@ -1,13 +1,16 @@
 """The loss of the next token against its formula, computed plainly."""
 
+from typing import Any
+
 import pytest
 import torch
 from microbatch import HIDDEN, TARGETS, VOCABULARY, gradient, make_batch, random_output
 from small_stages import counts_of
 from torch import nn
+from transformers.trainer_pt_utils import LabelSmoother
 
 from lopt_pp.model.block import BlockOutput
-from lopt_pp.objectives import NextToken, next_token
+from lopt_pp.objectives import NextToken, ObjectiveConfig, next_token
 from lopt_pp.objectives.next_token import linear_cross_entropy
 
 
@@ -97,3 +100,31 @@ def test_the_logits_left_to_the_loss_give_the_same(output: BlockOutput) -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, variables), torch.autograd.grad(expected, variables))
     nothing = make_batch([[-100] * 6] * 3)
     assert NextToken()(left, nothing).item() == 0.0
+
+
+@pytest.mark.parametrize("plain_head", [False, True])
+@pytest.mark.parametrize("flags", [{"label_smoothing_factor": 0.1}, {"loss_type": "dft"}])
+def test_other_losses_are_those_of_transformers_and_trl(plain_head: bool, flags: dict[str, Any]) -> None:
+    """In training; measured, the loss is the plain one."""
+    torch.manual_seed(0)
+    batch, head = make_batch(), nn.Linear(HIDDEN, VOCABULARY)
+    features = torch.randn(*batch.input_ids.shape, HIDDEN, requires_grad=True)
+    logits = head(features)
+    output = BlockOutput(features, features, logits[:, batch.target_positions])
+    if plain_head:
+        output = BlockOutput(features, features, None, features, head)
+    objective = NextToken(ObjectiveConfig(**flags))
+    loss = objective(output, batch)
+    logits = head(features)
+    if flags.get("loss_type") == "dft":
+        shifted, targets = logits[:, :-1], batch.labels[:, 1:]
+        logps = shifted.log_softmax(-1).gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+        expected = -(logps.exp().detach() * logps)[targets != -100].sum()
+    else:
+        mean = LabelSmoother(epsilon=0.1)({"logits": logits}, batch.labels, shift_labels=True)
+        expected = mean * batch.num_targets
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient(loss, features), gradient(expected, features))
+    assert torch.equal(objective.eval()(output, batch), NextToken()(output, batch)) and not torch.equal(
+        loss, NextToken()(output, batch)
+    )
