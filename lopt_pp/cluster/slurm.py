@@ -169,7 +169,7 @@ def check_run(config: Config, nodes: int, processes: int) -> None:
         config.topology(nodes * processes)
     except LoptError as error:
         raise LoptError(f"{places(nodes, processes)}: {error}") from error
-    if config.checkpoint.save_steps == 0:
+    if not config.checkpoint.saves:
         raise LoptError("--save_steps 0: a job that comes back would begin anew; give the steps between checkpoints")
     if config.checkpoint.resume_from_checkpoint not in (None, "latest"):
         raise LoptError(

@@ -24,6 +24,15 @@ class CheckpointConfig:
             compared=True,
         ),
     )
+    save_strategy: Literal["steps", "epoch"] = field(
+        default="steps",
+        metadata=flag(
+            "When to save: every --save_steps, or after each epoch; the last step is saved as well.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
     save_total_limit: int | None = field(
         default=None,
         metadata=flag(
@@ -67,6 +76,12 @@ class CheckpointConfig:
         if self.save_total_limit is not None and self.save_total_limit < 1:
             raise LoptError(f"--save_total_limit {self.save_total_limit}: at least 1")
 
-    def saves_after(self, step: int) -> bool:
+    @property
+    def saves(self) -> bool:
+        """Whether there are checkpoints."""
+        return self.save_steps > 0 or self.save_strategy == "epoch"
+
+    def saves_after(self, step: int, steps_per_epoch: int) -> bool:
         """Whether a checkpoint is due when `step` steps are done."""
-        return self.save_steps > 0 and step % self.save_steps == 0
+        every = steps_per_epoch if self.save_strategy == "epoch" else self.save_steps
+        return every > 0 and step % every == 0

@@ -94,7 +94,7 @@ def _unused_flags(config: Config, given: Set[str]) -> list[str]:
     checkpoint, report, model = config.checkpoint, config.report, config.model
     if config.pipeline.num_stages == 1 and "probe_steps" in given and report.probe_steps:
         lines.append(f"of no effect with --num_stages 1: --probe_steps {report.probe_steps}; there is no boundary")
-    if checkpoint.save_total_limit is not None and checkpoint.save_steps == 0:
+    if checkpoint.save_total_limit is not None and not checkpoint.saves:
         lines.append(f"of no effect with --save_steps 0: --save_total_limit {checkpoint.save_total_limit}")
     if report.report_to in (None, ["none"]):
         names = ("logging_dir", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")

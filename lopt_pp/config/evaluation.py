@@ -1,10 +1,12 @@
 """What a run is measured on, and when."""
 
+import math
 import os
 import re
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+from lopt_pp.config.checkpoint import CheckpointConfig
 from lopt_pp.config.fields import Resume, check_types, expand_home, flag
 from lopt_pp.errors import LoptError
 
@@ -72,6 +74,24 @@ class EvaluationConfig:
         default=500,
         metadata=flag(
             "Steps between evaluations; 0 evaluates after the last step only.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    eval_strategy: Literal["steps", "epoch"] = field(
+        default="steps",
+        metadata=flag(
+            "When to evaluate: every --eval_steps, or after each epoch; the last step is always evaluated.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    eval_delay: float = field(
+        default=0.0,
+        metadata=flag(
+            "Steps before the first evaluation, or epochs with --eval_strategy epoch; those before them are left out.",
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=True,
             compared=True,
@@ -211,8 +231,12 @@ class EvaluationConfig:
         if self.early_stopping_patience is not None:
             if self.early_stopping_patience < 1:
                 raise LoptError(f"--early_stopping_patience {self.early_stopping_patience}: at least 1")
-            if self.eval_steps == 0:
+            if self.eval_steps == 0 and self.eval_strategy == "steps":
                 raise LoptError("--early_stopping_patience needs evaluations before the last: --eval_steps above 0")
+        if self.eval_delay < 0:
+            raise LoptError(f"--eval_delay {self.eval_delay:g}: at least 0")
+        if self.eval_strategy == "epoch" and not given:
+            raise LoptError("--eval_strategy epoch needs rows to evaluate on: give --eval_file or --eval_split_size")
         if self.early_stopping_threshold < 0:
             raise LoptError(f"--early_stopping_threshold {self.early_stopping_threshold:g}: at least 0")
 
@@ -247,14 +271,27 @@ class EvaluationConfig:
         """Whether the result of a run depends on what evaluations measure."""
         return self.load_best_model_at_end or self.early_stopping_patience is not None
 
-    def check_checkpoints(self, save_steps: int) -> None:
+    def every(self, steps_per_epoch: int) -> int:
+        """Steps between evaluations; 0 for the last step only."""
+        return steps_per_epoch if self.eval_strategy == "epoch" else self.eval_steps
+
+    def first_step(self, steps_per_epoch: int) -> int:
+        """The steps that are done before the first evaluation, but for one of the start or of the last step."""
+        return math.ceil(self.eval_delay * (steps_per_epoch if self.eval_strategy == "epoch" else 1))
+
+    def check_checkpoints(self, checkpoint: CheckpointConfig) -> None:
         """Sees that the best model can be had at the end.
 
         Raises:
             LoptError: some checkpoint would not be evaluated.
         """
-        if self.load_best_model_at_end and (save_steps == 0 or self.eval_steps == 0 or save_steps % self.eval_steps):
+        if not self.load_best_model_at_end:
+            return
+        every, save_steps = "--load_best_model_at_end evaluates every checkpoint, so", checkpoint.save_steps
+        if self.eval_strategy != checkpoint.save_strategy:
+            strategies = f"{self.eval_strategy} and {checkpoint.save_strategy}"
+            raise LoptError(f"{every} --eval_strategy and --save_strategy must be the same; they are {strategies}")
+        if self.eval_strategy == "steps" and (not save_steps or not self.eval_steps or save_steps % self.eval_steps):
             raise LoptError(
-                f"--load_best_model_at_end evaluates every checkpoint, so --save_steps must be a multiple of "
-                f"--eval_steps; they are {save_steps} and {self.eval_steps}"
+                f"{every} --save_steps must be a multiple of --eval_steps; they are {save_steps} and {self.eval_steps}"
             )

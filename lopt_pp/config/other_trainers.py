@@ -5,7 +5,12 @@ from lopt_pp.config.foreign_rules import MISSING, NO_EFFECT, Row, by_value, dtyp
 OLDER: list[Row] = [
     Row("max_seq_length", "max_length", "", lambda name, value: max_length("max_length", value)),
     Row("torch_dtype", "dtype", "see `--dtype`", lambda name, value: dtype("dtype", value)),
-    Row("evaluation_strategy", "eval_steps", "see `--eval_strategy`", by_value({"steps": {}, "no": {}})),
+    Row(
+        "evaluation_strategy",
+        "eval_strategy",
+        "see `--eval_strategy`",
+        by_value({"steps": {}, "no": {}, "epoch": {"eval_strategy": "epoch"}}),
+    ),
     Row(
         "group_by_length",
         "train_sampling_strategy",

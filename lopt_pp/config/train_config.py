@@ -150,7 +150,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self.objective.check_accumulation(self.run.gradient_accumulation_steps)
-        self.evaluation.check_checkpoints(self.checkpoint.save_steps)
+        self.evaluation.check_checkpoints(self.checkpoint)
         if self.pipeline.sharding == "full" and (reason := self.optim.kind.unsharded):
             raise LoptError(
                 f"--optim {self.optim.optim} cannot be shared out among replicas (--sharding full): {reason}; take "

@@ -23,10 +23,10 @@ RUN: dict[str, list[Row]] = {
         Row("save_steps", SAME, "a whole number, 500 by default; the last step is saved as well", share_of_steps("")),
         Row(
             "save_strategy",
-            "save_steps",
-            "checkpoints are counted in steps: `steps` is that, `no` is `--save_steps 0`; for `best` see "
-            "`--load_best_model_at_end`",
-            by_value({"steps": {}, "no": {"save_steps": 0}}),
+            SAME,
+            "`no` is `--save_steps 0`; in place of `best`, save as often as you evaluate, with "
+            "`--load_best_model_at_end` and `--save_total_limit 1`",
+            by_value({"steps": {}, "no": {"save_steps": 0}, "epoch": {"save_strategy": "epoch"}, "none": {}}),
         ),
         Row("resume_from_checkpoint", SAME, "a directory, or `latest`", resume),
         Row(
@@ -79,16 +79,16 @@ RUN: dict[str, list[Row]] = {
         Row("per_device_eval_batch_size", SAME, "where there are rows to evaluate on"),
         Row(
             "eval_strategy",
-            "eval_steps",
-            "evaluations are counted in steps: `steps` is that, together with `--eval_steps`; `no` is to give no "
-            "held-out rows. For the last step alone: `--eval_steps 0`",
-            by_value({"steps": {}, "no": {}}),
+            SAME,
+            "`steps`, with `--eval_steps`, or `epoch`; `no` is to give no held-out rows. For the last step alone: "
+            "`--eval_steps 0`",
+            by_value({"steps": {}, "no": {}, "epoch": {"eval_strategy": "epoch"}, "none": {}}),
         ),
         Row("eval_on_start", SAME, "as step 0"),
         Row("load_best_model_at_end", SAME),
         Row("metric_for_best_model", SAME, "`loss` by default; to be named where there are several evaluation sets"),
         Row("greater_is_better", SAME, "by default so, but for losses and perplexities"),
-        Row("eval_delay", MISSING, "evaluations begin with the first `--eval_steps`", unless()),
+        Row("eval_delay", SAME, "the last step is evaluated whatever it says"),
         Row(
             "prediction_loss_only eval_accumulation_steps eval_do_concat_batches eval_use_gather_object "
             "batch_eval_metrics",

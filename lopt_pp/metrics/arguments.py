@@ -65,7 +65,8 @@ def as_training_arguments(
         reports_to: names of its trackers.
     """
     flags = config.flags()
-    strategy = "steps" if evaluates else "no"
+    strategy = config.evaluation.eval_strategy if evaluates else "no"
+    saving = config.checkpoint.save_strategy if config.checkpoint.saves else "no"
     name = config.report.run_name or os.path.basename(os.path.abspath(config.run.output_dir))
     arguments = RunArguments(output_dir=config.run.output_dir, run_name=name, eval_strategy=strategy, eval_steps=1)
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
@@ -74,7 +75,8 @@ def as_training_arguments(
             setattr(arguments, flag, _like(getattr(arguments, flag), value))
     # 0 is off here, or the last step alone; what counts in steps is not to divide by it.
     arguments.eval_steps = config.evaluation.eval_steps or num_steps
-    arguments.save_strategy = _like(arguments.save_strategy, "steps" if config.checkpoint.save_steps else "no")
+    arguments.eval_strategy = _like(arguments.eval_strategy, strategy)
+    arguments.save_strategy = _like(arguments.save_strategy, saving)
     arguments.save_steps = config.checkpoint.save_steps or num_steps
     arguments.report_to = list(reports_to)
     arguments.bf16 = config.stage.dtype != "float32"

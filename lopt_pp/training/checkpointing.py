@@ -53,6 +53,7 @@ class Checkpointer:
         length: RunLength,
     ) -> None:
         self._config, self._length = setup.config.checkpoint, length
+        self._steps_per_epoch = setup.sampler(0).steps_per_epoch
         self._stages, self._steps_before = stages, stages[0].steps_done
         self._lock = lock
         self._store = world.connection()
@@ -80,14 +81,14 @@ class Checkpointer:
             self._lock.check()
         if self._length.is_last(steps_done):
             # The model comes first, so that a disk with room for one of the two gets the model.
-            if self._config.save_steps > 0 and self._decide(steps_done, must=True):
+            if self._config.saves and self._decide(steps_done, must=True):
                 self._last = self._writer.copy(self._stages)
         elif self._is_due(steps_done) and self._decide(steps_done):
             self._save(steps_done)
 
     def _is_due(self, steps_done: int) -> bool:
-        asked = self._config.save_steps > 0 and self._length.besides(steps_done - 1) & SAVE
-        return bool(asked) or self._config.saves_after(steps_done)
+        asked = self._config.saves and self._length.besides(steps_done - 1) & SAVE
+        return bool(asked) or self._config.saves_after(steps_done, self._steps_per_epoch)
 
     def after_last_step(self) -> None:
         """Saves the stages of a run that is stopped, unless they just were; waits until this process's part is written.
@@ -95,7 +96,7 @@ class Checkpointer:
         For after the last step that is made.
         """
         steps_done = self._stages[0].steps_done
-        is_due = self._config.save_steps > 0 and steps_done < self._length.num_steps and steps_done != self._saved
+        is_due = self._config.saves and steps_done < self._length.num_steps and steps_done != self._saved
         if is_due and self._decide(steps_done, must=True):
             self._save(steps_done)
         self._writer.finish()

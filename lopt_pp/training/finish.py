@@ -154,7 +154,7 @@ class RunFinalizer:
 
     def _leave_word(self, is_saved: bool) -> str:
         """Leaves word of where the run was stopped for whoever starts it again; returns what is wrong, if anything."""
-        num_steps, saves = self._setup.num_steps, self._config.checkpoint.save_steps > 0
+        num_steps, saves = self._setup.num_steps, self._config.checkpoint.saves
         reason, done = stop_reason(self._world.store), f"{self.steps_done} of {num_steps} steps are done"
         if saves and not is_saved:
             return f"stopped by {reason}: {done}, but no checkpoint of them could be saved in time"
@@ -172,7 +172,7 @@ class RunFinalizer:
             return ""
         done = f". {self.steps_done} of {self._setup.num_steps} steps are done"
         if not is_saved:
-            saves = self._config.checkpoint.save_steps > 0
+            saves = self._config.checkpoint.saves
             return f"{done}; {'no checkpoint of them could be saved' if saves else _LOST}"
         checkpoint = self._output_dir / f"checkpoint-{self.steps_done}"
         if is_checkpoint(checkpoint):

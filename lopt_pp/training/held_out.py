@@ -50,6 +50,7 @@ class Evaluation:
     Args:
         sets: of rows that are not trained on.
         eval_steps: steps between evaluations; 0 for the last step only.
+        first_step: the steps that are done before the first evaluation, but for one at the start or the last step.
         length: of the run.
         on_start: whether they are run before the first step, too.
         chooses: whether the result of the run depends on what is measured.
@@ -71,12 +72,13 @@ class Evaluation:
         length: RunLength,
         per_device_eval_batch_size: int,
         pad_token_id: int,
+        first_step: int = 0,
         on_start: bool = False,
         chooses: bool = False,
         replica: int = 0,
         num_replicas: int = 1,
     ) -> None:
-        self._eval_steps = eval_steps
+        self._eval_steps, self._first_step = eval_steps, first_step
         self._length = length
         self._on_start = on_start
         self._chooses = chooses
@@ -106,7 +108,8 @@ class Evaluation:
             return self._on_start
         if self._length.besides(steps_done - 1) & EVALUATE:
             return True
-        return self._length.is_last(steps_done) or (self._eval_steps > 0 and steps_done % self._eval_steps == 0)
+        in_turn = self._eval_steps > 0 and steps_done % self._eval_steps == 0 and steps_done >= self._first_step
+        return in_turn or self._length.is_last(steps_done)
 
     def may_end_early(self, steps_done: int) -> bool:
         """Whether a run that is asked to stop leaves off: where its result depends on the loss, it does not."""

@@ -50,7 +50,7 @@ def open_reporting(
     Raises:
         LoptError: a tracker that the flags ask for, or a callback, cannot begin.
     """
-    steps_done, run = max(steps.start, 0), setup.config.run
+    steps_done, run, steps_per_epoch = max(steps.start, 0), setup.config.run, setup.sampler(0).steps_per_epoch
     run_info = {
         "run_id": run_id,
         "model_class": type(stages[0].block.model).__name__,
@@ -76,7 +76,7 @@ def open_reporting(
         listeners=listeners,
         from_start=steps.start == START,
         evaluations=_evaluations(setup, world, steps_done),
-        saves_after=setup.config.checkpoint.saves_after,
+        saves_after=lambda step: setup.config.checkpoint.saves_after(step, steps_per_epoch),
         shows_bar=not setup.config.report.disable_tqdm,
     )
 

@@ -31,7 +31,7 @@ class Requests:
 
     def __init__(self, world: World, config: Config, evaluates: bool) -> None:
         self._store = world.connection()
-        self._can = {EVALUATE: evaluates, SAVE: config.checkpoint.save_steps > 0}
+        self._can = {EVALUATE: evaluates, SAVE: config.checkpoint.saves}
         self._is_over = False
 
     def __call__(self, step: int, control: TrainerControl) -> None:

@@ -117,7 +117,7 @@ def _run(
     pusher = open_pusher(setup, repository, length)
 
     # Find the checkpoint to go on from, if any: what it is not, the run must not replace.
-    if config.checkpoint.save_steps > 0 or resumes:
+    if config.checkpoint.saves or resumes:
         check_shared(world, output_dir, "checkpoints need an --output_dir that all machines share, or --save_steps 0")
     wanted = setup.wanted()
     own, is_first_replica = setup.topology.stages_of(world.rank), setup.topology.replica_of(world.rank) == 0

@@ -143,9 +143,11 @@ def _evaluation(setup: Setup, replica: int, length: RunLength) -> Evaluation | N
     config = setup.config.evaluation
     if setup.held_out is None:
         return None
+    steps_per_epoch = setup.sampler(replica).steps_per_epoch
     return Evaluation(
         setup.held_out,
-        eval_steps=config.eval_steps,
+        eval_steps=config.every(steps_per_epoch),
+        first_step=config.first_step(steps_per_epoch),
         length=length,
         per_device_eval_batch_size=config.per_device_eval_batch_size,
         pad_token_id=setup.pad_token_id,

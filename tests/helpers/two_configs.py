@@ -28,6 +28,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "load_best_model_at_end": {"eval_file": "held.jsonl"},
     "metric_for_best_model": {"eval_file": "held.jsonl"},
     "early_stopping_patience": {"eval_file": "held.jsonl"},
+    "eval_strategy": {"eval_file": "held.jsonl"},
     "eval_metrics": {"eval_file": "held.jsonl"},
     "compute_metrics": {"eval_file": "held.jsonl"},
 }

@@ -130,6 +130,15 @@ def test_the_log_has_a_line_for_each_evaluation(
     assert re.search(r"\nLoss on 5 held-out rows: [\d.]+ \(perplexity [\d.]+\)\n", card)
 
 
+def test_epochs_are_counted_in_steps(files: Path, tmp_path: Path) -> None:
+    """37 rows are 7 steps of an epoch; the first that is evaluated is the second, and the last step is as ever."""
+    more = f"--eval_file {files / 'held_out.jsonl'} --eval_strategy epoch --eval_delay 1.5 --save_strategy epoch"
+    train(flags(files, tmp_path / "out", f"{more} --load_best_model_at_end --num_stages 2 --max_steps 23"))
+    assert [*eval_losses(tmp_path / "out")] == [14, 21, 23]
+    steps = {int(path.name.removeprefix("checkpoint-")) for path in complete_checkpoints(tmp_path / "out")}
+    assert steps == {7, 14, 21, 23}
+
+
 def test_a_run_that_goes_on_measures_the_same(files: Path, tmp_path: Path) -> None:
     more = f"{MEASURED} --eval_split_size 0.2 --save_steps 3"
     train(flags(files, tmp_path / "whole", more))
@@ -217,7 +226,7 @@ def test_a_run_finishes_when_its_model_gets_no_better(files: Path, layout: str) 
     card = (out / "README.md").read_text()
     assert f"Optimizer steps: {steps} of 40; finished early: eval_odd_loss has not improved for " in card
     assert "; these are the weights after 2, which were the best on held-out rows by odd_loss\n" in card
-    assert all(f"held-out rows of {files / name}.jsonl (" in card for name in ("odd", "held_out"))
+    assert all(f"held-out rows ({name}): " in card for name in ("odd", "usual"))
 
 
 def test_a_run_that_goes_on_counts_what_it_had_measured(files: Path, tmp_path: Path) -> None:
@@ -307,6 +316,8 @@ def test_the_last_model_may_be_the_best(files: Path, tmp_path: Path, caplog: pyt
         ("--eval_file a --early_stopping_threshold -1", "^--early_stopping_threshold -1: at least 0$"),
         ("--eval_metrics entropy", "^--eval_metrics needs rows to evaluate on: give --eval_file, "),
         ("--load_best_model_at_end", "^--load_best_model_at_end needs rows to compare models on: give --eval_file$"),
+        ("--eval_delay -1", "^--eval_delay -1: at least 0$"),
+        ("--eval_file a --load_best_model_at_end --eval_strategy epoch", "^--load_best.* they are epoch and steps$"),
         ("--eval_file a --load_best_model_at_end --save_steps 0", "^--load_best_model_at_end.*are 0 and 500$"),
         ("--eval_file a --load_best_model_at_end --eval_steps 0", "^--load_best_model_at_end.*are 500 and 0$"),
         ("--eval_file a --load_best_model_at_end --eval_steps 300", "^--load_best.*multiple.*are 500 and 300$"),
