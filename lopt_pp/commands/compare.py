@@ -6,11 +6,6 @@ from pathlib import Path
 from lopt_pp.commands.common import CommandParser, home_path
 from lopt_pp.commands.exports import add_exports, write_exports
 from lopt_pp.errors import LoptError
-from lopt_pp.report.comparison import compare
-from lopt_pp.report.export import comparison_csv, comparison_json
-from lopt_pp.report.figure import draw_runs
-from lopt_pp.report.page import write_page
-from lopt_pp.report.run_data import read_run
 from lopt_pp.util.console import print_error
 
 
@@ -25,6 +20,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     add_exports(parser, "a line for each run, with its results and the flags that differ,")
     given = parser.read(arguments)
+    # Late, so that --help does not wait for the page's template.
+    from lopt_pp.report.comparison import compare
+    from lopt_pp.report.export import comparison_csv, comparison_json
+    from lopt_pp.report.figure import draw_runs
+    from lopt_pp.report.page import write_page
+    from lopt_pp.report.run_data import read_run
+
     if len(given.runs) < 2:
         print_error(f"{given.runs[0]} alone has nothing to be compared with; give two or more, or see lopt-pp report")
         return 2

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lopt_pp.commands.common import home_path
-from lopt_pp.report.page import write_page
 
 SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -41,6 +40,9 @@ def write_exports(
     Raises:
         LoptError: one cannot be written.
     """
+    # Late, so that --help does not wait for the page's template.
+    from lopt_pp.report.page import write_page
+
     if given.json is not None:
         write_page(given.json, json(), "--json")
         print(f"the results are {given.json}")

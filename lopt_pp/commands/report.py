@@ -7,13 +7,6 @@ from pathlib import Path
 from lopt_pp.commands.common import CommandParser, home_path
 from lopt_pp.commands.exports import add_exports, write_exports
 from lopt_pp.errors import LoptError
-from lopt_pp.report.advice import advise
-from lopt_pp.report.export import report_csv, report_json
-from lopt_pp.report.figure import draw_run
-from lopt_pp.report.page import write_page
-from lopt_pp.report.run_data import read_run
-from lopt_pp.report.run_report import report
-from lopt_pp.report.state import StateReader
 from lopt_pp.util.console import print_error, print_warning
 
 PORT = 6007
@@ -36,6 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--port", type=_port, help=f"with --serve, on the loopback interface (default: {PORT}; 0: any that is free)"
     )
     given = parser.read(arguments)
+    # Late, so that --help does not wait for the page's template.
+    from lopt_pp.report.advice import advise
+    from lopt_pp.report.export import report_csv, report_json
+    from lopt_pp.report.figure import draw_run
+    from lopt_pp.report.page import write_page
+    from lopt_pp.report.run_data import read_run
+    from lopt_pp.report.run_report import report
+    from lopt_pp.report.state import StateReader
+
     try:
         if given.serve:
             for name in ("output", "json", "csv", "png"):
