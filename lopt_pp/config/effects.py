@@ -112,6 +112,10 @@ def _unused_flags(config: Config, given: Set[str]) -> list[str]:
         lines.append("--lr_scheduler_type constant has no warm-up; constant_with_warmup has")
     if model.model_revision != "main" and Path(model.model_name_or_path).is_dir():
         lines.append(f"of no effect on a local directory: --model_revision {model.model_revision}")
+    if model.resize_to_multiple_of is not None and not model.added_tokens:
+        lines.append(f"of no effect without --added_tokens: --resize_to_multiple_of {model.resize_to_multiple_of}")
+    if model.added_tokens and not config.objective.train_embeddings:
+        lines.append("--train_embeddings false: the input embeddings of --added_tokens stay as they are drawn")
     if config.data.packing_strategy != "bfd" and not config.data.packing:
         lines.append(f"of no effect without --packing: --packing_strategy {config.data.packing_strategy}")
     if config.data.streaming and config.data.dataset_num_proc is not None:

@@ -67,8 +67,8 @@ class RowLimits:
             if len(wrong) > 0:
                 raise LoptError(
                     f"{name}: the {what} {wrong[0]} is outside the model's, which go from 0 to {number - 1}; take the "
-                    f"tokenizer that belongs to the model, or give the model embeddings for the new tokens first "
-                    f"(resize_token_embeddings)"
+                    f"tokenizer that belongs to the model, or name the new tokens by --added_tokens, so that the "
+                    f"model gets embeddings for them"
                 )
 
     def check_all(self, rows: Dataset, lengths: np.ndarray, name: Callable[[int], str]) -> None:

@@ -51,6 +51,9 @@ def test_what_would_mislead_is_an_error(line: str, error: str) -> None:
         ("--model_name_or_path . --model_revision v1", "of no effect on a local directory: --model_revision v1"),
         ("--warmup_steps 20 --max_steps 20", "--warmup_steps 20: the run has 20 steps, so no rate comes to its peak"),
         ("--streaming --dataset_num_proc 2", "of no effect with --streaming: --dataset_num_proc"),
+        ("--packing_strategy wrapped", "of no effect without --packing: --packing_strategy wrapped"),
+        ("--resize_to_multiple_of 64", "of no effect without --added_tokens: --resize_to_multiple_of 64"),
+        ("--train_embeddings false --added_tokens <x>", "--train_embeddings false: the input embeddings of --added"),
         (
             "--local_head_warmup_steps 9 --max_steps 9",
             "--local_head_warmup_steps 9: the run has 9 steps, so the blocks before the last never learn",
