@@ -82,6 +82,8 @@ def find_metrics(
         LoptError: there is no such function, it fails on these rows, or it does not return numbers.
     """
     called, compute = "compute_metrics", given
+    if compute is not None and config.compute_metrics is not None:
+        raise LoptError(f"compute_metrics and --compute_metrics {config.compute_metrics} are both given; give one")
     if compute is None and config.compute_metrics is not None:
         called = f"--compute_metrics {config.compute_metrics}"
         compute = load_user_function("--compute_metrics", config.compute_metrics, "package.module:function")

@@ -149,6 +149,7 @@ ROW = {"prompt": "a", "completion": "b"}
             "--fp16: float16 would need its loss scaled",
         ),
         ({"peft_config": object()}, "peft_config: .*adapters are not supported"),
+        ({"args": {"output_dir": "o", "eval_steps": 3}}, "--eval_steps 3 needs rows to evaluate on"),
         ({"data_collator": object()}, "data_collator: rows become microbatches by the flags"),
         ({"processing_class": object()}, "processing_class is a object; give a tokenizer"),
         ({"model": object()}, "model is a object; give a causal language model"),
