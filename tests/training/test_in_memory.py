@@ -125,7 +125,7 @@ def test_an_endless_stream_is_read_as_far_as_the_run_needs_it(inputs: Path, tmp_
     stream = IterableDataset.from_generator(endless)
     trainer = Trainer(inputs / "model", {**STEPS, "output_dir": tmp_path / "out", "save_steps": 0}, None, stream)
     assert trainer.train()
-    assert "6 rows of train_dataset" in (tmp_path / "out" / "README.md").read_text()
+    assert "6 rows of train_dataset" in (tmp_path / "out" / "run.json").read_text()
 
 
 ROW = {"prompt": "a", "completion": "b"}
