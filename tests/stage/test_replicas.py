@@ -112,3 +112,19 @@ def test_sharded_state_goes_on_as_whole_state_does(model: Model, replicas: Repli
     assert whole.keys() == joined.keys()
     for key, tensor in whole.items():
         torch.testing.assert_close(joined[key], tensor, msg=key)
+
+
+def test_state_that_is_sharded_and_offloaded_goes_on_as_whole_state_does(model: Model, replicas: Replicas) -> None:
+    optim = OptimConfig(learning_rate=1e-2, weight_decay=0.1)
+    given = Workload(2, 32, 1, device=CPU, optim=optim)
+    elsewhere = replace(given, optim=replace(optim, optimizer_offload=True))
+    alone, sharded = make_stage(model, given, None), make_stage(model, elsewhere, replace(replicas, sharded=True))
+    train(alone, given, 512, 0)
+    sharded.resume(alone.state(), 1)
+    for step in (1, 2):
+        for stage in (alone, sharded):
+            train(stage, given, 512, step)
+    whole, joined = alone.state(), sharded.state()
+    assert whole.keys() == joined.keys()
+    for key, tensor in whole.items():
+        torch.testing.assert_close(joined[key], tensor, msg=key)
