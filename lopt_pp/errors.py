@@ -63,3 +63,8 @@ _SHORT = _Short()
 
 class StreamError(LoptError):
     """The neighbour at the other end of a boundary died, hangs, or disagrees about what comes next."""
+
+
+def shown_with_type(value: object) -> str:
+    """A value as it is shown in messages, and its type."""
+    return f"{shown(value)} ({type(value).__name__})"

@@ -1,13 +1,13 @@
 """What the columns of a raw row say it is: a conversation, a prompt with its answer, a text, or tokens."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from lopt_pp.data.messages import Messages, Turns, read_messages, without_nulls
-from lopt_pp.errors import LoptError, shown
+from lopt_pp.data.tools import read_tools
+from lopt_pp.errors import LoptError, shown_with_type
 
 IGNORE_INDEX = -100
 """The label of a token that takes no part in the loss (as in `torch.nn.functional.cross_entropy`)."""
@@ -137,14 +137,14 @@ class _Columns:
     def string(self, column: str) -> str:
         value = self.get(column)
         if not isinstance(value, str):
-            raise LoptError(f"`{column}` must be a string, but is {_shown(value)}")
+            raise LoptError(f"`{column}` must be a string, but is {shown_with_type(value)}")
         return value
 
     def integers(self, column: str) -> list[int]:
         values = self.get(column)
         kinds = (int, bool) if "mask" in column else (int,)
         if not isinstance(values, list) or any(type(value) not in kinds for value in values):
-            raise LoptError(f"`{column}` must be a list of integers, but is {_shown(values)}")
+            raise LoptError(f"`{column}` must be a list of integers, but is {shown_with_type(values)}")
         return values
 
     def unused(self) -> tuple[str, ...]:
@@ -229,7 +229,7 @@ def _history(columns: _Columns) -> Messages:
     messages = []
     for turn in history if isinstance(history, list) else [history]:
         if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(said, str) for said in turn):
-            raise LoptError(f"`history` must be a list of pairs [question, answer], but holds {_shown(turn)}")
+            raise LoptError(f"`history` must be a list of pairs [question, answer], but holds {shown_with_type(turn)}")
         messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
     return messages
 
@@ -253,7 +253,7 @@ def _messages(columns: _Columns, column: str) -> Turns:
     given = columns.get(column)
     if not isinstance(given, list):
         expected = "a list of messages" + (", as `prompt` is" if column == "completion" else "")
-        raise LoptError(f"`{column}` must be {expected}, but is {_shown(given)}")
+        raise LoptError(f"`{column}` must be {expected}, but is {shown_with_type(given)}")
     return read_messages(given, column)
 
 
@@ -272,41 +272,11 @@ def _refuse_media(columns: _Columns) -> None:
 def _template_options(columns: _Columns, bare_tools: bool = False) -> dict[str, Any]:
     options = columns.get("chat_template_kwargs") or {}
     if not isinstance(options, dict):
-        raise LoptError(f"`chat_template_kwargs` must be a mapping, but is {_shown(options)}")
-    tools = _tools(columns, "tools", bare_tools)
+        raise LoptError(f"`chat_template_kwargs` must be a mapping, but is {shown_with_type(options)}")
+    tools = read_tools(columns.get("tools"), "tools", bare_tools)
     if not tools and "functions" in columns:  # OpenAI's, before there were tools.
-        tools = _tools(columns, "functions", are_bare=True)
+        tools = read_tools(columns.get("functions"), "functions", are_bare=True)
     try:
         return ({"tools": tools} if tools else {}) | without_nulls(options)
     except RecursionError as error:
         raise LoptError("`chat_template_kwargs` lies too deep in itself") from error
-
-
-def _tools(columns: _Columns, column: str, are_bare: bool) -> list[Any]:
-    """The tools of a row; nulls stay in what is JSON text, for no table has filled them in there.
-
-    Args:
-        columns: of the row.
-        column: that holds them.
-        are_bare: whether they may be written without what chat templates expect around them.
-    """
-    tools = columns.get(column)
-    try:
-        tools = json.loads(tools.strip() or "[]") if isinstance(tools, str) else without_nulls(tools)
-        if isinstance(tools, list):
-            tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
-    except (ValueError, RecursionError) as error:
-        raise LoptError(f"`{column}` must be a list or JSON of one, but is {_shown(tools)}") from error
-    if tools and not isinstance(tools, list):
-        raise LoptError(f"`{column}` must be a list or JSON of one, but is {_shown(tools)}")
-    return [_wrapped(tool) if are_bare else tool for tool in tools or ()]
-
-
-def _wrapped(tool: Any) -> Any:
-    if not isinstance(tool, dict) or "function" in tool or "name" not in tool:
-        return tool
-    return {"type": "function", "function": {key: value for key, value in tool.items() if key != "type"}}
-
-
-def _shown(value: Any) -> str:
-    return f"{shown(value)} ({type(value).__name__})"
