@@ -110,6 +110,12 @@ class _Stage:
     def learned_microbatches(self, step: int, num_microbatches: int) -> Sequence[int]:
         return range(num_microbatches)
 
+    def begin_step(self, num_learned: int) -> None:
+        """There is no router to balance."""
+
+    def router_record(self) -> dict[str, float]:
+        return {}
+
     def count(self, counts: None) -> int:
         return 1
 
