@@ -79,6 +79,12 @@ def choose_criterion(config: EvaluationConfig, set_names: Sequence[str], more: I
             f"--metric_for_best_model {given}: nothing of that name is measured; give one of "
             f"{', '.join([*losses, *others])}"
         )
+    return criterion_named(config, given)
+
+
+def criterion_named(config: EvaluationConfig, metric: str) -> Criterion:
+    """What models are compared by, by its name with or without `eval_`, whether it is measured or not."""
+    name = metric if metric.startswith("eval_") else f"eval_{metric}"
     is_loss = name.endswith(("loss", "perplexity"))
     return Criterion(name, not is_loss if config.greater_is_better is None else config.greater_is_better)
 

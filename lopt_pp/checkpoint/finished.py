@@ -44,6 +44,12 @@ def is_finished(start: Start, wanted: Wanted) -> bool:
     return False
 
 
+def steps_of_model(wanted: Wanted) -> int:
+    """How many steps the model of a finished run has been trained for; fewer than planned where it finished early."""
+    origin = model_origin(wanted.output_dir)
+    return wanted.num_steps if origin is None else origin.steps_done
+
+
 def _last_run_id(output_dir: Path) -> str | None:
     """Of the run that was started last in an output directory; None where that is not known."""
     try:

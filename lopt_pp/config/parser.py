@@ -207,6 +207,8 @@ def load_config(source: str | Path | Mapping[str, object] | Sequence[str] = (), 
     warn = logger.warning if os.environ.get("LOCAL_RANK", "0") == "0" else lambda message: None
     if isinstance(source, Mapping):
         return parse_config(list(_as_arguments(flags)), warn=warn, settings=source)
+    if not isinstance(source, str | Path | Sequence):
+        raise LoptError(f"load_config: a {type(source).__name__}; give the path of a YAML file, or a dict of flags")
     given = ["--config", str(source)] if isinstance(source, str | Path) else list(source)
     return parse_config([*given, *_as_arguments(flags)], warn=warn)
 

@@ -114,9 +114,11 @@ def rows_of(sets: Mapping[str, AnyRows]) -> dict[str, RawRows]:
 
 
 def _from_dicts(rows: object, argument: str) -> Dataset:
-    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable):
+    if isinstance(rows, str | Mapping) or not isinstance(rows, Iterable) or hasattr(rows, "columns"):
+        such = f": Dataset.from_pandas({argument})" if type(rows).__module__.startswith("pandas") else ""
         raise LoptError(
-            f"{argument} is a {type(rows).__name__}; give a datasets.Dataset, an IterableDataset or a list of dicts"
+            f"{argument} is a {type(rows).__name__}; give a datasets.Dataset{such}, an IterableDataset or a list of "
+            f"dicts"
         )
     listed = list(rows)
     for number, row in enumerate(listed, 1):

@@ -76,7 +76,8 @@ class Callbacks:
     A callback that raises an error is called no more, and a warning says so once, with the traceback where it is the
     user's own: neither a tracker's network nor a plot is worth the run. Only what raises before the first step is an
     error of the whole run, since it is mostly a flag, a login or a package; of a run that goes on from a checkpoint a
-    tracker is left out instead, so that a restart at night does not end of it.
+    tracker is left out instead, so that a restart at night does not end of it. One that raises `KeyboardInterrupt` or
+    `SystemExit` has asked for the run's end, as by `should_training_stop`.
 
     Args:
         called: the callbacks, in order.
@@ -265,14 +266,18 @@ class Callbacks:
     def _guarded(self, called: Called, event: str, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as error:  # Whatever a tracker's library, or code of the user's own, raises.
+        except BaseException as error:  # Whatever a tracker's library, or code of the user's own, raises.
             if not self._has_begun and (called.is_own or self._steps_done == 0):
                 raise LoptError(f"{called.name}: {first_line(error)}") from error
             self._called.remove(called)
+            is_failure = isinstance(error, Exception)
+            if not is_failure:  # KeyboardInterrupt or SystemExit, which would end nothing in this thread.
+                self.control.should_training_stop = True
             logger.warning(
-                "%s has failed in %s: %s. Training goes on without it",
+                "%s has failed in %s: %s. %s",
                 called.name,
                 event,
-                first_line(error),
-                exc_info=error if called.is_own else None,
+                first_line(error) if is_failure else type(error).__name__,
+                "Training goes on without it" if is_failure else "The run finishes, as by should_training_stop",
+                exc_info=error if called.is_own and is_failure else None,
             )

@@ -47,6 +47,42 @@ def check_model(model: object) -> PreTrainedModel:
     return model
 
 
+def check_trainable(model: PreTrainedModel) -> None:
+    """Sees that no weights of a loaded model are frozen, since all of them would be trained.
+
+    Raises:
+        LoptError: some are.
+    """
+    # Those of quantized models are integers, which have a refusal of their own.
+    floats = [(name, own) for name, own in model.named_parameters() if own.is_floating_point()]
+    frozen = [name for name, own in floats if not own.requires_grad]
+    if frozen:
+        others = f" and {len(frozen) - 1} more" if len(frozen) > 1 else ""
+        raise LoptError(
+            f"model: {frozen[0]}{others} are frozen (requires_grad is False), and all weights of a stage are trained; "
+            f"call model.requires_grad_(True) if that is meant"
+        )
+
+
+def check_modules(model: PreTrainedModel) -> None:
+    """Sees that a loaded model has the modules that its config makes, since its blocks are built by that.
+
+    Raises:
+        LoptError: one of them was replaced, added or taken out.
+    """
+    with torch.device("meta"):  # Without memory for its weights.
+        fresh = type(model)(config_of(model))
+    expected, own = ({name: type(module) for name, module in each.named_modules()} for each in (fresh, model))
+    for name in [*expected, *(name for name in own if name not in expected)]:
+        before, now = expected.get(name), own.get(name)
+        if before is not now:
+            was, has = ("nothing" if kind is None else f"a {kind.__name__}" for kind in (before, now))
+            raise LoptError(
+                f"model: {name} is {has}, and its config makes it {was}: blocks are built by the config, with the "
+                f"weights of the model; change its config instead"
+            )
+
+
 def config_of(model: PreTrainedModel, attn_implementation: str | None = None) -> PreTrainedConfig:
     """A copy of a loaded model's config.
 

@@ -71,7 +71,8 @@ def without_quantization(
     if said is None:
         return config
     said = said if isinstance(said, dict) else said.to_dict()
-    method = str(said.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in said else "unknown"))
+    named = said.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in said else "unknown")
+    method = str(getattr(named, "value", named))  # An enumeration, of a loaded model.
     if weights is None or _method_of(weights.files) or not _are_plain(weights):
         raise LoptError(_refusal(name, method))
     if warns:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from lopt_pp.config.data import IN_MEMORY
 from lopt_pp.config.foreign import plain, translate_settings
@@ -18,7 +18,7 @@ from lopt_pp.config.parser import load_config, plain_values
 from lopt_pp.config.train_config import EFFECTS, Config
 from lopt_pp.config.trl_arguments import ARGUMENTS
 from lopt_pp.config.yaml_file import read_yaml
-from lopt_pp.errors import LoptError, shown
+from lopt_pp.errors import LoptError, first_line, shown
 from lopt_pp.model.in_memory import check_model, name_of
 
 Args = Config | Mapping[str, Any] | str | Path | TrainingArguments | None
@@ -35,6 +35,26 @@ def refuse(**arguments: object) -> None:
     for name, value in arguments.items():
         if value is not None:
             raise LoptError(f"{name}: {plain(notes[name])}; leave it out")
+
+
+def callbacks_of(given: object) -> list[TrainerCallback]:
+    """The callbacks of a list, in which there may be classes of them, too.
+
+    Raises:
+        LoptError: it is something else, or a class needs arguments.
+    """
+    if given is not None and not isinstance(given, Sequence):
+        raise LoptError(f"callbacks is a {type(given).__name__}; give a list of callbacks")
+    made = []
+    for callback in given or ():
+        try:
+            own = callback() if isinstance(callback, type) else callback
+        except TypeError as error:
+            raise LoptError(f"the callback {callback.__name__}: {first_line(error)}; give an object of it") from error
+        if not isinstance(own, TrainerCallback):
+            raise LoptError(f"callbacks: {shown(own)} is not a transformers.TrainerCallback")
+        made.append(own)
+    return made
 
 
 def config_of(

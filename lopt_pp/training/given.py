@@ -11,7 +11,7 @@ from lopt_pp.data import with_chat_template
 from lopt_pp.data.in_memory import NO_GIVEN_ROWS, GivenRows
 from lopt_pp.errors import LoptError
 from lopt_pp.metrics.listeners import OwnCallbacks
-from lopt_pp.model.in_memory import LoadedWeights, config_of, generation_of
+from lopt_pp.model.in_memory import LoadedWeights, check_modules, config_of, generation_of
 from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_class_of
 from lopt_pp.model.stored import without_quantization
 from lopt_pp.model.vocabulary import AddedRows, grown, with_tokens
@@ -78,21 +78,33 @@ def find_pretrained(
     Raises:
         LoptError: it is not there, or not one that can be trained.
     """
+    generation = None
     if model is None:
-        said, generation = load_model_config(config), None
+        said = load_model_config(config)
         weights = PretrainedWeights(config.model_name_or_path, config.model_revision)
     else:
-        said, generation = config_of(model, config.attn_implementation), generation_of(model)
-        weights = LoadedWeights(model)
+        said = config_of(model, config.attn_implementation)
+        _check_class(model, model_class_of(said, config.trust_remote_code))
+        weights, generation = LoadedWeights(model), generation_of(model)
     own = without_quantization(said, weights.name_or_path, weights, warns)
+    if model is not None:
+        check_modules(model)
     model_class = model_class_of(own, config.trust_remote_code)
-    if model is not None and type(model) is not model_class:
-        raise LoptError(
-            f"model is a {type(model).__name__}, and the causal language model of its config is "
-            f"{model_class.__name__}; give one that AutoModelForCausalLM has loaded"
-        )
     own, added = grown(own, tokenizer, config, seed)
     return Pretrained(model_class, own, weights, generation, added)
+
+
+def _check_class(model: PreTrainedModel, expected: type[PreTrainedModel]) -> None:
+    """Sees that a loaded model is the causal language model that its config makes.
+
+    Raises:
+        LoptError: it is another.
+    """
+    if type(model) is not expected:
+        raise LoptError(
+            f"model is a {type(model).__name__}, and the causal language model of its config is "
+            f"{expected.__name__}; give one that AutoModelForCausalLM has loaded"
+        )
 
 
 def find_tokenizer(

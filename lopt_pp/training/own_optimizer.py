@@ -38,6 +38,13 @@ class OwnOptimizer:
             raise LoptError(f"{self.argument} fails: {describe(error)}") from error
         if not isinstance(made, torch.optim.Optimizer):
             raise LoptError(f"{self.argument} makes a {type(made).__name__}; let it make a torch.optim.Optimizer")
+        given, held = ({p for group in each for p in group["params"]} for each in (groups, made.param_groups))
+        if given != held:
+            missing, others = len(given - held), len(held - given)
+            raise LoptError(
+                f"{self.argument} makes an optimizer that lacks {missing} of the stage's {len(given)} parameters and "
+                f"has {others} others; let it take all parameters of the groups that it is given"
+            )
         return made
 
 

@@ -1,10 +1,13 @@
 """What comes of a run."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from lopt_pp.checkpoint.best import criterion_named
 from lopt_pp.config.train_config import Config
 from lopt_pp.metrics.history import log_history, mean_loss, read_records
 
@@ -40,13 +43,14 @@ class TrainResult(TrainOutput):
         return self.has_finished
 
 
-def summarize(config: Config, result: RunResult, seconds: float) -> tuple[TrainResult, list[dict[str, float]]]:
-    """What `train` returns, and the run's `log_history`.
+def summarize(config: Config, result: RunResult, seconds: float, state: TrainerState) -> TrainResult:
+    """What `train` returns.
 
     Args:
         config: of the run.
         result: how far it has come.
         seconds: that it took.
+        state: is given what the run has logged, how far it has come, and what was best.
     """
     records = read_records(Path(config.run.output_dir) / "metrics.jsonl", result.steps_done)
     loss = mean_loss(records, result.steps_before)
@@ -57,4 +61,19 @@ def summarize(config: Config, result: RunResult, seconds: float) -> tuple[TrainR
     history.append(metrics | {"step": result.steps_done})
     returned = TrainResult(result.steps_done, loss, metrics)
     returned.has_finished = result.has_finished
-    return returned, history
+    state.global_step, state.epoch, state.log_history = result.steps_done, epoch, history
+    _note_best(state, config)
+    return returned
+
+
+def _note_best(state: TrainerState, config: Config) -> None:
+    """Notes the best of the evaluations in the log; of equals the earlier one, as `transformers` does."""
+    criterion = criterion_named(config.evaluation, config.evaluation.metric_for_best_model or "loss")
+    state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+    best = math.inf
+    for logs in state.log_history:
+        if logs["step"] > 0 and (score := criterion.score(logs)) < best:
+            best, state.best_metric, state.best_global_step = score, logs[criterion.metric], int(logs["step"])
+    checkpoint = Path(config.run.output_dir) / f"checkpoint-{state.best_global_step}"
+    if checkpoint.is_dir():
+        state.best_model_checkpoint = str(checkpoint)

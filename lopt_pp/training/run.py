@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lopt_pp.checkpoint.finished import is_finished
+from lopt_pp.checkpoint.finished import is_finished, steps_of_model
 from lopt_pp.checkpoint.lock import OutputLock, hold, refuse_if_held, this_holder
 from lopt_pp.checkpoint.output_dir import open_output_dir, remove_checkpoints, remove_leftovers
 from lopt_pp.checkpoint.resume import LATEST, find_start
@@ -123,13 +123,14 @@ def _run(
     own, is_first_replica = setup.topology.stages_of(world.rank), setup.topology.replica_of(world.rank) == 0
     start = find_start(world, wanted, own, setup.specs, checks_parts=is_first_replica)
     in_place = given.model if world.size == 1 else None
-    if world.from_rank_0("finished", lambda: is_finished(start, wanted)):
+    finished = world.from_rank_0("finished", lambda: is_finished(start, wanted) and steps_of_model(wanted))
+    if finished:
         if pusher is not None:  # It may not have come so far before.
             pusher.finish()
         if in_place is not None:
             trained = setup.model_class.from_pretrained(output_dir)
             write_back(in_place, dict(trained.named_parameters()), trained.config.tie_word_embeddings)
-        return RunResult(True, setup.num_steps, setup.num_steps)
+        return RunResult(True, finished, finished)
     if world.rank == 0:
         remove_leftovers(output_dir)
         if overwrites and which != LATEST:

@@ -26,8 +26,9 @@ from lopt_pp.distributed.world import World, rank_and_size
 from lopt_pp.errors import LoptError
 from lopt_pp.hub.push import push
 from lopt_pp.metrics.listeners import OwnCallbacks
+from lopt_pp.model.in_memory import check_trainable
 from lopt_pp.objectives import local_objective_class
-from lopt_pp.training.arguments import Args, config_of, most_rows, refuse
+from lopt_pp.training.arguments import Args, callbacks_of, config_of, most_rows, refuse
 from lopt_pp.training.evaluating import evaluate, on_rows, tell_of_evaluation
 from lopt_pp.training.finish import RunFinalizer
 from lopt_pp.training.given import Given, check_tokenizer, find_tokenizer
@@ -82,7 +83,7 @@ class Trainer:
         rank: of this process; 0 where it is the only one.
         name: of this process in messages, such as `stage 0 (rank 0)`.
         state: as `transformers` has it. While a run trains, rank 0 has it in its callbacks; afterwards all processes
-            that share the output directory have what was logged, `state.log_history`.
+            that share the output directory have what was logged, `state.log_history`, and `state.best_metric`.
 
     Raises:
         LoptError: an argument or a flag cannot be used, or the processes that there are do not fit the config.
@@ -137,9 +138,7 @@ class Trainer:
         self._model: PreTrainedModel | None = self._given.model
         self._has_trained = False
         self.state = TrainerState()
-        self.callbacks: list[TrainerCallback] = []
-        for callback in callbacks or ():
-            self.add_callback(callback)
+        self.callbacks = callbacks_of(callbacks)
         if is_in_notebook():
             from transformers.utils.notebook import NotebookProgressCallback  # It needs IPython.
 
@@ -147,7 +146,7 @@ class Trainer:
 
     def add_callback(self, callback: AnyCallback) -> None:
         """Adds a callback, an object or its class, for the next call of `train`."""
-        self.callbacks.append(callback() if isinstance(callback, type) else callback)
+        self.callbacks += callbacks_of([callback])
 
     def pop_callback(self, callback: AnyCallback) -> TrainerCallback | None:
         """Takes a callback, or the first of a class, off the list; returns it, or None where it is not there."""
@@ -179,10 +178,11 @@ class Trainer:
 
         Raises:
             RunError: the run has failed, and this process is the only one.
-            LoptError: the processes cannot join each other.
+            LoptError: weights of the model are frozen, or the processes cannot join each other.
         """
         config = _resumed(self.config, resume_from_checkpoint)
-
+        if self._given.model is not None:
+            check_trainable(self._given.model)
         begun = time.perf_counter()
 
         def opened(driver: "Callbacks") -> None:
@@ -196,10 +196,7 @@ class Trainer:
         result = run_watched(config, self._topology, work)
         self._has_trained = result.has_finished
         self._model = self._given.model if self._size == 1 else None
-        returned, history = summarize(config, result, time.perf_counter() - begun)
-        self.state.global_step, self.state.log_history = result.steps_done, history
-        self.state.epoch = returned.metrics["epoch"]
-        return returned
+        return summarize(config, result, time.perf_counter() - begun, self.state)
 
     def evaluate(
         self, eval_dataset: AnyRows | Mapping[str, AnyRows] | None = None, metric_key_prefix: str = "eval"

@@ -93,7 +93,29 @@ def test_early_stopping(inputs: Path, tmp_path: Path) -> None:
         callbacks=[EarlyStoppingCallback(early_stopping_patience=2, early_stopping_threshold=100.0)],
     )
     result = trainer.train()
-    assert result and 10 < result.global_step < 5000
+    steps = result.global_step
+    assert result and 10 < steps < 5000
+    evaluations = {logs["step"]: logs["eval_loss"] for logs in trainer.state.log_history if "eval_loss" in logs}
+    assert trainer.state.best_metric == min(evaluations.values())
+    assert evaluations[trainer.state.best_global_step] == trainer.state.best_metric
+    # It is finished, and has come no farther than it had.
+    again = trainer.train(resume_from_checkpoint=True)
+    assert again and again.global_step == trainer.state.global_step == steps
+
+
+class Interrupting(TrainerCallback):
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("in_step")
+def test_an_interrupt_in_a_callback(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Stops the run, as should_training_stop does; in the callbacks' thread it would end nothing."""
+    trainer = Trainer(args=flags(inputs, tmp_path / "out", logging_steps=1), callbacks=[Interrupting])
+    result = trainer.train()
+    assert result and result.global_step < STEPS
+    assert caplog.text.count("the callback Interrupting has failed in on_step_end: KeyboardInterrupt. The run fin") == 1
+    assert [logs["step"] for logs in trainer.state.log_history if "loss" in logs] == [*range(1, result.global_step + 1)]
 
 
 def test_what_cannot_be_had_is_passed_over(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,16 @@ import pytest
 import torch
 import trl
 from datasets import Dataset, IterableDataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, EvalPrediction, PreTrainedModel
+from pandas import DataFrame
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PreTrainedModel,
+    ProgressCallback,
+    TrainerCallback,
+)
 
 from lopt_pp import LoptError, RunError, Trainer, load_config
 
@@ -131,6 +140,28 @@ def test_an_endless_stream_is_read_as_far_as_the_run_needs_it(inputs: Path, tmp_
 ROW = {"prompt": "a", "completion": "b"}
 
 
+class Needy(TrainerCallback):
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+
+def test_changes_of_a_loaded_model_that_its_blocks_would_not_have(inputs: Path, tmp_path: Path) -> None:
+    args, rows = {**STEPS, "output_dir": tmp_path / "out"}, rows_of(inputs)
+    model = AutoModelForCausalLM.from_pretrained(inputs / "model")
+    with pytest.raises(RunError, match="model is a LlamaModel, and the causal language model of its config is Llama"):
+        Trainer(model.model, args, train_dataset=rows).train()
+    model.model.layers[0].requires_grad_(False)
+    frozen = Trainer(model, args, train_dataset=rows, eval_dataset=rows[:2])
+    assert frozen.evaluate()["eval_loss"] > 0
+    with pytest.raises(LoptError, match=r"model: model\.layers\.0\..* and \d+ more are frozen .*requires_grad_"):
+        frozen.train()
+    model.requires_grad_(True)
+    model.model.layers[1].mlp.act_fn = torch.nn.GELU()
+    with pytest.raises(RunError, match="layers.1.mlp.act_fn is a GELU, and its config makes it a SiLU"):
+        frozen.train()
+    assert not list((tmp_path / "out").glob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
@@ -155,6 +186,10 @@ ROW = {"prompt": "a", "completion": "b"}
         ({"model": object()}, "model is a object; give a causal language model"),
         ({"train_dataset": {"train": [ROW]}}, "train_dataset is a dict; give a datasets.Dataset"),
         ({"train_dataset": datasets.DatasetDict(train=Dataset.from_list([ROW]))}, "with the splits train; give one"),
+        ({"train_dataset": DataFrame([ROW])}, r"train_dataset is a DataFrame; .* Dataset.from_pandas\(train_dataset\)"),
+        ({"callbacks": EarlyStoppingCallback()}, "callbacks is a EarlyStoppingCallback; give a list of callbacks"),
+        ({"callbacks": [print]}, "callbacks: .*print.* is not a transformers.TrainerCallback"),
+        ({"callbacks": [ProgressCallback, Needy]}, "the callback Needy: .*'what'; give an object of it"),
         ({"train_dataset": [ROW, "b"]}, "train_dataset: row 2 is 'b'; give dicts"),
         ({"train_dataset": [{"prompt": 1}, {"prompt": "b"}]}, "train_dataset: its rows do not make a table"),
         ({"train_dataset": Dataset.from_list([ROW]).with_transform(dict)}, "has a transform .*; apply it by map"),

@@ -61,5 +61,8 @@ def test_mistakes(inputs: Path, tmp_path: Path) -> None:
             trainer(inputs, tmp_path / "out", {"learning_rate": 0.1}, **arguments)
     with pytest.raises(RunError, match="optimizers makes a list; let it make"):
         trainer(inputs, tmp_path / "out", {}, optimizers=lambda groups: groups).train()
+    for own in (lambda groups: torch.optim.SGD(groups[1:]), lambda groups: torch.optim.SGD([weight])):
+        with pytest.raises(RunError, match=r"an optimizer that lacks \d+ of the stage's \d+ parameters and has [01] "):
+            trainer(inputs, tmp_path / "out", {}, optimizers=own).train()
     with pytest.raises(RunError, match="optimizer_cls_and_kwargs fails: TypeError: .*nesterof"):
         trainer(inputs, tmp_path / "out", {}, optimizer_cls_and_kwargs=(torch.optim.SGD, {"nesterof": True})).train()

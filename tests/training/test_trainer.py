@@ -52,6 +52,8 @@ def test_a_config_from_flags_by_name_a_list_and_a_file(tmp_path: Path) -> None:
 def test_mistakes_in_a_config() -> None:
     with pytest.raises(LoptError, match=r"unknown flag --lerning_rate=1; did you mean --learning_rate\?"):
         load_config(model_name_or_path="m", train_file="r", output_dir="o", lerning_rate=1)
+    with pytest.raises(LoptError, match="load_config: a int; give the path of a YAML file, or a dict of flags"):
+        load_config(3)  # type: ignore[arg-type]
     with pytest.raises(LoptError, match="--save_total_limit: None is not a value of a flag; leave it out"):
         load_config(save_total_limit=None)
 
