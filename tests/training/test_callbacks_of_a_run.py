@@ -97,7 +97,7 @@ def test_early_stopping(inputs: Path, tmp_path: Path) -> None:
     assert result and 10 < steps < 5000
     evaluations = {logs["step"]: logs["eval_loss"] for logs in trainer.state.log_history if "eval_loss" in logs}
     assert trainer.state.best_metric == min(evaluations.values())
-    assert evaluations[trainer.state.best_global_step] == trainer.state.best_metric
+    assert evaluations[trainer.state.best_global_step or 0] == trainer.state.best_metric
     # It is finished, and has come no farther than it had.
     again = trainer.train(resume_from_checkpoint=True)
     assert again and again.global_step == trainer.state.global_step == steps
