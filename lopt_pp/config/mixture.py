@@ -55,6 +55,9 @@ class MixtureEntry:
         if isinstance(given, dict):
             given = given.get(self.split.partition("[")[0], [])
         files = [given] if isinstance(given, str) else given
+        named = self.split.partition("[")[0]
+        if named != "train" and not isinstance(self.data_files, dict) and (files or Path(self.path).is_file()):
+            raise LoptError(f"split {self.split}: files have the split train alone; data_files may name them by splits")
         if self.path in _BUILDERS and not Path(self.path).exists():
             if not files and self.data_dir is None:
                 raise LoptError(f"path {self.path} needs data_files")

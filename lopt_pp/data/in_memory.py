@@ -6,6 +6,7 @@ They become the same `RawRows` that files become, and go the same way from there
 import functools
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -26,6 +27,9 @@ AnyRows: TypeAlias = Dataset | IterableDataset | Sequence[Mapping[str, Any]]
 
 Formatting = Callable[[dict[str, Any]], str]
 """TRL's `formatting_func`: makes the text to train on of a row."""
+
+_SET_NAME = re.compile(r"[A-Za-z]\w*")
+"""As `--eval_file` has names."""
 
 _PER_TABLE = 10_000
 """Rows of a stream that are put into one table."""
@@ -96,11 +100,19 @@ def raw_rows(rows: AnyRows, argument: str, most: int | None = None) -> RawRows:
 
 
 def sets_of(rows: AnyRows | Mapping[str, AnyRows] | None) -> Mapping[str, AnyRows]:
-    """Sets of rows to evaluate on, by their names; the name of the only one may be empty."""
+    """Sets of rows to evaluate on, by their names; the name of the only one may be empty.
+
+    Raises:
+        LoptError: one of several has a name that metrics cannot have.
+    """
     if rows is None:
         return {}
     if isinstance(rows, Mapping):  # A DatasetDict, too.
-        return {str(name): own for name, own in rows.items()}
+        names = [str(name) for name in rows]
+        unusable = [name for name in names if not _SET_NAME.fullmatch(name)]
+        if unusable and len(names) > 1:
+            raise LoptError(f"eval_dataset: {shown(unusable[0])} is not a name: a letter, then letters, digits and _")
+        return dict(zip(names, rows.values(), strict=True))
     return {"": rows}
 
 

@@ -12,6 +12,7 @@ from lopt_pp.config.data import PackingStrategy
 from lopt_pp.data.dataset import Pack, TokenizedRows
 from lopt_pp.data.encoding import EncodedRow
 from lopt_pp.data.packing import Packs, Piece, pack
+from lopt_pp.errors import LoptError
 from lopt_pp.util.seeds import derive_seed
 
 
@@ -24,6 +25,9 @@ class PackedRows:
         strategy: how they are packed; see `pack`. With `wrapped` a pack is one row, whatever rows it is made of.
         seed: that the rows are shuffled by before they are wrapped, as TRL does, so that those of a pack do not hang
             together; None leaves them as they come.
+
+    Raises:
+        LoptError: nothing could be learned from any pack.
     """
 
     rows_per_pack = 1.0
@@ -42,6 +46,11 @@ class PackedRows:
         self._packs = Packs(order[packs.rows], packs.starts, packs.stops, packs.bounds)
         self.lengths = packs.totals(packs.stops - packs.starts)
         self._num_targets = self._packs.totals(self._targets_of_pieces())
+        if not self._num_targets.any():
+            raise LoptError(
+                f"--packing_strategy {strategy} with --max_length {max_length} cuts the rows of {rows.source} so that "
+                f"no pack has a target token; raise --max_length"
+            )
 
     def _targets_of_pieces(self) -> np.ndarray:
         """Of each piece the tokens with a loss: all but the first of a row, or with `wrapped` of a pack."""
@@ -94,9 +103,11 @@ class PackedRows:
         num_split = int((self._rows.lengths > self._max_length).sum())
         split = f", {num_split} longer ones in pieces" if num_split and not self._is_wrapped else ""
         how = "one behind the other, cut" if self._is_wrapped else "packed"
+        num_empty = int((self._num_targets == 0).sum())
+        empty = f"; {num_empty} without a target token: raise --max_length to learn from all" if num_empty else ""
         return (
             f"{self._rows.summary()}; {how} into {len(self)} of {self._max_length} tokens{split}, {filled:.1%} of them "
-            f"filled"
+            f"filled{empty}"
         )
 
 

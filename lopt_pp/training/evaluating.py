@@ -32,6 +32,8 @@ def on_rows(config: Config, given: Given, rows: AnyRows | Mapping[str, AnyRows])
         LoptError: the rows cannot be read.
     """
     sets = sets_of(rows)
+    if not sets:
+        raise LoptError("eval_dataset is empty; give rows, or sets of them by their names")
     files = files_in_memory(list(sets))
     own = replace(config.evaluation, eval_file=files, eval_split_size=None, dataset_test_split=None)
     return replace(config, evaluation=own), replace(given, rows=replace(given.rows, held_out=rows_of(sets)))

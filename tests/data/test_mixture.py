@@ -111,6 +111,7 @@ def test_others_have_another_digest_and_what_is_mended_the_same(files: Path) -> 
         ([A, {"path": "json"}], r"entry 2 \('json'\): path json needs data_files"),
         ([A, {"path": "json", "data_files": "no.jsonl"}], r"entry 2 \('json'\): no.jsonl does not exist"),
         ([{"path": "both", "split": "dev"}], r"entry 1 \('both'\): both split dev cannot be loaded"),
+        ([{"path": "a.jsonl", "split": "test"}], "entry 1 .*: split test: files have the split train alone"),
         ([A | {"split": "train[x]"}], r"entry 1 \('json'\): split train\[x\]: "),
         ([A | {"columns": ["prose"]}], r"a.jsonl: a row has none of the columns prose \(it has: text, more\)"),
         ([A, {"path": "both/*.csv"}], r"entry 2 \('both/\*.csv'\): both/\*.csv matches no file"),

@@ -2,12 +2,14 @@
 
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 
 from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts, TokenizedRows
 from lopt_pp.data.packed_rows import PackedRows
+from lopt_pp.errors import LoptError
 
 PAD = 99
 NUM_ROWS = 11
@@ -249,6 +251,16 @@ def test_packs_are_full(rows: TokenizedRows) -> None:
     assert len(packed) == 6
     filled = rows.lengths.sum() / 42
     assert packed.summary() == f"11 rows of a test: 11 used; packed into 6 of 7 tokens, {filled:.1%} of them filled"
+
+
+def test_packs_without_a_target_are_counted(rows: TokenizedRows) -> None:
+    """Such as those of a long prompt that is cut: the loss of a step of these alone would be 0."""
+    packed = PackedRows(rows, max_length=2, strategy="bfd_split")
+    empty = sum(pack.num_targets == 0 for pack in packed.fetch(np.arange(len(packed))))
+    assert 0 < empty < len(packed)
+    assert packed.summary().endswith(f"; {empty} without a target token: raise --max_length to learn from all")
+    with pytest.raises(LoptError, match="--packing_strategy bfd_split with --max_length 1 cuts the rows of .* so that"):
+        PackedRows(rows, max_length=1, strategy="bfd_split")
 
 
 def test_a_padding_free_microbatch_has_one_row(rows: TokenizedRows) -> None:

@@ -188,6 +188,10 @@ def test_changes_of_a_loaded_model_that_its_blocks_would_not_have(inputs: Path, 
         ({"train_dataset": datasets.DatasetDict(train=Dataset.from_list([ROW]))}, "with the splits train; give one"),
         ({"train_dataset": DataFrame([ROW])}, r"train_dataset is a DataFrame; .* Dataset.from_pandas\(train_dataset\)"),
         ({"callbacks": EarlyStoppingCallback()}, "callbacks is a EarlyStoppingCallback; give a list of callbacks"),
+        (
+            {"eval_dataset": {"easy": [ROW], "too-hard": [ROW]}},
+            "eval_dataset: 'too-hard' is not a name: a letter",
+        ),
         ({"callbacks": [print]}, "callbacks: .*print.* is not a transformers.TrainerCallback"),
         ({"callbacks": [ProgressCallback, Needy]}, "the callback Needy: .*'what'; give an object of it"),
         ({"train_dataset": [ROW, "b"]}, "train_dataset: row 2 is 'b'; give dicts"),
@@ -228,6 +232,8 @@ def test_evaluate(inputs: Path, tmp_path: Path) -> None:
     by_name = Trainer(inputs / "model", args | {"output_dir": tmp_path / "other"}, train_dataset=rows_of(inputs))
     with pytest.raises(RunError, match="there are no rows to evaluate on: give eval_dataset, or --eval_file"):
         by_name.evaluate()
+    with pytest.raises(LoptError, match="eval_dataset is empty; give rows"):
+        by_name.evaluate({})
     assert by_name.evaluate(sets)["eval_easy_loss"] == pytest.approx(before["eval_easy_loss"], rel=1e-6)
     assert by_name.train()
     assert by_name.evaluate(sets)["eval_easy_loss"] == pytest.approx(after["eval_easy_loss"], rel=1e-4)
