@@ -2,6 +2,9 @@
 
 import argparse
 import importlib
+import os
+import select
+import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -10,21 +13,21 @@ _DESCRIPTION = """\
 Pipeline-parallel post-training of language models by local learning.
 
 commands:
-  train     post-train a model: lopt-pp train run.yaml, or with flags (lopt-pp train --help lists them)
-  export    make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
-  generate  see what a model or a checkpoint answers: lopt-pp generate MODEL --prompt "What is 1 + 2?"
-  chat      talk to a model or a checkpoint in the terminal: lopt-pp chat MODEL
-  push      publish a model on the Hugging Face Hub: lopt-pp push OUTPUT_DIR --hub_model_id NAME
-  evaluate  compare models on rows and benchmarks, before and after: lopt-pp evaluate MODEL --before BASE --tasks gsm8k
-  plan      say what a run will need, from the config alone: lopt-pp plan run.yaml, or MODEL FLAGS
-  auxiliary find the layers that an auxiliary network is best made of: lopt-pp auxiliary MODEL --train_file FILE
-  check     try whether runs will be right and fast on this machine or Slurm allocation: lopt-pp check
-  submit    put a run into the queue of a Slurm cluster: lopt-pp submit run.yaml --nodes 2 --gpus-per-node 4
-  recipe    print a run to start from: lopt-pp recipe two_gpus > run.yaml (lopt-pp recipe lists them)
-  report    make a page on a run, with curves, timeline and advice: lopt-pp report OUTPUT_DIR
-  compare   make a page that overlays several runs: lopt-pp compare OUTPUT_DIR OUTPUT_DIR ...
-  env       say what a bug report needs of this machine, versions, devices and links: lopt-pp env
-  completion  have a shell complete commands, flags and files: eval "$(lopt-pp completion bash)"
+  train      post-train a model: lopt-pp train run.yaml, or with flags (lopt-pp train --help lists them)
+  export     make the ordinary model of a checkpoint: lopt-pp export OUTPUT_DIR/checkpoint-500 MODEL
+  generate   see what a model or a checkpoint answers: lopt-pp generate MODEL --prompt "What is 1 + 2?"
+  chat       talk to a model or a checkpoint in the terminal: lopt-pp chat MODEL
+  push       publish a model on the Hugging Face Hub: lopt-pp push OUTPUT_DIR --hub_model_id NAME
+  evaluate   compare models on rows and benchmarks, before and after: lopt-pp evaluate MODEL --before BASE --tasks gsm8k
+  plan       say what a run will need, from the config alone: lopt-pp plan run.yaml, or MODEL FLAGS
+  auxiliary  find the layers that an auxiliary network is best made of: lopt-pp auxiliary MODEL --train_file FILE
+  check      try whether runs will be right and fast on this machine or Slurm allocation: lopt-pp check
+  submit     put a run into the queue of a Slurm cluster: lopt-pp submit run.yaml --nodes 2 --gpus-per-node 4
+  recipe     print a run to start from: lopt-pp recipe two_gpus > run.yaml (lopt-pp recipe lists them)
+  report     make a page on a run, with curves, timeline and advice: lopt-pp report OUTPUT_DIR; --serve: while it runs
+  compare    make a page that overlays several runs: lopt-pp compare OUTPUT_DIR OUTPUT_DIR ...
+  env        say what a bug report needs of this machine, versions, devices and links: lopt-pp env
+  completion have a shell complete commands, flags and files: eval "$(lopt-pp completion bash)"
 """
 
 _MODULES = {
@@ -57,9 +60,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=version("lopt-pp"))
     parser.add_argument("command", choices=_MODULES, help=argparse.SUPPRESS)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments:
+        parser.print_help(sys.stderr)
+        return 2
     command = parser.parse_args(arguments[:1]).command
-    # Late, so that --help does not wait for torch.
-    return importlib.import_module(_MODULES[command]).main(arguments[1:])
+    try:
+        # Late, so that --help does not wait for torch.
+        status: int = importlib.import_module(_MODULES[command]).main(arguments[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _has_lost_its_reader(sys.stdout.fileno()):
+            raise
+        # Whoever reads has seen enough, as `head` has. Python would print an error at its end, where it flushes again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return status
+
+
+def _has_lost_its_reader(pipe: int) -> bool:
+    """Whether nobody reads any longer what is written to a pipe."""
+    poll = select.poll()
+    poll.register(pipe, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ class NeverStops:
 NEVER_STOPS = NeverStops()
 
 
-def ask_to_stop(store: Store, reason: str) -> None:
+def ask_to_stop(store: Store, reason: str) -> bool:
     """Asks the run, from any of its processes and threads, to end as soon as the steps are done that have begun.
 
     It can go on later from the checkpoint that it saves then.
@@ -123,8 +123,13 @@ def ask_to_stop(store: Store, reason: str) -> None:
     Args:
         store: of the run.
         reason: one word, such as the name of a signal. Of all requests to stop or to finish the first one counts.
+
+    Returns:
+        Whether this is the first request for this reason: a launcher hands a signal on to all processes, and one line
+        that says so is enough.
     """
     _ask(store, _STOP, reason)
+    return store.add(f"{_KEY}/{reason}", 1) == 1
 
 
 def ask_to_finish(store: Store, reason: str) -> None:

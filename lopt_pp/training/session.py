@@ -96,9 +96,11 @@ class _Stop:
         if number == signal.SIGINT and self.finalizer is None:
             return False
         try:
-            ask_to_stop(self._asks, number.name)
+            is_first = ask_to_stop(self._asks, number.name)
         except RuntimeError:
             return False  # The store is gone, and with it whoever could be asked.
+        if not is_first:
+            return True
         again = "; another one ends it at once" if number == signal.SIGINT else ""
         logger.info("%s: the run is asked to stop%s", number.name, again)
         if self.finalizer is not None and not self._is_asked:

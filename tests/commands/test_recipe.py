@@ -1,5 +1,9 @@
 """`lopt-pp recipe`: the recipes of launch/recipes, wherever it is installed."""
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,3 +35,20 @@ def test_one_is_printed_as_it_is(
     assert capsys.readouterr().out == "# Own: a run.\nmax_steps: 1\n"
     assert lopt_pp.cli.main(["recipe", "two_gpus"]) == 1
     assert capsys.readouterr().err == "lopt-pp: error: there is no recipe two_gpus; there are: own\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_error(unbuffered: str) -> None:
+    """As in `lopt-pp recipe two_gpus | head`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "lopt_pp", "recipe", "two_gpus"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, env=environment, timeout=60)
+    os.close(writes)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_no_command_at_all_shows_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert lopt_pp.cli.main([]) == 2
+    assert "lopt-pp recipe two_gpus > run.yaml" in capsys.readouterr().err

@@ -148,7 +148,7 @@ def test_a_recipe_parses(recipe: Path) -> None:
 def test_the_command_that_starts_it_starts_as_many_processes(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    name = f"launch/recipes/{recipe.name}"
+    name = "run.yaml"
     for words in commands(recipe, name):
         if words[:2] == ["lopt-pp", "submit"]:
             copy = tmp_path / recipe.name
