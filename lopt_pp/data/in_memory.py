@@ -6,6 +6,7 @@ They become the same `RawRows` that files become, and go the same way from there
 import functools
 import hashlib
 import itertools
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,11 @@ _SET_NAME = re.compile(r"[A-Za-z]\w*")
 
 _PER_TABLE = 10_000
 """Rows of a stream that are put into one table."""
+
+_TABLES_BEFORE_A_WARNING = 20
+"""After so many, whoever waits for a stream that never ends learns why."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,13 @@ def _read_stream(stream: IterableDataset, argument: str, most: int | None) -> Da
     try:
         while batch := list(itertools.islice(rows, _PER_TABLE if most is None else min(_PER_TABLE, most))):
             tables.append(_as_dataset(batch, argument))
+            if most is None and len(tables) == _TABLES_BEFORE_A_WARNING:
+                logger.warning(
+                    "%s: %d rows are read, and it goes on; it must end, or max_steps say how many are wanted, without "
+                    "packing",
+                    argument,
+                    sum(map(len, tables)),
+                )
             most = None if most is None else most - len(batch)
         if not tables:
             raise LoptError(f"{argument} has no rows; give data with a row or more")

@@ -1,6 +1,7 @@
 """A run that is given a model, a tokenizer and rows as objects is the run that flags and files make, bit for bit."""
 
 import copy
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformers import (
 )
 
 from lopt_pp import LoptError, RunError, Trainer, load_config
+from lopt_pp.data.in_memory import raw_rows
 
 STEPS: dict[str, Any] = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "save_steps": 2}
 
@@ -135,6 +137,16 @@ def test_an_endless_stream_is_read_as_far_as_the_run_needs_it(inputs: Path, tmp_
     trainer = Trainer(inputs / "model", {**STEPS, "output_dir": tmp_path / "out", "save_steps": 0}, None, stream)
     assert trainer.train()
     assert "6 rows of train_dataset" in (tmp_path / "out" / "run.json").read_text()
+
+
+def test_who_waits_for_an_endless_stream_learns_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("lopt_pp.data.in_memory._PER_TABLE", 2)
+    monkeypatch.setattr("lopt_pp.data.in_memory._TABLES_BEFORE_A_WARNING", 3)
+    stream = IterableDataset.from_generator(lambda: itertools.islice(endless(), 9))
+    assert len(raw_rows(stream, "eval_dataset")) == 9
+    assert caplog.text.count("eval_dataset: 6 rows are read, and it goes on; it must end") == 1
 
 
 ROW = {"prompt": "a", "completion": "b"}
