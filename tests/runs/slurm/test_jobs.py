@@ -165,7 +165,7 @@ def test_a_job_over_two_nodes_leaves_a_model(inputs: Path, undisturbed: Submitte
 
 def test_each_node_has_a_stage_and_a_log(undisturbed: Submitted) -> None:
     logs = [undisturbed.log(node) for node in NODES]
-    spoke = [set(re.findall(r"^\[(stage \d) \(rank \d\)\]", log, re.MULTILINE)) for log in logs]
+    spoke = [set(re.findall(r"^(?:[-\d]+ [:\d]+ )?\[(stage \d) \(rank \d\)\]", log, re.MULTILINE)) for log in logs]
     assert {"stage 0"} in spoke and all(len(stages) <= 1 for stages in spoke), logs
     assert re.search(
         r"job \d+, start 1: n\[1-2\], 1 processes on each, meeting at 127\.0\.0\.1:2\d{4};", undisturbed.log()
