@@ -250,5 +250,5 @@ def test_help_reads_like_documentation(capsys: pytest.CaptureFixture[str]) -> No
         lopt_pp.train.main(["--help"])
     assert end.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train \\ --model_name_or_path MODEL" in text
+    assert "torchrun --rdzv-backend lopt-pp --nproc-per-node 2 -m lopt_pp.train --config run.yaml" in text
     assert "--local_learning_rate FLOAT Peak learning rate of the earlier stages" in text
