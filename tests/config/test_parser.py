@@ -209,12 +209,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == version("lopt-pp") + "\n"
 
 
-@pytest.mark.parametrize(("arguments", "error"), [(["fly"], "invalid choice: 'fly'"), ([], "\ncommands:\n")])
-def test_unknown_command(arguments: list[str], error: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
-        cli.main(arguments)
+        cli.main(["fly"])
     assert left.value.code == 2
-    assert error in capsys.readouterr().err
+    assert "invalid choice: 'fly'" in capsys.readouterr().err
 
 
 def test_a_mistake_is_one_line_and_status_2(
