@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from lopt_pp.config.parser import parse_run
 from lopt_pp.config.train_config import Config
-from lopt_pp.distributed.slurm import take_place
+from lopt_pp.distributed.slurm import rank_and_size
 from lopt_pp.errors import LoptError
 from lopt_pp.util.console import print_error, print_note, print_warning
 from lopt_pp.util.log_lines import set_up_logging
@@ -28,9 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         which can go on from its checkpoint; under torchrun 0, since it takes all others for failures and starts anew.
     """
     try:
-        take_place()
+        _, processes = rank_and_size()
         config, flags = parse_run(sys.argv[1:] if arguments is None else arguments, usage=_USAGE, warn=_warn)
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
         if flags.nproc not in (None, processes):
             raise LoptError(
                 f"--nproc {flags.nproc}: the processes are started already, {processes} of them, and this is one; "

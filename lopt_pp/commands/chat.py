@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
+    if sys.stdin is None:
+        raise LoptError("standard input is closed: there is nobody to talk to")
+    if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.isatty():
+        # What is not text shall not end the conversation.
+        sys.stdin.reconfigure(errors="replace")
+    # Late, since a mistake in the flags need not wait for it.
     from transformers import set_seed
 
     with pretrained(given) as opened:

@@ -32,7 +32,7 @@ RUN: dict[str, list[Row]] = {
         Row(
             "enable_jit_checkpoint",
             NO_EFFECT,
-            "always so: SIGTERM, SIGINT and SIGUSR1 save a [checkpoint](checkpoints.md#stopping)",
+            "always so: SIGTERM, SIGINT, SIGUSR1 and SIGHUP save a [checkpoint](checkpoints.md#stopping)",
             ignored,
         ),
         Row("save_only_model", MISSING, "`lopt-pp export` makes the model of a checkpoint", unless()),

@@ -5,8 +5,9 @@ It can be started before this process has imported PyTorch itself, so that both 
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 TRAINER = ("lopt_pp.train", "lopt_pp.training.trainer")
 """What a process imports that trains. (The first imports the second once its flags are read.)"""
@@ -28,7 +29,31 @@ def prepare_server(processes: int, preload: Sequence[str] = TRAINER) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(preload))
 
 
-def start_server(processes: int) -> None:
-    """Has the server import the trainer while this process does something else."""
-    prepare_server(processes)
-    forkserver.ensure_running()
+_OF_TERMINAL = {signal.SIGINT, signal.SIGHUP}
+"""What all processes get that a terminal runs, at Ctrl-C and when it is closed. The launcher hands them on."""
+
+
+def start_server(processes: int, preload: Sequence[str] = TRAINER) -> None:
+    """Has the server import the trainer while this process does something else.
+
+    The server and what keeps count of its semaphores do not hear the terminal's signals, from their first moment on:
+    they would print a traceback at Ctrl-C, and die when the terminal is closed, and the run with them.
+
+    Args:
+        processes: see `prepare_server`.
+        preload: likewise.
+    """
+    prepare_server(processes, preload)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINAL)
+    try:
+        # By itself first, since it lets SIGINT through again.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINAL)
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_terminal() -> None:
+    """Undoes in a process that is forked from the server what it has of it: to hear nothing of a terminal."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINAL)

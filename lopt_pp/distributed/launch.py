@@ -31,7 +31,7 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 from tqdm import tqdm
 
-from lopt_pp.distributed.fork_server import TRAINER, prepare_server
+from lopt_pp.distributed.fork_server import TRAINER, hear_terminal, prepare_server
 from lopt_pp.distributed.rendezvous import Rendezvous
 from lopt_pp.distributed.signals import SignalForwarder, come_up
 from lopt_pp.distributed.store import LOOPBACK
@@ -129,8 +129,8 @@ def launch(
 ) -> Outcome:
     """Runs a function in new processes, and waits for their end. Only in the main thread, which alone hears signals.
 
-    SIGTERM, SIGINT and SIGUSR1 go to the processes, which are given time to end in good order. Where one fails the
-    others are ended. Afterwards none is left.
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 go to the processes, which are given time to end in good order. Where one fails
+    the others are ended. Afterwards none is left.
 
     Args:
         entry: `module:function`; takes the arguments and returns an exit status. It finds `RANK`, `WORLD_SIZE`,
@@ -208,6 +208,7 @@ def run_rank(start: _Start) -> int:
     takes all others for failures."""
     # Of the keyboard's signals it shall get those that the launcher hands on, and each once.
     os.setsid()
+    hear_terminal()
     if (number := come_up(start.told)) is not None:
         sys.exit(128 + number)
     is_over = threading.Event()
@@ -228,7 +229,11 @@ def run_rank(start: _Start) -> int:
         status = entry(list(start.arguments))
     except KeyboardInterrupt:
         status = 128 + signal.SIGINT
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:  # A reader that is gone, or a full disk, makes no failure of a run that is done.
+            sys.stdout = None  # type: ignore[assignment]
     is_over.set()
     (start.told / os.environ["RANK"]).write_text(str(status))
     if status not in (0, STOPPED_STATUS):

@@ -53,7 +53,26 @@ class SlurmTask:
 def has_other_tasks(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether `srun` has started several tasks, of which this process is one or a child of one."""
     # Only `srun` sets it; the others are also there in a job's script.
-    return int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    number = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    return number.isdecimal() and int(number) > 1
+
+
+def rank_and_size(environment: MutableMapping[str, str] = os.environ) -> tuple[int, int]:
+    """Rank and number of processes, as a launcher puts them into the environment; 0 and 1 without one.
+
+    What `srun` says of its tasks is put there first.
+
+    Raises:
+        LoptError: `srun` does not say what is needed, or there is something else than a rank and a number.
+    """
+    take_place(environment)
+    given = [environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")]
+    if all(text.isdecimal() for text in given) and int(given[0]) < int(given[1]):
+        return int(given[0]), int(given[1])
+    raise LoptError(
+        f"the environment has RANK={given[0]} and WORLD_SIZE={given[1]}, which is no process of a launcher; unset both "
+        f"and LOCAL_RANK where none has started this one"
+    )
 
 
 def take_place(environment: MutableMapping[str, str] = os.environ) -> None:

@@ -55,11 +55,9 @@ def join(rank: int, size: int, timeout: timedelta = timedelta(minutes=30)) -> TC
     Raises:
         LoptError: the environment names no port, or one that is taken.
     """
-    if "MASTER_PORT" not in os.environ:
-        raise LoptError("the environment has WORLD_SIZE and no MASTER_PORT; start the processes by torchrun")
-    port = int(os.environ["MASTER_PORT"])
+    host, port = _meeting_place("MASTER_PORT")
     if has_agent_store() or rank > 0:
-        host = os.environ["MASTER_ADDR"] if has_agent_store() else LOOPBACK
+        host = host if has_agent_store() else LOOPBACK
         return TCPStore(host, port, size, is_master=False, timeout=timeout)
     try:
         return serve(LOOPBACK, port, size, timeout)
@@ -74,11 +72,11 @@ def join_machines(rank: int, size: int, timeout: timedelta = timedelta(minutes=3
     listens at all of them, as PyTorch's `env://` has it.
 
     Raises:
-        LoptError: the port is taken.
+        LoptError: the environment names no address and port, or one that is taken.
     """
+    host, port = _meeting_place("MASTER_ADDR", "MASTER_PORT")
     if has_agent_store() or rank > 0:
         return next(iter(rendezvous("env://")))[0]
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
         address = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
         if not ipaddress.ip_address(address).is_loopback:
@@ -87,6 +85,24 @@ def join_machines(rank: int, size: int, timeout: timedelta = timedelta(minutes=3
         if error.errno == errno.EADDRINUSE:
             raise LoptError(f"cannot listen at {host}:{port} (MASTER_ADDR, MASTER_PORT): {error.strerror}") from error
     return next(iter(rendezvous("env://")))[0]
+
+
+def _meeting_place(*needed: str) -> tuple[str, int]:
+    """Address and port in the environment.
+
+    Args:
+        needed: the variables that must be there.
+    """
+    number = os.environ.get("WORLD_SIZE")
+    for name in needed:
+        if name not in os.environ:
+            raise LoptError(
+                f"the environment has WORLD_SIZE={number} and no {name}; start the processes by torchrun, or unset "
+                f"WORLD_SIZE, RANK and LOCAL_RANK where no launcher has started this one"
+            )
+    if not (port := os.environ["MASTER_PORT"]).isdecimal() or int(port) >= 2**16:
+        raise LoptError(f"MASTER_PORT={port} is not a port: 1 to 65535")
+    return os.environ.get("MASTER_ADDR", LOOPBACK), int(port)
 
 
 def has_agent_store() -> bool:

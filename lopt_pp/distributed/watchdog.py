@@ -3,9 +3,10 @@
 Three things can happen, and a thread waits for each: a neighbour dies (a connection on which nothing is sent until the
 run is over breaks at that moment), another process says in the store why it failed, or a signal comes.
 
-SIGTERM, SIGINT and SIGUSR1 (which Slurm can send ahead of a time limit) ask the run to stop in good order. After a
-SIGINT, another one ends this process at once; so does SIGTERM then, which is what torchrun makes of a second Ctrl-C.
-Python lets the main thread alone take signals: in another one they are left to whoever has the main thread.
+SIGTERM, SIGINT, SIGUSR1 (which Slurm can send ahead of a time limit) and SIGHUP (of a terminal that is closed; not
+where it is ignored, as by `nohup`) ask the run to stop in good order. After a SIGINT, another one ends this process at once;
+so does SIGTERM then, which is what torchrun makes of a second Ctrl-C. Python lets the main thread alone take signals: in
+another one they are left to whoever has the main thread.
 
 Where there are several processes this one ends without winding Python down: threads may be deep in waits that nothing
 will end any more, and could abort it.
@@ -104,7 +105,9 @@ class Watchdog:
         self._wake, woken = socket.socketpair()
         self._wake.setblocking(False)
         self._wake_before = signal.set_wakeup_fd(self._wake.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._handlers[number] = signal.signal(number, lambda *_: None)
         self._start(self._watch_signals, woken)
 

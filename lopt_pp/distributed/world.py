@@ -24,7 +24,7 @@ from lopt_pp.config.pipeline import PipelineConfig
 from lopt_pp.distributed.devices import agree_on_devices, choose_device
 from lopt_pp.distributed.groups import join_groups
 from lopt_pp.distributed.meeting import meet
-from lopt_pp.distributed.slurm import take_place
+from lopt_pp.distributed.slurm import rank_and_size
 from lopt_pp.distributed.store import has_agent_store
 from lopt_pp.errors import LoptError
 
@@ -217,18 +217,6 @@ class World:
             problems = (self.store.get(f"{key}/{rank}").decode() for rank in range(self.size))
             self.store.set(key, next(filter(None, list(problems)), ""))
         return self.store.get(key).decode()
-
-
-def rank_and_size() -> tuple[int, int]:
-    """Rank and number of processes, as torchrun puts them into the environment; 0 and 1 without it.
-
-    What `srun` says of its tasks is put there first.
-
-    Raises:
-        LoptError: `srun` does not say what is needed.
-    """
-    take_place()
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager

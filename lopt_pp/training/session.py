@@ -1,6 +1,7 @@
 """Runs a training in this process, joined to the others and watched over: what a `Trainer` does in `train`.
 
-SIGTERM, SIGINT and SIGUSR1 stop the run in good order meanwhile, where this is the main thread. A failure ends all
+SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop the run in good order
+meanwhile, where this is the main thread. A failure ends all
 processes where there are several, and is raised where there is one.
 """
 

@@ -1,6 +1,7 @@
 """What a user reads on standard error."""
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from lopt_pp.util.screen import CLEAR, is_terminal
@@ -35,4 +36,5 @@ def print_warning(message: str) -> None:
 
 def _print(line: str) -> None:
     # A process that has ended may have left its progress bar behind.
-    print(f"{CLEAR if is_terminal(sys.stderr) else ''}{line}\n", end="", file=sys.stderr, flush=True)
+    with suppress(OSError):  # Where nobody can read it, the program does its work all the same.
+        print(f"{CLEAR if is_terminal(sys.stderr) else ''}{line}\n", end="", file=sys.stderr, flush=True)

@@ -142,3 +142,15 @@ def test_in_a_terminal_an_answer_is_interrupted_and_not_the_program(model: Path)
     finally:
         terminal.process.kill()
         terminal.close()
+
+
+def test_what_is_not_text_does_not_end_the_conversation(
+    model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["chat", str(model), "--device", "cpu", "--max_new_tokens", "6", "--temperature", "0"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff\n/reset\nhello\n"), encoding="utf-8"))
+    assert lopt_pp.cli.main(given) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    monkeypatch.setattr("sys.stdin", None)
+    assert lopt_pp.cli.main(given) == 1
+    assert capsys.readouterr().err == "lopt-pp: error: standard input is closed: there is nobody to talk to\n"

@@ -33,6 +33,10 @@ def test_each_process_knows_its_place(tmp_path: Path) -> None:
         assert (tmp_path / f"rank-{rank}.log").read_text() == f"one's a$$b ${{local_rank}} {said}"
 
 
+def test_output_that_cannot_be_written_is_not_a_failure(tmp_path: Path) -> None:
+    assert run("have_no_output", logs=tmp_path).status == 0
+
+
 def test_what_was_stopped_in_good_order_has_not_failed(tmp_path: Path) -> None:
     outcome = run("be_stopped", logs=tmp_path, restarts=1)
     assert outcome.statuses == {0: 75, 1: 75} and outcome.status == 75 and not outcome.failed

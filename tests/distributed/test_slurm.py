@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 
 from lopt_pp.distributed import slurm
-from lopt_pp.distributed.slurm import SlurmTask, first_node, meet, slurm_task, tasks_per_node
-from lopt_pp.distributed.store import LOOPBACK, serve
+from lopt_pp.distributed.slurm import SlurmTask, first_node, meet, rank_and_size, slurm_task, tasks_per_node
+from lopt_pp.distributed.store import LOOPBACK, join, join_machines, serve
 from lopt_pp.errors import LoptError
 
 STEP = {
@@ -106,3 +106,36 @@ def test_tasks_per_node() -> None:
 )
 def test_the_first_node_of_a_list(nodes: str, first: str) -> None:
     assert first_node(nodes) == first
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"RANK": "1"},
+        {"RANK": "2", "WORLD_SIZE": "2"},
+        {"RANK": "x", "WORLD_SIZE": "2"},
+        {"RANK": "0", "WORLD_SIZE": ""},
+        {"RANK": "-1", "WORLD_SIZE": "2"},
+    ],
+)
+def test_what_no_launcher_has_set_is_refused(given: dict[str, str]) -> None:
+    with pytest.raises(LoptError, match=f"RANK={given['RANK']} and WORLD_SIZE=.*unset both"):
+        rank_and_size(given)
+
+
+def test_a_rank_of_a_launcher_and_none() -> None:
+    assert rank_and_size({"RANK": "1", "WORLD_SIZE": "2"}) == (1, 2)
+    assert rank_and_size({}) == rank_and_size({"SLURM_STEP_NUM_TASKS": ""}) == (0, 1)
+
+
+def test_processes_without_a_place_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LoptError, match="WORLD_SIZE=2 and no MASTER_ADDR; .* or unset"):
+        join_machines(0, 2)
+    with pytest.raises(LoptError, match="WORLD_SIZE=2 and no MASTER_PORT; .* or unset"):
+        join(0, 2)
+    monkeypatch.setenv("MASTER_PORT", "a-port")
+    with pytest.raises(LoptError, match="MASTER_PORT=a-port is not a port"):
+        join(0, 2)

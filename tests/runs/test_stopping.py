@@ -65,7 +65,7 @@ def steps_of(out: Path) -> int:
     [
         ("one process", signal.SIGINT, [0]),
         ("two processes", signal.SIGTERM, [0, 1]),
-        ("two processes", signal.SIGUSR1, [1]),
+        ("two processes", signal.SIGHUP, [1]),
         ("three stages", signal.SIGTERM, [1]),
         ("replicas", signal.SIGUSR1, [3]),
         ("end to end", signal.SIGTERM, [1]),
