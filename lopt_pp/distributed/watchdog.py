@@ -4,9 +4,9 @@ Three things can happen, and a thread waits for each: a neighbour dies (a connec
 run is over breaks at that moment), another process says in the store why it failed, or a signal comes.
 
 SIGTERM, SIGINT, SIGUSR1 (which Slurm can send ahead of a time limit) and SIGHUP (of a terminal that is closed; not
-where it is ignored, as by `nohup`) ask the run to stop in good order. After a SIGINT, another one ends this process at once;
-so does SIGTERM then, which is what torchrun makes of a second Ctrl-C. Python lets the main thread alone take signals: in
-another one they are left to whoever has the main thread.
+where it is ignored, as by `nohup`) ask the run to stop in good order. After a SIGINT, another one ends this process at
+once; so does SIGTERM then, which is what torchrun makes of a second Ctrl-C. Python lets the main thread alone take
+signals: in another one they are left to whoever has the main thread.
 
 Where there are several processes this one ends without winding Python down: threads may be deep in waits that nothing
 will end any more, and could abort it.
