@@ -233,7 +233,7 @@ def run_rank(start: _Start) -> int:
         try:
             sys.stdout.flush()
         except OSError:  # A reader that is gone, or a full disk, makes no failure of a run that is done.
-            sys.stdout = None  # type: ignore[assignment]
+            sys.stdout = None
     is_over.set()
     (start.told / os.environ["RANK"]).write_text(str(status))
     if status not in (0, STOPPED_STATUS):
