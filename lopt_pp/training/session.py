@@ -1,8 +1,7 @@
 """Runs a training in this process, joined to the others and watched over: what a `Trainer` does in `train`.
 
-SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop the run in good order
-meanwhile, where this is the main thread. A failure ends all
-processes where there are several, and is raised where there is one.
+SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop the run in good order meanwhile, where this is the main thread. A failure ends
+all processes where there are several, and is raised where there is one.
 """
 
 import logging

@@ -163,10 +163,9 @@ class Trainer:
     def train(self, resume_from_checkpoint: str | Path | bool | None = None) -> TrainResult:
         """Trains, and leaves the model in the output directory.
 
-        SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop the run in good order
-        meanwhile, where this is the main thread: Python lets no
-        other one take signals. Where there are several processes, a failure ends all of them, with one line that says
-        why, and `train` does not return.
+        SIGTERM, SIGINT, SIGUSR1 and SIGHUP stop the run in good order meanwhile, where this is the main thread: Python
+        lets no other one take signals. Where there are several processes, a failure ends all of them, with one
+        line that says why, and `train` does not return.
 
         Args:
             resume_from_checkpoint: a checkpoint's directory to go on from, or True for the newest one in the output

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import util
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -124,6 +124,11 @@ def fork_the_server() -> None:
         if "forkserver import main" not in words[-1]:
             return spawn(path, words, fds)
         if (number := os.fork()) == 0:
+            # As `spawn` would. With the end of a pipe that tells it of its launcher's end, it would outlive that.
+            for fd in map(int, os.listdir("/proc/self/fd")):
+                if fd > 2 and fd not in fds:
+                    with suppress(OSError):
+                        os.close(fd)
             exec(words[-1], {})
         return number
 
