@@ -22,7 +22,8 @@ from lopt_pp.checkpoint.resume import LATEST
 from lopt_pp.config.train_config import Config
 from lopt_pp.data.in_memory import AnyRows, Formatting, GivenRows, raw_rows, rows_of, sets_of
 from lopt_pp.data.presets import find_reader
-from lopt_pp.distributed.world import World, rank_and_size
+from lopt_pp.distributed.slurm import rank_and_size
+from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
 from lopt_pp.hub.push import push
 from lopt_pp.metrics.listeners import OwnCallbacks
