@@ -19,6 +19,7 @@ from lopt_pp.errors import LoptError
 from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.dtypes import AUTO, as_saved, dtype_of
 from lopt_pp.model.location import check_location
+from lopt_pp.model.on_hub import check_on_hub
 from lopt_pp.model.pretrained import load_model_config, model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import save_shard, shard_name, write_index
@@ -103,6 +104,7 @@ def ordinary_model(name: str, trust_remote_code: bool = False) -> Iterator[str]:
         search_current_directory()  # For whoever is given the path; the model's code may import modules of the user's.
     directory = Path(name)
     check_location(name, allows_adapters=find_spec("peft") is not None)  # With it, transformers loads these.
+    check_on_hub(name)
     if is_checkpoint(directory):
         with tempfile.TemporaryDirectory(prefix="lopt-pp-") as scratch:
             export(directory, Path(scratch) / "model", trust_remote_code)

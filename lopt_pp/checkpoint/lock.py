@@ -150,13 +150,17 @@ class OutputLock:
                     os.utime(self._path)
 
 
-def refuse_if_held(directory: Path, own: Holder, pause: Callable[[float], None] = time.sleep) -> set[int]:
+def refuse_if_held(
+    directory: Path, own: Holder, pause: Callable[[float], None] = time.sleep, watches: bool = True
+) -> set[int]:
     """Sees that no living run has an output directory; what a dead one has left stays there.
 
     Args:
         directory: the output directory; may be missing.
         own: who asks.
         pause: waits for some seconds.
+        watches: whether to wait, for up to a minute, where it cannot be seen at once whether a run lives. Otherwise it
+            is taken for dead: whoever takes the lock looks again.
 
     Returns:
         The numbers of the locks' files that dead runs have left.
@@ -167,7 +171,7 @@ def refuse_if_held(directory: Path, own: Holder, pause: Callable[[float], None] 
     try:
         numbers = _numbers(directory)
         path = directory / f".lock-{max(numbers, default=0)}"
-        is_over = not numbers or _is_over(path, own, pause)
+        is_over = not numbers or _is_over(path, own, pause, watches)
     except OSError as error:
         what = error.filename or directory
         raise LoptError(
@@ -232,8 +236,8 @@ def _take(directory: Path, own: Holder, pause: Callable[[float], None]) -> int:
         path.unlink(missing_ok=True)
 
 
-def _is_over(path: Path, own: Holder, pause: Callable[[float], None]) -> bool:
-    """Whether the run that has made a lock's file is over; watches the file where nothing else tells."""
+def _is_over(path: Path, own: Holder, pause: Callable[[float], None], watches: bool) -> bool:
+    """Whether the run that has made a lock's file is over; may watch the file where nothing else tells."""
     first = _changed(path)
     for second in range(LEASE_SECONDS):
         holder, changed = _read(path), _changed(path)
@@ -241,6 +245,8 @@ def _is_over(path: Path, own: Holder, pause: Callable[[float], None]) -> bool:
             return True
         is_alive = None if holder is None else holder.process.is_alive()
         if is_alive is False:
+            return True
+        if not watches and (holder is None or is_alive is None or holder.process.may_be_ending()):
             return True
         if holder is not None and is_alive:
             if second >= (_ENDING_SECONDS if holder.process.may_be_ending() else _KILLED_SECONDS):

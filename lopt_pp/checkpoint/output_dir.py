@@ -20,6 +20,9 @@ INDEX_FILE = "model.safetensors.index.json"
 RUN_FILE = "run.json"
 """Of a run, in its output directory: see `lopt_pp.metrics.run_info`."""
 
+LATEST = "latest"
+"""Names the newest whole checkpoint of an output directory, for --resume_from_checkpoint."""
+
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 

@@ -15,15 +15,13 @@ import torch
 
 from lopt_pp.checkpoint.compatibility import LEFT_OUT, TRAIN_FILES, difference, length_matters
 from lopt_pp.checkpoint.manifest import TRAIN_ROWS, DamagedError, Manifest, read_manifest
-from lopt_pp.checkpoint.output_dir import complete_checkpoints, earlier_run, holds_whole_model, model_origin
+from lopt_pp.checkpoint.output_dir import LATEST, complete_checkpoints, earlier_run, holds_whole_model, model_origin
 from lopt_pp.checkpoint.parts import OpenParts
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
 from lopt_pp.model.partition import BlockSpec
 
 logger = logging.getLogger(__name__)
-
-LATEST = "latest"
 
 _WHAT_TO_DO = (
     "give the flags and rows as they were, or another --output_dir; --overwrite_output_dir without "

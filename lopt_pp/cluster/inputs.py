@@ -1,4 +1,4 @@
-"""What a run reads, looked at before it waits in a queue: file names and the model's config, without PyTorch."""
+"""What a run reads, looked at before it waits in a queue or loads libraries: file names and the model's config."""
 
 import json
 from pathlib import Path
@@ -8,21 +8,21 @@ from lopt_pp.config.mixture import entry_name
 from lopt_pp.config.train_config import Config
 from lopt_pp.data.files import find_files
 from lopt_pp.errors import LoptError, first_line, renamed_in_errors
-from lopt_pp.model.location import check_location
+from lopt_pp.model.location import PICKLED, check_location, has_weights, no_weights
 from lopt_pp.model.partition import split_at, split_evenly
 
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 """What configs call the number of layers."""
 
 
-def check_inputs(config: Config, num_processes: int) -> None:
+def check_inputs(config: Config, num_processes: int | None = None) -> None:
     """Sees that there are the model and the rows that a run names, and that the model has layers for all stages.
 
     What is on a hub is not asked for, and no row is read: the run itself does so.
 
     Args:
         config: of the run.
-        num_processes: of the run.
+        num_processes: of the run, where they are known.
 
     Raises:
         LoptError: the run would be refused at its start, with the reason.
@@ -41,8 +41,9 @@ def check_inputs(config: Config, num_processes: int) -> None:
                 f"--model_name_or_path {path} is an encoder-decoder model ({content.get('model_type')}); give a causal "
                 f"language model"
             )
-        if not any(path.glob("*.safetensors")):
-            raise LoptError(f"--model_name_or_path {path}: no safetensors weights; save the model in that format")
+        if not has_weights(str(path)):
+            pickled = next((name for name in PICKLED if (path / name).exists()), None)
+            raise LoptError(f"--model_name_or_path {no_weights(str(path), pickled)}")
         if depth is not None:
             _check_stages(config, num_processes, depth)
 
@@ -80,9 +81,12 @@ def _depth(content: dict[str, Any]) -> int | None:
     return next((content[name] for name in _DEPTHS if type(content.get(name)) is int), None)
 
 
-def _check_stages(config: Config, num_processes: int, depth: int) -> None:
+def _check_stages(config: Config, num_processes: int | None, depth: int) -> None:
     """Cuts the model as the run will."""
-    num_stages, cuts = config.topology(num_processes).num_stages, config.pipeline.boundaries
+    if num_processes is None and config.objective.method == "e2e":
+        return  # It has a stage in each process.
+    num_stages = config.pipeline.num_stages if num_processes is None else config.topology(num_processes).num_stages
+    cuts = config.pipeline.boundaries
     if cuts is not None and num_stages > 1:
         split_at(cuts, depth)
     else:

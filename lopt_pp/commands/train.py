@@ -16,6 +16,7 @@ from lopt_pp.distributed.fork_server import start_server
 from lopt_pp.distributed.process_count import count_processes, gpus_seen
 from lopt_pp.distributed.slurm import has_other_tasks
 from lopt_pp.errors import LoptError
+from lopt_pp.training.first_checks import check_before_loading
 from lopt_pp.util.console import print_error, print_note, print_warning
 from lopt_pp.util.process import ends_at_ctrl_c
 
@@ -26,8 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-        The exit status. 0: the model is there. 1: the run failed. 2: unusable flags. 75: a signal has stopped the run,
-        which can go on from its checkpoint. 130: Ctrl-C before the first step, or a second one.
+        The exit status. 0: the model is there. 1: the run failed. 2: not begun: flags are unusable, or what they name
+        is not there, or in use. 75: a signal has stopped the run, which can go on from its checkpoint. 130: Ctrl-C
+        before the first step, or a second one.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if is_started_by_another():
@@ -35,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config, flags = parse_run(given, warn=print_warning)
         with ends_at_ctrl_c():
+            check_before_loading(config)
             count = count_processes(config, flags.nproc, gpus_seen)
             config.topology(count.number)
             print_note(f"{count}; {_LOADING}")

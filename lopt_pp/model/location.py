@@ -8,6 +8,9 @@ from lopt_pp.errors import LoptError
 ADAPTER = "adapter_config.json"
 """Of a directory of peft."""
 
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The files of weights that are not read."""
+
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
 
@@ -36,6 +39,22 @@ def check_location(name: str, allows_adapters: bool = False) -> None:
 def has_weights(name: str) -> bool:
     """Whether a name is a directory with safetensors weights."""
     return any(any(Path(name).glob(pattern)) for pattern in ("model.safetensors", "model.safetensors.index.json"))
+
+
+def no_weights(name: str, pickled: str | None) -> str:
+    """What is wrong with a model without safetensors weights.
+
+    Args:
+        name: of the model.
+        pickled: the file of its pickled weights, if it has any.
+    """
+    reason = "none"
+    if pickled is not None:
+        reason = f"only pickled weights ({pickled}), which are refused since a pickle can run code"
+    return (
+        f"{name}: no safetensors weights (model.safetensors or model.safetensors.index.json), {reason}; convert them: "
+        f"from_pretrained(), then save_pretrained()"
+    )
 
 
 def explain(name: str, error: str) -> str:

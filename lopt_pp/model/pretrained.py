@@ -22,7 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError, first_line
-from lopt_pp.model.location import check_location, explain
+from lopt_pp.model.location import explain
+from lopt_pp.model.on_hub import check_named
 from lopt_pp.model.special_tokens import align_special_tokens
 from lopt_pp.model.vocabulary import with_tokens
 from lopt_pp.util.compat_transformers import attention_of, find_file
@@ -36,10 +37,7 @@ def load_model_config(config: ModelConfig) -> PreTrainedConfig:
         LoptError: there is none, or it needs code of its own that the user has not allowed; or what is there is not a
             whole model of `transformers`, such as an adapter.
     """
-    try:
-        check_location(config.model_name_or_path)
-    except LoptError as error:
-        raise LoptError(f"--model_name_or_path {error}") from error
+    check_named(config)
     if config.trust_remote_code:
         search_current_directory()  # The model's code may import modules of the user's.
     try:
@@ -65,8 +63,9 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The pretrained model's tokenizer, with the tokens that the flags name.
 
     Raises:
-        LoptError: there is none, or a token is not in its vocabulary.
+        LoptError: there is none, or a token is not in its vocabulary; or there is not even such a model.
     """
+    check_named(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code

@@ -19,6 +19,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.model.block import BlockModel
 from lopt_pp.model.dtypes import as_saved
+from lopt_pp.model.location import PICKLED, no_weights
 from lopt_pp.model.partition import BlockSpec
 from lopt_pp.util.compat_transformers import checkpoint_tensors, find_file
 from lopt_pp.util.files import write_file
@@ -27,8 +28,6 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 """By their names in safetensors files."""
 
 _CPU = torch.device("cpu")
-
-_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class PretrainedWeights:
@@ -55,16 +54,8 @@ class PretrainedWeights:
         elif (index := self._find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
             self.files = _read_index(Path(index))
         else:
-            pickled = [name for name in _PICKLED if self._find(name) is not None]
-            reason = (
-                f"only pickled weights ({pickled[0]}), which are refused since a pickle can run code"
-                if pickled
-                else "none"
-            )
-            raise LoptError(
-                f"--model_name_or_path {name_or_path}: no safetensors weights ({SAFE_WEIGHTS_NAME} or "
-                f"{SAFE_WEIGHTS_INDEX_NAME}), {reason}; convert them: from_pretrained(), then save_pretrained()"
-            )
+            pickled = next((name for name in PICKLED if self._find(name) is not None), None)
+            raise LoptError(f"--model_name_or_path {no_weights(name_or_path, pickled)}")
 
     def read(
         self, names: Sequence[str], device: torch.device = _CPU, dtype: torch.dtype | None = None

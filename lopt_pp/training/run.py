@@ -10,8 +10,8 @@ from pathlib import Path
 
 from lopt_pp.checkpoint.finished import is_finished, steps_of_model
 from lopt_pp.checkpoint.lock import OutputLock, hold, refuse_if_held, this_holder
-from lopt_pp.checkpoint.output_dir import open_output_dir, remove_checkpoints, remove_leftovers
-from lopt_pp.checkpoint.resume import LATEST, find_start
+from lopt_pp.checkpoint.output_dir import LATEST, open_output_dir, remove_checkpoints, remove_leftovers
+from lopt_pp.checkpoint.resume import find_start
 from lopt_pp.checkpoint.run_day import run_day
 from lopt_pp.config.train_config import Config
 from lopt_pp.data.dates import today

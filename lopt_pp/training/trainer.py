@@ -17,8 +17,7 @@ from transformers import (
 )
 from transformers.utils import is_in_notebook
 
-from lopt_pp.checkpoint.output_dir import holds_whole_model
-from lopt_pp.checkpoint.resume import LATEST
+from lopt_pp.checkpoint.output_dir import LATEST, holds_whole_model
 from lopt_pp.config.train_config import Config
 from lopt_pp.data.in_memory import AnyRows, Formatting, GivenRows, raw_rows, rows_of, sets_of
 from lopt_pp.data.presets import find_reader

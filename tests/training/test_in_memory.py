@@ -74,7 +74,7 @@ def test_a_loaded_model_is_trained_in_place(inputs: Path, tmp_path: Path, by_fil
     args = {"output_dir": tmp_path / "out", **STEPS, "max_steps": 2, "lr_scheduler_type": "constant"}
     untouched = copy.deepcopy(model)
     first = Trainer(model, args, train_dataset=IterableDataset.from_generator(rows_of, gen_kwargs={"inputs": inputs}))
-    with pytest.raises(RunError, match="nowhere: no tokenizer"):
+    with pytest.raises(RunError, match="nowhere: there is no such directory, nor a model of this name"):
         first.train()
     assert same_weights(model, untouched)
     # A stream of which two steps need four rows would not be those rows: all are given.
