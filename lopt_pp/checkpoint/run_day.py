@@ -6,8 +6,7 @@ from datetime import date
 from pathlib import Path
 
 from lopt_pp.checkpoint.manifest import read_manifest
-from lopt_pp.checkpoint.output_dir import complete_checkpoints
-from lopt_pp.checkpoint.output_dir import LATEST
+from lopt_pp.checkpoint.output_dir import LATEST, complete_checkpoints
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
 
