@@ -110,7 +110,7 @@ class _Stage:
     def learned_microbatches(self, step: int, num_microbatches: int) -> Sequence[int]:
         return range(num_microbatches)
 
-    def begin_step(self, num_learned: int) -> None:
+    def begin_step(self, num_learned: float) -> None:
         """There is no router to balance."""
 
     def router_record(self) -> dict[str, float]:

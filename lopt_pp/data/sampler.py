@@ -105,10 +105,12 @@ class MicrobatchSampler:
             indices: the microbatches that count, by their place in each replica's part of the step, from 0; None for
                 all.
         """
-        packs, taken = self._packs_of(step), self._batch_size * self._num_replicas
-        if indices is not None:
-            packs = [pack for index in indices for pack in packs[index * taken : (index + 1) * taken]]
+        packs = self._chosen(step, indices)
         return TokenCounts(sum(pack.num_tokens for pack in packs), sum(pack.num_targets for pack in packs))
+
+    def microbatches_with_rows(self, step: int, indices: Collection[int] | None = None) -> float:
+        """The number of a replica's microbatches in a step that have rows, in the mean; `indices` as for `counts`."""
+        return math.ceil(len(self._chosen(step, indices)) / self._batch_size) / self._num_replicas
 
     def unusable(self, step: int) -> UnusableRowsError | None:
         """Why a step cannot be made; None where its rows can be used. What has been answered stays so."""
@@ -137,6 +139,13 @@ class MicrobatchSampler:
                 rows = [[row for pack in rows for row in pack]]
             made.append(collate(rows, step, index, self._pad_token_id, self._keep_apart))
         return made
+
+    def _chosen(self, step: int, indices: Collection[int] | None) -> list[Pack]:
+        """The rows of a step, over all replicas, in the order of its microbatches; of some of these alone."""
+        packs, taken = self._packs_of(step), self._batch_size * self._num_replicas
+        if indices is None:
+            return packs
+        return [pack for index in indices for pack in packs[index * taken : (index + 1) * taken]]
 
     def _microbatch_packs(self, step: int) -> Iterator[tuple[int, Sequence[Pack]]]:
         """The index and the rows of each of the replica's microbatches of a step."""

@@ -38,19 +38,19 @@ class RouterBalancing:
     Args:
         model: of the block.
         weight: of the loss.
-        num_replicas: of the stage, over which the loss is a mean, as it is over the microbatches of a step.
+        num_replicas: of the stage. The loss is a mean over the microbatches of a step that have tokens, of all of them.
     """
 
     def __init__(self, model: PreTrainedModel, weight: float, num_replicas: int) -> None:
         self._model = model
         self._weight = weight
         self._num_replicas = num_replicas
-        self._num_microbatches = 1
+        self._num_microbatches = 1.0
         self._losses: list[torch.Tensor] = []
 
-    def begin(self, num_microbatches: int) -> None:
-        """Begins a step that learns from so many microbatches in this replica."""
-        self._num_microbatches = max(num_microbatches, 1)
+    def begin(self, num_microbatches: float) -> None:
+        """Begins a step that learns from so many microbatches with tokens in each replica, in the mean."""
+        self._num_microbatches = num_microbatches or 1.0
         self._losses = []
 
     def add(

@@ -86,8 +86,8 @@ class BaseStage:
         """Of the microbatches of a step, `accumulation` in each replica, the share that the stage learns from."""
         return 1.0
 
-    def begin_step(self, num_learned: int) -> None:
-        """Says from how many microbatches in this replica the coming step learns."""
+    def begin_step(self, num_learned: float) -> None:
+        """Says from how many microbatches with tokens the coming step learns: the mean over replicas."""
         if self.block.balancing is not None:
             self.block.balancing.begin(num_learned)
 

@@ -86,7 +86,6 @@ class EndToEndStage(BaseStage):
         Raises:
             NotFiniteError: the loss or the gradient is not finite; the weights are those of the last good step.
         """
-        self.begin_step(len(batches))
         with clock("schedule"):
             loss = self._pipeline.step(batches, num_targets)
         with clock("optimizer"):

@@ -98,7 +98,7 @@ class LocalTraining(_OnTrainingRows):
             if learned[stage.index]
         }
         for stage in segment.stages:
-            stage.begin_step(len(learned[stage.index]))
+            stage.begin_step(self._sampler.microbatches_with_rows(step, learned[stage.index]))
         for number, host_batch in enumerate(batches):
             for stage in segment.stages:
                 own = learned[stage.index]
@@ -223,6 +223,7 @@ class EndToEndTraining(_OnTrainingRows):
     def run(self, step: int, segment: Segment[EndToEndStage]) -> dict[int, Record]:
         (stage,) = segment.stages
         batches, count = self._made.microbatches(step), self._sampler.counts(step).num_targets
+        stage.begin_step(self._sampler.microbatches_with_rows(step))
         record = stage.train_step(step, batches, count, segment.clocks[stage.index])
         return {stage.index: record | token_counts(batches)}
 

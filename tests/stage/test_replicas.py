@@ -1,13 +1,16 @@
 """What replicas add to a stage is where its gradients are: not another result, and no more memory than is planned."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 import torch.distributed as dist
 from families import tiny_config
+from ranks import to_the_end
 from torch.distributed.device_mesh import init_device_mesh
 
 from lopt_pp.config.optim import OptimConfig
@@ -128,3 +131,10 @@ def test_state_that_is_sharded_and_offloaded_goes_on_as_whole_state_does(model: 
     assert whole.keys() == joined.keys()
     for key, tensor in whole.items():
         torch.testing.assert_close(joined[key], tensor, msg=key)
+
+
+def test_two_ranks_learn_what_one_process_does(tmp_path: Path) -> None:
+    """With balanced routers, by DDP, FSDP2 and 1F1B; with state and activations in main memory, the same bits."""
+    to_the_end(tmp_path, 2, [tmp_path / "found.json"], module="replicas_worker")
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert len(found) == 9 and not any(found.values()), found
