@@ -108,9 +108,16 @@ def saved_step(run: RunData) -> int | None:
         (math.inf if math.isnan(value) else -value if greater else value, int(step))
         for step, value in zip(steps, values, strict=True)
     ]
-    every = run.flags.get("save_steps") or 1
-    candidates = [point for point in points if point[1] > 0 and point[1] % every == 0] + points[-1:]
+    candidates = [point for point in points if _may_be_saved(run, point[1])] + points[-1:]
     return min(candidates)[1] if candidates else None
+
+
+def _may_be_saved(run: RunData, step: int) -> bool:
+    """Whether there was a checkpoint after a step that was evaluated, by the flags."""
+    if run.flags.get("save_strategy", "steps") == "epoch":
+        epochs = dict(zip(*run.curve(len(run.stages) - 1, "epoch"), strict=True))
+        return step > 0 and float(epochs.get(step, step)).is_integer()
+    return step > 0 and step % (run.flags.get("save_steps") or 1) == 0
 
 
 def best_of(all_results: Sequence[Results]) -> tuple[int, str | None] | None:

@@ -88,6 +88,7 @@ def test_several_sets_of_held_out_rows(tmp_path: Path) -> None:
         ({}, None),
         ({"load_best_model_at_end": True}, 20),
         ({"load_best_model_at_end": True, "save_steps": 40}, 40),
+        ({"load_best_model_at_end": True, "save_steps": 40, "save_strategy": "epoch"}, 30),
         ({"load_best_model_at_end": True, "metric_for_best_model": "accuracy"}, 30),
         ({"load_best_model_at_end": True, "metric_for_best_model": "eval_accuracy", "greater_is_better": False}, 10),
     ],
@@ -99,6 +100,7 @@ def test_which_model_is_saved(flags: dict[str, Any], step: int | None, tmp_path:
     for line in lines:
         if line["stage"] == 1 and line["step"] in accuracies:
             line["eval_accuracy"] = accuracies[line["step"]]
+            line["epoch"] = line["step"] / 15
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert saved_step(read_run(out)) == step
 
