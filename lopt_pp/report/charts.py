@@ -132,6 +132,7 @@ class Chart:
                 {
                     "name": line.name,
                     "colour": line.colour % _NUM_COLOURS,
+                    "dashed": line.dashed,
                     "xs": [round(x, 6) for x in line.xs],
                     "values": [self.text(y) for y in ys],
                 }
@@ -151,8 +152,9 @@ class Chart:
             parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
         for value in x_axis.ticks:
             x = x_axis(value)
+            anchor = "start" if x < _LEFT + 8 else "middle"  # Not below the lowest value of the other axis.
             parts.append(
-                f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="middle">'
+                f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 15}" text-anchor="{anchor}">'
                 f"{number(value)}</text>"
             )
         middle = (_LEFT + _WIDTH - _RIGHT) / 2

@@ -34,7 +34,7 @@ def compare(runs: Sequence[RunData]) -> str:
         Section("At a glance", table=_table(names, found)),
         Section("Held-out losses", charts=_held_out_charts(runs, lines)),
         Section("Losses", charts=_loss_charts(runs, lines)),
-        Section("Interfaces", charts=_drift_charts(runs, lines)),
+        Section("Boundaries", charts=_drift_charts(runs, lines)),
         Section("Speed", charts=_speed_charts(lines)),
         Section(
             "Where time went",

@@ -73,7 +73,7 @@ def curve_sections(run: RunData) -> list[Section]:
     return [
         Section("Losses", charts=_loss_charts(run)),
         Section("Metrics", "What else the run has measured of its rows.", charts=_other_charts(run)),
-        Section("Interfaces", DRIFT_NOTE, charts=_drift_charts(run)),
+        Section("Boundaries", DRIFT_NOTE, charts=_drift_charts(run)),
         Section("Speed", charts=_speed_charts(run)),
     ]
 

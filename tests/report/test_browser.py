@@ -68,6 +68,27 @@ def drawn(page: str) -> dict[str, list[Any]]:
     return charts
 
 
+COLOURS = """
+return [...document.querySelectorAll("figure")].map(figure => [
+  [...figure.querySelectorAll(".key")].map(key => [key.className, getComputedStyle(key)]).map(([name, style]) =>
+    [name.includes("dashed"), style.opacity, name.includes("dashed") ? style.backgroundImage : style.backgroundColor]),
+  [...figure.querySelectorAll(".curve")].map(curve => [curve.hasAttribute("stroke-dasharray"),
+    getComputedStyle(curve).opacity, getComputedStyle(curve).stroke])]);
+"""
+"""Of each chart, of the swatches of its legend and of its curves: whether dashed, the opacity, the colour."""
+
+TEXTS = """
+return [...document.querySelectorAll("svg.chart")].flatMap(svg => {
+  const boxes = [...svg.querySelectorAll("text")].map(text => [text.textContent, text.getBoundingClientRect()]);
+  const card = svg.closest(".card").getBoundingClientRect();
+  const cut = boxes.filter(([, box]) => box.left < card.left || box.right > card.right).map(([text]) => `cut: ${text}`);
+  return cut.concat(boxes.flatMap(([one, a], at) => boxes.slice(at + 1).filter(([, b]) => a.left < b.right - 1 &&
+    b.left < a.right - 1 && a.top < b.bottom - 3 && b.top < a.bottom - 3).map(([other]) => `${one} over ${other}`)));
+});
+"""
+"""The texts of charts that are cut off, or that lie over each other."""
+
+
 def test_the_page_follows_a_run(server: PageServer, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with browser(tmp_path / "browser") as driver:
@@ -130,4 +151,9 @@ def test_the_page_follows_a_run(server: PageServer, tmp_path: Path) -> None:
                 set_width(driver, width)
                 over = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
                 assert driver.execute_script(over) == 0, f"{theme}, {width} pixels"
+                assert driver.execute_script(TEXTS) == [], f"{theme}, {width} pixels"
+            for swatches, curves in driver.execute_script(COLOURS):
+                assert len(swatches) == len(curves) > 0
+                for (dashed, opacity, swatch), (is_dashed, _, colour) in zip(swatches, curves, strict=True):
+                    assert dashed == is_dashed and opacity == "1" and colour in swatch, theme
         assert len(colours) == 2

@@ -97,7 +97,7 @@ def test_a_report_is_one_sound_page(run_dir: Path, capsys: pytest.CaptureFixture
     for heading in (
         "What to make of it",
         "Losses",
-        "Interfaces",
+        "Boundaries",
         "Speed",
         "Where time went",
         "Stages",
