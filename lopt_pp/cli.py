@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
+from lopt_pp.errors import LoptError, UsageError
+from lopt_pp.util.console import print_error
+
 _DESCRIPTION = """\
 Pipeline-parallel post-training of language models by local learning.
 
@@ -50,7 +53,11 @@ _MODULES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status."""
+    """Runs a command, says why it cannot go on where it raises a `LoptError`, and takes Ctrl-C for its end.
+
+    Returns:
+        The exit status: the command's; after an error 1, or 2 where it is a mistake in the flags; after Ctrl-C 130.
+    """
     parser = argparse.ArgumentParser(
         "lopt-pp",
         description=_DESCRIPTION,
@@ -68,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Late, so that --help does not wait for torch.
         status: int = importlib.import_module(_MODULES[command]).main(arguments[1:])
         sys.stdout.flush()
+    except LoptError as error:
+        print_error(str(error))
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except BrokenPipeError:
         if not _has_lost_its_reader(sys.stdout.fileno()):
             raise

@@ -12,6 +12,19 @@ class LoptError(Exception):
     """
 
 
+class UsageError(LoptError):
+    """A mistake in the flags, or in what they name. A command ends with status 2; with 1 at other errors."""
+
+
+@contextmanager
+def as_usage_errors() -> Iterator[None]:
+    """Makes every `LoptError` a mistake in the flags: for a command whose status 1 says something else."""
+    try:
+        yield
+    except LoptError as error:
+        raise UsageError(str(error)) from error
+
+
 class NotFiniteError(LoptError):
     """A loss or a gradient that is not finite. The stage's weights are those of the last good step.
 

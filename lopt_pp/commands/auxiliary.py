@@ -13,7 +13,6 @@ from os.path import expanduser
 
 from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype
 from lopt_pp.errors import LoptError, renamed_in_errors
-from lopt_pp.util.console import print_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,11 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--limit: at least 1")
     if given.split != "midpoint" and not given.split.isdecimal():
         parser.error(f"--split {given.split}: midpoint, or one layer number")
-    try:
-        _run(given)
-    except LoptError as error:
-        print_error(str(error))
-        return 1
+    _run(given)
     return 0
 
 

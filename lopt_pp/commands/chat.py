@@ -25,23 +25,16 @@ _LEAVE = ("/exit", "/quit")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns the exit status."""
+    """Runs the command; returns the exit status: 1 where a text from a pipe was not answered."""
     parser = CommandParser(
         "lopt-pp chat", description=f"{__doc__}\n\n{_HELP}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_answering(parser, max_new_tokens=1024, temperature=None, seed=None)
     given = read_answering(parser, arguments)
-    try:
-        _run(given)
-    except LoptError as error:
-        print_error(str(error))
-        return 1
-    except KeyboardInterrupt:  # While the model is loaded.
-        return 128 + signal.SIGINT
-    return 0
+    return _run(given)
 
 
-def _run(given: argparse.Namespace) -> None:
+def _run(given: argparse.Namespace) -> int:
     if sys.stdin is None:
         raise LoptError("standard input is closed: there is nobody to talk to")
     if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.isatty():
@@ -52,8 +45,8 @@ def _run(given: argparse.Namespace) -> None:
 
     with pretrained(given) as opened:
         tokenizer = opened.tokenizer()
-        if given.system is not None and not tokenizer.chat_template:
-            raise LoptError("--system needs a chat template, which is not there")
+        if given.system is not None:  # Before the model, which takes long to load.
+            _check_system(tokenizer, given.system)
         model = opened.model()
     if given.seed is not None:
         set_seed(given.seed)
@@ -66,13 +59,37 @@ def _run(given: argparse.Namespace) -> None:
         print_notice("the model has no chat template: it goes on from each text by itself")
     if is_terminal:
         print_notice("/help lists the commands; Ctrl-C ends an answer, Ctrl-D the program")
+    all_answered = True
     for message in messages(is_terminal):
         if message in _LEAVE:
-            return
+            break
         try:
             conversation.take(message)
         except LoptError as error:  # It may be mended by the next message.
             print_error(str(error))
+            all_answered &= _is_command(message)
+    return 0 if is_terminal or all_answered else 1
+
+
+def _check_system(tokenizer: Any, system: str) -> None:
+    """Sees that there can be a conversation with this system message.
+
+    Raises:
+        LoptError: the tokenizer has no chat template, or one that refuses it.
+    """
+    from lopt_pp.evaluation.answers import encode_chat
+
+    if not tokenizer.chat_template:
+        raise LoptError("--system needs a chat template, which is not there")
+    try:
+        encode_chat(tokenizer, [{"role": "system", "content": system}, {"role": "user", "content": "Hello"}])
+    except LoptError as error:
+        raise LoptError(f"--system: {error}") from error
+
+
+def _is_command(message: str) -> bool:
+    """Whether it is for this program, and not for the model."""
+    return message.lstrip().startswith("/")
 
 
 def print_notice(text: str) -> None:
@@ -150,7 +167,7 @@ class Conversation:
             LoptError: it cannot be answered; the conversation is as it was.
         """
         command, _, rest = message.strip().partition(" ")
-        if not command.startswith("/"):
+        if not _is_command(message):
             self._answer(message)
         elif command == "/reset":
             self._begin()

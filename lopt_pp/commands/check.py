@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lopt_pp.commands.common import CommandParser, be_quiet, home_path
-from lopt_pp.errors import LoptError
-from lopt_pp.util.console import print_error
+from lopt_pp.errors import LoptError, as_usage_errors
 from lopt_pp.util.files import write_text
 
 if TYPE_CHECKING:
@@ -51,13 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in ("nproc", "num_stages", "data_parallel"):
         if getattr(given, name) is not None and getattr(given, name) < 1:
             parser.error(f"--{name}: at least 1")
-    try:
+    with as_usage_errors():
         return _check(given)
-    except LoptError as error:
-        print_error(str(error))
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
 
 
 def _check(given: argparse.Namespace) -> int:

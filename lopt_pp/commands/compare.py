@@ -5,8 +5,7 @@ from pathlib import Path
 
 from lopt_pp.commands.common import CommandParser, home_path
 from lopt_pp.commands.exports import add_exports, write_exports
-from lopt_pp.errors import LoptError
-from lopt_pp.util.console import print_error
+from lopt_pp.errors import UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,16 +27,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from lopt_pp.report.run_data import read_run
 
     if len(given.runs) < 2:
-        print_error(f"{given.runs[0]} alone has nothing to be compared with; give two or more, or see lopt-pp report")
-        return 2
-    try:
-        runs = [read_run(run) for run in given.runs]
-        write_page(given.output, compare(runs))
-        print(f"the comparison is {given.output}")
-        write_exports(
-            given, lambda: comparison_json(runs), lambda: comparison_csv(runs), lambda path: draw_runs(runs, path)
+        raise UsageError(
+            f"{given.runs[0]} alone has nothing to be compared with; give two or more, or see lopt-pp report"
         )
-    except LoptError as error:
-        print_error(str(error))
-        return 1
+    runs = [read_run(run) for run in given.runs]
+    write_page(given.output, compare(runs))
+    print(f"the comparison is {given.output}")
+    write_exports(
+        given, lambda: comparison_json(runs), lambda: comparison_csv(runs), lambda path: draw_runs(runs, path)
+    )
     return 0

@@ -11,7 +11,6 @@ from os.path import expanduser
 
 from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype, home_path
 from lopt_pp.errors import LoptError, renamed_in_errors
-from lopt_pp.util.console import print_error
 from lopt_pp.util.files import write_text
 
 
@@ -27,12 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--limit: a number of items, or a share of them below 1")
     if given.divergence and (given.before is None or given.general_eval_file is None):
         parser.error("--divergence needs a model to diverge from, and text: give --before and --general_eval_file")
-    try:
-        result = _run(given)
-    except LoptError as error:
-        print_error(str(error))
-        return 1
-    print(result)
+    print(_run(given))
     return 0
 
 

@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Sequence
 
 from lopt_pp.commands.common import CommandParser, be_quiet, home_path
-from lopt_pp.errors import LoptError
-from lopt_pp.util.console import print_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,11 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="dtype of the model's weights; auto, the default, is the pretrained model's own, tensor by tensor",
     )
     given = parser.read(arguments)
-    try:
-        _run(given)
-    except LoptError as error:
-        print_error(str(error))
-        return 1
+    _run(given)
     print(f"the model of {given.checkpoint} is in {given.output}")
     return 0
 

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 
 from lopt_pp.commands.answering import add_answering, pretrained, read_answering
 from lopt_pp.commands.common import CommandParser
-from lopt_pp.errors import LoptError
-from lopt_pp.util.console import print_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,11 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--raw", action="store_true", help="go on from the prompt as it is, without the chat template")
     add_answering(parser, max_new_tokens=256, temperature=0.0, seed=0)
     given = read_answering(parser, arguments)
-    try:
-        _run(given)
-    except LoptError as error:
-        print_error(str(error))
-        return 1
+    _run(given)
     return 0
 
 

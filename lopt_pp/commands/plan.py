@@ -16,9 +16,8 @@ from lopt_pp.config.parser import parse_components
 from lopt_pp.config.pipeline import PipelineConfig
 from lopt_pp.config.plan import PlanConfig
 from lopt_pp.config.train_config import COMPONENTS
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import as_usage_errors
 from lopt_pp.planning.tables import describe
-from lopt_pp.util.console import print_error
 
 _DESCRIPTION = """\
 Says what a training run with these flags needs, from the model's config alone, without weights and without a GPU: of
@@ -43,12 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     components = [ModelConfig, PipelineConfig, ObjectiveConfig, OptimConfig, StageConfig, PlanConfig]
     usage = "lopt-pp plan RUN_YAML_OR_MODEL FLAGS"
     unused = {field.name for component in (*COMPONENTS, LaunchConfig) for field in dataclasses.fields(component)}
-    try:
+    with as_usage_errors():
         configs, _ = parse_components(components, given, "lopt-pp plan", usage, _DESCRIPTION, unused=unused)
         result = _plan(*configs)
-    except LoptError as error:
-        print_error(str(error))
-        return 2
     print(json.dumps(result, indent=1) if configs[-1].json else describe(result))
     return 1 if result["fits"] is False else 0
 

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from lopt_pp.commands.common import CommandParser, be_quiet, home_path
 from lopt_pp.config.hub import HubConfig
-from lopt_pp.errors import LoptError
-from lopt_pp.util.console import print_error
 
 _STRATEGIES = typing.get_args(typing.get_type_hints(HubConfig)["hub_strategy"])
 
@@ -37,12 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--commit_message", default="Upload model", help="of the commit (default: Upload model)")
     parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
     given = parser.read(arguments)
-    try:
-        page = _run(given)
-    except LoptError as error:
-        print_error(str(error))
-        return 1
-    print(f"the model is at {page}")
+    print(f"the model is at {_run(given)}")
     return 0
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lopt_pp.commands.common import CommandParser
-from lopt_pp.util.console import print_error
+from lopt_pp.errors import LoptError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -27,8 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name:<20} {purpose(path)}")
         return 0
     if given.name not in there:
-        print_error(f"there is no recipe {given.name}; there are: {', '.join(there)}")
-        return 1
+        raise LoptError(f"there is no recipe {given.name}; there are: {', '.join(there)}")
     print(there[given.name].read_text(encoding="utf-8"), end="")
     return 0
 

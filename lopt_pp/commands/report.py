@@ -6,8 +6,7 @@ from pathlib import Path
 
 from lopt_pp.commands.common import CommandParser, home_path
 from lopt_pp.commands.exports import add_exports, write_exports
-from lopt_pp.errors import LoptError
-from lopt_pp.util.console import print_error, print_warning
+from lopt_pp.util.console import print_warning
 
 PORT = 6007
 """TensorBoard has the one before it."""
@@ -38,23 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from lopt_pp.report.run_report import report
     from lopt_pp.report.state import StateReader
 
-    try:
-        if given.serve:
-            for name in ("output", "json", "csv", "png"):
-                if getattr(given, name) is not None:
-                    parser.error(f"--{name} is of a file that is written; --serve writes none")
-            return _serve(given.run, PORT if given.port is None else given.port)
-        if given.port is not None:
-            parser.error("--port is of the page that --serve serves")
-        run = read_run(given.run)
-        state = StateReader(given.run).read(run)
-        output = given.output if given.output is not None else given.run / "report.html"
-        write_page(output, report(run, state))
-        print(f"the report is {output}")
-        write_exports(given, lambda: report_json(run, state), lambda: report_csv(run), lambda path: draw_run(run, path))
-    except LoptError as error:
-        print_error(str(error))
-        return 1
+    if given.serve:
+        for name in ("output", "json", "csv", "png"):
+            if getattr(given, name) is not None:
+                parser.error(f"--{name} is of a file that is written; --serve writes none")
+        return _serve(given.run, PORT if given.port is None else given.port)
+    if given.port is not None:
+        parser.error("--port is of the page that --serve serves")
+    run = read_run(given.run)
+    state = StateReader(given.run).read(run)
+    output = given.output if given.output is not None else given.run / "report.html"
+    write_page(output, report(run, state))
+    print(f"the report is {output}")
+    write_exports(given, lambda: report_json(run, state), lambda: report_csv(run), lambda path: draw_run(run, path))
     for advice in advise(run):
         if advice.kind == "warn":
             print_warning(advice.text)

@@ -16,8 +16,8 @@ from lopt_pp.config.data import PRESETS
 from lopt_pp.config.objective import LOCAL_RATES
 from lopt_pp.config.parser import parse_config
 from lopt_pp.config.train_config import Config
-from lopt_pp.errors import LoptError
-from lopt_pp.util.console import print_error, print_warning
+from lopt_pp.errors import as_usage_errors
+from lopt_pp.util.console import print_warning
 
 
 def _parser() -> CommandParser:
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cpus = given.cpus_per_task
     if cpus is None and given.gpus_per_node == 0:
         cpus = given.processes_per_node
-    try:
+    with as_usage_errors():
         config = parse_config(["--config", str(given.config)], warn=print_warning)
         _check_own_code(config)
         job = Job(
@@ -124,19 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sbatch_flags=tuple(arguments[end + 1 :]),
         )
         check_run(config, job.nodes, job.processes)
-    except LoptError as error:
-        print_error(str(error))
-        return 2
     num_replicas = config.topology(job.nodes * job.processes).num_replicas
-    try:
-        check_before_queue(config, job.output_dir, num_replicas, writes=not given.dry_run)
-        if given.dry_run:
-            print(job.script(), end="")
-            return 0
-        number = submit(job.script())
-    except LoptError as error:
-        print_error(str(error))
-        return 1
+    check_before_queue(config, job.output_dir, num_replicas, writes=not given.dry_run)
+    if given.dry_run:
+        print(job.script(), end="")
+        return 0
+    number = submit(job.script())
     print(f"job {number} is in the queue: {places(job.nodes, job.processes)}")
     print(f"its log: {Path.cwd() / job.name}-{number}.log")
     print(f"the nodes' logs: {job.output_dir / 'logs'}/{number}-NODE.log")

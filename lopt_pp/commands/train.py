@@ -5,7 +5,6 @@ One process trains here; several are started by `lopt_pp.distributed.launch`. Wh
 """
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +14,7 @@ from lopt_pp.config.parser import parse_run
 from lopt_pp.distributed.fork_server import start_server
 from lopt_pp.distributed.process_count import count_processes, gpus_seen
 from lopt_pp.distributed.slurm import has_other_tasks
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import as_usage_errors
 from lopt_pp.training.first_checks import check_before_loading
 from lopt_pp.util.console import print_error, print_note, print_warning
 from lopt_pp.util.process import ends_at_ctrl_c
@@ -34,21 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if is_started_by_another():
         return lopt_pp.train.main(given)
-    try:
+    with as_usage_errors(), ends_at_ctrl_c():
         config, flags = parse_run(given, warn=print_warning)
-        with ends_at_ctrl_c():
-            check_before_loading(config)
-            count = count_processes(config, flags.nproc, gpus_seen)
-            config.topology(count.number)
-            print_note(f"{count}; {_LOADING}")
-            if count.number == 1 and flags.max_restarts == 0:
-                return lopt_pp.train.train(config)
-            return _launch(given, count.number, flags)
-    except LoptError as error:
-        print_error(str(error))
-        return 2
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        check_before_loading(config)
+        count = count_processes(config, flags.nproc, gpus_seen)
+        config.topology(count.number)
+        print_note(f"{count}; {_LOADING}")
+        if count.number == 1 and flags.max_restarts == 0:
+            return lopt_pp.train.train(config)
+        return _launch(given, count.number, flags)
 
 
 def is_started_by_another() -> bool:

@@ -2,16 +2,14 @@
 
 import io
 import os
-import pty
-import re
+import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launching import environment
-from tiny import write_model
+from ranks import until
+from terminal import terminal
+from tiny import CHATML, write_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lopt_pp.cli
@@ -93,55 +91,22 @@ def test_messages_of_several_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(messages(is_terminal=False)) == ["one\ntwo", "/exit\n\nthree", "four"]
 
 
-class Terminal:
-    """`lopt-pp chat` in a terminal of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "lopt_pp.cli", "chat", *arguments]
-        self._own, theirs = pty.openpty()
-        self.process = subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment(), start_new_session=True
-        )
-        os.close(theirs)
-        self.shown = ""
-
-    def type(self, text: str) -> None:
-        os.write(self._own, text.encode())
-
-    def read_until(self, pattern: str) -> str:
-        """What is shown from here until something is; fails where the program ends before."""
-        start = len(self.shown)
-        while not re.search(pattern, self.shown[start:]):
-            try:
-                part = os.read(self._own, 4096)
-            except OSError:  # Of a terminal without a program.
-                part = b""
-            assert part, f"it ended without {pattern}: {self.shown}"
-            self.shown += part.decode(errors="replace").replace("\r", "")
-        return self.shown[start:]
-
-    def close(self) -> int:
-        os.close(self._own)
-        return self.process.wait(60)
-
-
 @pytest.mark.slow
-def test_in_a_terminal_an_answer_is_interrupted_and_not_the_program(model: Path) -> None:
-    terminal = Terminal(str(model), "--device", "cpu", "--max_new_tokens", "100000", "--temperature", "0")
-    try:
-        terminal.read_until(r"/help lists the commands.*\n(.|\n)*> ")
-        terminal.type("hello\n")
+def test_in_a_terminal_an_answer_is_interrupted_and_not_the_program(model: Path, tmp_path: Path) -> None:
+    words = ["chat", model, "--device", "cpu", "--max_new_tokens", "100000", "--temperature", "0"]
+    with terminal(*words, cwd=tmp_path) as shown:
+        shown.wait_for_prompt()
+        shown.type("hello\n")
         # The first tokens come while the others are still to be made.
-        terminal.read_until(r"hello\n.+")
-        terminal.process.send_signal(signal.SIGINT)
-        terminal.read_until(r"lopt-pp: stopped\n(.|\n)*> ")
-        terminal.process.send_signal(signal.SIGINT)
-        terminal.read_until(r"Ctrl-D or /exit ends\)\n(.|\n)*> ")
-        terminal.type("\x04")
-        assert terminal.process.wait(60) == 0, terminal.shown
-    finally:
-        terminal.process.kill()
-        terminal.close()
+        until(lambda: shown.lines[-1] not in (">", "> hello"))
+        shown.press_ctrl_c()
+        shown.wait_for("lopt-pp: stopped")
+        shown.wait_for_prompt()
+        shown.press_ctrl_c()
+        shown.wait_for("(Ctrl-D or /exit ends)")
+        shown.wait_for_prompt()
+        shown.type("\x04")
+        assert shown.status() == 0, shown.lines
 
 
 def test_what_is_not_text_does_not_end_the_conversation(
@@ -154,3 +119,32 @@ def test_what_is_not_text_does_not_end_the_conversation(
     monkeypatch.setattr("sys.stdin", None)
     assert lopt_pp.cli.main(given) == 1
     assert capsys.readouterr().err == "lopt-pp: error: standard input is closed: there is nobody to talk to\n"
+
+
+@pytest.mark.parametrize("flags", [[], ["--system", "add"]])
+def test_what_is_not_answered_is_a_failure(
+    model: Path, tmp_path: Path, flags: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model of a template that refuses its texts, and one that is given a system message where it knows none."""
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    refused = "messages[0]['role'] == 'system'" if flags else "messages[0]['content'] == 'no'"
+    (tmp_path / "chat_template.jinja").write_text(
+        f"{{% if {refused} %}}{{{{ raise_exception('not I') }}}}{{% endif %}}" + CHATML
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("no\n/reset\nhello\n"))
+    assert lopt_pp.cli.main(["chat", str(tmp_path), "--device", "cpu", "--max_new_tokens", "6", *flags]) == 1
+    said = capsys.readouterr()
+    assert f"{'--system: ' if flags else ''}the model's chat template refuses the conversation: not I" in said.err
+    assert len(said.out.splitlines()) == (0 if flags else 1)
+
+
+def test_a_reader_that_has_seen_enough_ends_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in `lopt-pp chat MODEL | head`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nhello\n"))
+    with os.fdopen(writes, "w", buffering=1) as closed:
+        monkeypatch.setattr("sys.stdout", closed)
+        assert (
+            lopt_pp.cli.main(["chat", str(model), "--device", "cpu", "--max_new_tokens", "6"]) == 128 + signal.SIGPIPE
+        )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import torch
 from emulated import emulated
 from ranks import context, fork_the_server, until
@@ -51,8 +52,16 @@ class Terminal:
         until(lambda: text in self._shown.decode() or not self.process.is_alive(), seconds)
         assert text in self._shown.decode(), self.lines
 
+    def wait_for_prompt(self, seconds: float = 120) -> None:
+        """Waits until the last line is the prompt, and the program for a key: a signal is not noticed right before."""
+        program = psutil.Process(self.process.pid)
+        until(lambda: self.lines[-1:] == [">"] and program.status() == psutil.STATUS_SLEEPING, seconds)
+
+    def type(self, text: str) -> None:
+        os.write(self._keyboard, text.encode())
+
     def press_ctrl_c(self) -> None:
-        os.write(self._keyboard, b"\x03")
+        self.type("\x03")
 
     def status(self, seconds: float = 120) -> int | None:
         """Waits for the program's end, and for the last line; returns the exit status."""
@@ -85,6 +94,7 @@ def _run(tty: str, words: list[str], cwd: Path, environment: dict[str, str]) -> 
         os.environ.pop(name, None)
     os.environ.update(environment)
     os.chdir(cwd)
+    sys.stdin = os.fdopen(0)
     torch.set_num_threads(1)
     fork_the_server()
     sys.exit(cli.main(words))
