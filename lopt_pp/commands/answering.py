@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
-from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype
+from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype, say
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +24,10 @@ def add_answering(parser: CommandParser, max_new_tokens: int, temperature: float
     """
     own = "the model's own settings"
     parser.add_argument(
-        "model", type=expanduser, help="directory or hub id of a model, or a checkpoint OUTPUT_DIR/checkpoint-STEP"
+        "model",
+        type=expanduser,
+        metavar="MODEL",
+        help="directory or hub id of a model, or a checkpoint OUTPUT_DIR/checkpoint-STEP",
     )
     parser.add_argument("--system", metavar="TEXT", help="system message before the prompt, by the chat template")
     parser.add_argument(
@@ -101,6 +104,7 @@ def pretrained(given: argparse.Namespace) -> Iterator[Pretrained]:
     Raises:
         LoptError: there is none.
     """
+    say()
     from lopt_pp.checkpoint.export import ordinary_model
 
     be_quiet()

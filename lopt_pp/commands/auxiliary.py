@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from os.path import expanduser
 
-from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype
+from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype, say
 from lopt_pp.errors import LoptError, renamed_in_errors
 
 
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
+    say()
     import numpy as np
     import torch
 

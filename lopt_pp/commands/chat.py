@@ -40,10 +40,10 @@ def _run(given: argparse.Namespace) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.isatty():
         # What is not text shall not end the conversation.
         sys.stdin.reconfigure(errors="replace")
-    # Late, since a mistake in the flags need not wait for it.
-    from transformers import set_seed
-
     with pretrained(given) as opened:
+        # Late, since a mistake in the flags need not wait for it.
+        from transformers import set_seed
+
         tokenizer = opened.tokenizer()
         if given.system is not None:  # Before the model, which takes long to load.
             _check_system(tokenizer, given.system)

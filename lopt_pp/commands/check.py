@@ -12,7 +12,7 @@ import signal
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lopt_pp.commands.common import CommandParser, be_quiet, home_path
+from lopt_pp.commands.common import CommandParser, be_quiet, home_path, say
 from lopt_pp.errors import LoptError, as_usage_errors
 from lopt_pp.util.files import write_text
 
@@ -55,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(given: argparse.Namespace) -> int:
+    say()
     # Late, so that --help does not wait for torch.
     import torch
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from lopt_pp.config.arguments import OwnParser
 from lopt_pp.errors import first_line
-from lopt_pp.util.console import print_warning
+from lopt_pp.util.console import print_note, print_warning
+from lopt_pp.util.screen import is_terminal
 
 if TYPE_CHECKING:
     import torch
@@ -90,12 +91,18 @@ def _device(name: str) -> "torch.device":
 
 
 def device_and_dtype(given: argparse.Namespace) -> "tuple[torch.device, torch.dtype]":
-    """What `--device` and `--dtype` come to on this machine."""
+    """What `--device` and `--dtype` come to on this machine.
+
+    Raises:
+        LoptError: `--device` is a GPU that PyTorch cannot use.
+    """
     import torch
 
-    from lopt_pp.distributed.devices import choose_device
+    from lopt_pp.distributed.devices import check_gpu, choose_device
 
     device = given.device
+    if device is not None and device.type == "cuda":
+        check_gpu(device)
     if device is None:
         chosen = choose_device("auto", local_rank=0)
         if chosen.reason and torch.cuda.device_count() > 0:
@@ -106,11 +113,22 @@ def device_and_dtype(given: argparse.Namespace) -> "tuple[torch.device, torch.dt
     return device, getattr(torch, given.dtype)
 
 
+LOADING = "loading PyTorch and Transformers"
+
+
+def say(what: str = LOADING) -> None:
+    """Tells whoever looks on what the command does next, which takes long; nobody where there is no terminal."""
+    if is_terminal(sys.stderr):
+        print_note(what)
+
+
 def be_quiet() -> None:
-    """Leaves the terminal to the command's own output."""
+    """Leaves the terminal to the command's own output. `datasets`, if imported, has bars on a terminal only."""
     import transformers
 
     for library in ("httpx", "huggingface_hub"):  # They tell of each try to reach the hub.
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    if (datasets := sys.modules.get("datasets")) is not None and not is_terminal(sys.stderr):
+        datasets.disable_progress_bars()

@@ -36,6 +36,9 @@ _VARIABLES = re.compile(
 )
 """Names of the variables that change how a run goes."""
 
+_CLASSES = Path("/sys/class")
+"""Where the kernel tells of devices."""
+
 _SECRET = re.compile(r"TOKEN(?!IZERS)|KEY|SECRET|PASS|CREDENTIAL|AUTH", re.IGNORECASE)
 
 
@@ -102,14 +105,17 @@ def _slurm() -> str:
 
 
 def _interfaces() -> Iterator[tuple[str, str]]:
-    """The network's interfaces: state, speed and packet size, no addresses."""
-    for path in sorted(Path("/sys/class/net").glob("*")):
+    """The network's interfaces that are not down: state, speed and packet size, no addresses."""
+    for path in sorted((_CLASSES / "net").glob("*")):
         told = [_read(path / "operstate")]
+        if told == ["down"]:
+            continue
         if (speed := _read(path / "speed")).isdigit():
             told.append(f"{speed} Mbit/s")
         yield path.name, ", ".join([*filter(None, told), f"MTU {_read(path / 'mtu')}"])
-    for port in sorted(Path("/sys/class/infiniband").glob("*/ports/*")):
-        yield port.parents[1].name, f"InfiniBand or RoCE, {_read(port / 'rate')}, {_read(port / 'state')}"
+    for port in sorted((_CLASSES / "infiniband").glob("*/ports/*")):
+        if "DOWN" not in (state := _read(port / "state")):  # Such as `4: ACTIVE`.
+            yield port.parents[1].name, f"InfiniBand or RoCE, {_read(port / 'rate')}, {state}"
 
 
 def _read(path: Path) -> str:

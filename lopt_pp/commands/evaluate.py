@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from os.path import expanduser
 
-from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype, home_path
+from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype, home_path, say
 from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.util.files import write_text
 
@@ -69,6 +69,7 @@ def _names(given: str) -> list[str]:
 
 def _run(given: argparse.Namespace) -> str:
     """Measures every model and writes the file for the numbers; returns the table."""
+    say()
     from lopt_pp.checkpoint.export import ordinary_model
     from lopt_pp.evaluation.files import EvalFile, measure_on, open_model
     from lopt_pp.evaluation.lm_eval_harness import Benchmarks, check_installed, run_benchmarks
@@ -91,6 +92,7 @@ def _run(given: argparse.Namespace) -> str:
     measured: list[tuple[str, Scores]] = []
     base: BlockModel | None = None
     for name in [given.before, *given.models] if given.before is not None else given.models:
+        say(f"measuring {name}")
         scores: dict[Measure, Score] = {}
         with ordinary_model(name, given.trust_remote_code) as path:
             if files:

@@ -3,14 +3,18 @@
 import argparse
 from collections.abc import Sequence
 
-from lopt_pp.commands.common import CommandParser, be_quiet, home_path
+from lopt_pp.commands.common import CommandParser, be_quiet, home_path, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = CommandParser("lopt-pp export", description=__doc__)
-    parser.add_argument("checkpoint", type=home_path, help="directory of a checkpoint, OUTPUT_DIR/checkpoint-STEP")
-    parser.add_argument("output", type=home_path, help="directory for the model; must not hold one yet")
+    parser.add_argument(
+        "checkpoint", type=home_path, metavar="CHECKPOINT", help="directory of a checkpoint, OUTPUT_DIR/checkpoint-STEP"
+    )
+    parser.add_argument(
+        "output", type=home_path, metavar="MODEL", help="directory for the model; must not hold one yet"
+    )
     parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
     parser.add_argument(
         "--save_dtype",
@@ -25,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
+    say()
     from lopt_pp.checkpoint.export import export
 
     be_quiet()

@@ -21,11 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
-    from transformers import set_seed
-
-    from lopt_pp.evaluation.answers import encode, print_answer, sampling
-
     with pretrained(given) as opened:
+        from transformers import set_seed
+
+        from lopt_pp.evaluation.answers import encode, print_answer, sampling
+
         tokenizer = opened.tokenizer()
         # Before the model, which takes long to load: a prompt may be unusable.
         prompts = [encode(tokenizer, prompt, given.system, given.raw) for prompt in given.prompt]

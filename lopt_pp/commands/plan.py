@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from lopt_pp.commands.common import LOADING, say
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.launch import LaunchConfig
 from lopt_pp.config.model import ModelConfig
@@ -17,6 +18,7 @@ from lopt_pp.config.pipeline import PipelineConfig
 from lopt_pp.config.plan import PlanConfig
 from lopt_pp.config.train_config import COMPONENTS
 from lopt_pp.errors import as_usage_errors
+from lopt_pp.model.on_hub import check_named
 from lopt_pp.planning.tables import describe
 
 _DESCRIPTION = """\
@@ -44,12 +46,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unused = {field.name for component in (*COMPONENTS, LaunchConfig) for field in dataclasses.fields(component)}
     with as_usage_errors():
         configs, _ = parse_components(components, given, "lopt-pp plan", usage, _DESCRIPTION, unused=unused)
+        check_named(configs[0])
         result = _plan(*configs)
     print(json.dumps(result, indent=1) if configs[-1].json else describe(result))
     return 1 if result["fits"] is False else 0
 
 
 def _plan(*configs: Any) -> dict[str, Any]:
+    planned, other = ("CPUs", "cuda plans for GPUs") if configs[-1].device == "cpu" else ("GPUs", "cpu plans for CPUs")
+    say(f"planning for {planned} (--device {other}); {LOADING}")
     # Late, so that --help and a mistake in a flag do not wait for torch.
     import transformers
 
@@ -58,6 +63,7 @@ def _plan(*configs: Any) -> dict[str, Any]:
     for library in ("transformers", "httpx", "huggingface_hub", "torch.distributed"):
         logging.getLogger(library).setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
+    say("working out what each stage needs")
     pipeline, flags = configs[1], configs[-1]
     if flags.nproc is not None:
         laid = pipeline.topology(flags.nproc)

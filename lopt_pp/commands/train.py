@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 import lopt_pp.train
+from lopt_pp.commands.common import LOADING
 from lopt_pp.config.launch import LaunchConfig
 from lopt_pp.config.parser import parse_run
 from lopt_pp.distributed.fork_server import start_server
@@ -18,8 +19,6 @@ from lopt_pp.errors import as_usage_errors
 from lopt_pp.training.first_checks import check_before_loading
 from lopt_pp.util.console import print_error, print_note, print_warning
 from lopt_pp.util.process import ends_at_ctrl_c
-
-_LOADING = "loading PyTorch and Transformers"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_before_loading(config)
         count = count_processes(config, flags.nproc, gpus_seen)
         config.topology(count.number)
-        print_note(f"{count}; {_LOADING}")
+        print_note(f"{count}; {LOADING}")
         if count.number == 1 and flags.max_restarts == 0:
             return lopt_pp.train.train(config)
         return _launch(given, count.number, flags)

@@ -16,6 +16,9 @@ from torch.distributed import Store, is_nccl_available
 
 from lopt_pp.errors import LoptError, first_line
 
+NOT_BUILT = f"this PyTorch ({torch.__version__}) is a build without CUDA"
+"""Why a PyTorch for CPUs uses no GPU."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -90,11 +93,25 @@ def count_usable_gpus() -> int:
     return usable
 
 
+def check_gpu(device: torch.device) -> None:
+    """Sees that PyTorch can use a GPU.
+
+    Raises:
+        LoptError: it cannot; the text says why.
+    """
+    try:
+        _use_gpu(device.index or 0)
+    except LoptError as error:
+        raise LoptError(f"--device {device}: {error}; --device cpu runs on the CPU") from error
+    if device.index is not None and device.index >= (count := torch.cuda.device_count()):
+        raise LoptError(f"--device {device}: the last GPU that PyTorch sees is cuda:{count - 1}")
+
+
 def _use_gpu(number: int) -> torch.device:
     """Makes a GPU the current one, by its number, or by what is left over where there are fewer.
 
     Raises:
-        LoptError: PyTorch cannot use it; the text is PyTorch's reason.
+        LoptError: PyTorch cannot use it; the text is the reason.
     """
     try:
         if (count := torch.cuda.device_count()) == 0:
@@ -103,7 +120,9 @@ def _use_gpu(number: int) -> torch.device:
         device = torch.device("cuda", number % count)
         torch.cuda.set_device(device)
         _compute_on(device)
-    except (RuntimeError, AssertionError) as error:  # The latter where PyTorch is built without CUDA.
+    except AssertionError as error:
+        raise LoptError(first_line(error) if torch.backends.cuda.is_built() else NOT_BUILT) from error
+    except RuntimeError as error:
         raise LoptError(first_line(error)) from error
     return device
 
@@ -185,7 +204,7 @@ def summary_of(every: Sequence[Placement]) -> str:
     processes = f"{size} process{'es' if size > 1 else ''}{place}"
     if not first.name:
         why = f": {first.reason}" if first.reason else ""
-        return f"{processes}, on CPUs over gloo{why}"
+        return f"{processes}, on CPUs over gloo{why}" if size > 1 else f"{processes}, on the CPU{why}"
     names = Counter(placement.name for placement in every)
     gpus = ", ".join(f"{number} x {name}" if size > 1 else name for name, number in names.items())
     over = f" over NCCL {first.versions.get('NCCL', '')}" if size > 1 else ""

@@ -5,6 +5,9 @@ from typing import Any
 
 GIB = 2**30
 
+_DEVICES = {"cuda": "GPUs", "cpu": "CPUs"}
+"""What --device calls them, in words."""
+
 _PARTS = ("weights", "gradients", "optimizer", "activations", "gathered", "queue")
 
 
@@ -20,8 +23,8 @@ def _heading(plan: dict[str, Any]) -> list[str]:
     checkpointing = ", gradient checkpointing" if plan["gradient_checkpointing"] else ""
     replicas = f" x {plan['num_replicas']} replicas, sharding {plan['sharding']}" if plan["num_replicas"] > 1 else ""
     return [
-        f"{plan['model']}, {plan['num_layers']} layers, on {plan['device']}: {_count(plan['num_stages'], 'stage')} in "
-        f"{_count(plan['num_processes'], 'process')}{replicas}",
+        f"{plan['model']}, {plan['num_layers']} layers, on {_DEVICES[plan['device']]} (--device {plan['device']}): "
+        f"{_count(plan['num_stages'], 'stage')} in {_count(plan['num_processes'], 'process')}{replicas}",
         f"{_count(plan['accumulation'], 'microbatch')} of {plan['rows']} x {plan['tokens']} tokens in a step, "
         f"{plan['dtype']}{checkpointing}",
     ]

@@ -26,6 +26,9 @@ from lopt_pp.commands.common import device_and_dtype
         ("generate m --prompt p --max-new-tokenz 3", "unknown flag --max-new-tokenz; did you mean --max_new_tokens?"),
         ("report a b", "unknown flag b; see --help"),
         ("report", "the following arguments are required: RUN_DIR"),
+        ("generate", "the following arguments are required: --prompt, MODEL"),
+        ("chat", "the following arguments are required: MODEL"),
+        ("export", "the following arguments are required: CHECKPOINT, MODEL"),
         ("generate m --prompt p --seed x", "--seed: invalid int value: 'x'"),
     ],
 )

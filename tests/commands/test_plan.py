@@ -106,7 +106,7 @@ def test_tables_for_people(config: Path, capsys: pytest.CaptureFixture[str]) -> 
     flags = f"plan {config} --device cpu --max_length 32 --gradient_accumulation_steps 2 --gpu-memory 0.001"
     assert cli.main(flags.split()) == 1, "it does not fit"
     text = capsys.readouterr().out
-    assert "LlamaForCausalLM, 4 layers, on cpu: 2 stages in 2 processes" in text
+    assert "LlamaForCausalLM, 4 layers, on CPUs (--device cpu): 2 stages in 2 processes" in text
     assert "2 microbatches of 8 x 32 tokens in a step, float32" in text
     assert "1F1B pipeline, 2 microbatches under way on the first stage" in text
     assert "balanced by operations: --split " in text

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from lopt_pp.distributed import devices
-from lopt_pp.distributed.devices import Placement, agree_on_devices, choose_device, count_usable_gpus
+from lopt_pp.distributed.devices import Placement, agree_on_devices, check_gpu, choose_device, count_usable_gpus
 from lopt_pp.errors import LoptError
 
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver."
@@ -84,7 +84,7 @@ def test_gpus_that_nvml_counts_and_cuda_cannot_use_mean_cpus_with_the_reason(gpu
     gpus("GPU-a", "GPU-b", fails=too_old)
     placement = choose_device("auto", 1)
     assert (placement.device, placement.backend, placement.reason) == ("cpu", "gloo", TOO_OLD)
-    assert agree([placement]) == [f"1 process, on CPUs over gloo: {TOO_OLD}"]
+    assert agree([placement]) == [f"1 process, on the CPU: {TOO_OLD}"]
     assert count_usable_gpus() == 0
 
 
@@ -111,9 +111,21 @@ def test_without_a_gpu_pytorch_says_why(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "init", init)
-    assert choose_device("auto", 0).reason == "Torch not compiled with CUDA enabled"
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    assert choose_device("auto", 0).reason == f"this PyTorch ({torch.__version__}) is a build without CUDA"
+    with pytest.raises(
+        LoptError, match=r"^--device cuda: this PyTorch \(.*\) is a build without CUDA; --device cpu runs"
+    ):
+        check_gpu(torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     assert choose_device("auto", 0).reason == "no GPU is visible"
+
+
+def test_a_gpu_with_a_number_that_none_has(gpus: Callable[..., None]) -> None:
+    gpus("GPU-a", "GPU-b")
+    check_gpu(torch.device("cuda:1"))
+    with pytest.raises(LoptError, match="^--device cuda:2: the last GPU that PyTorch sees is cuda:1$"):
+        check_gpu(torch.device("cuda:2"))
 
 
 def test_one_visible_gpu_for_each_process_is_its_own(gpus: Callable[..., None]) -> None:
