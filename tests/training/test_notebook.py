@@ -1,14 +1,10 @@
 """A run in a notebook: the table of transformers grows while it trains."""
 
-import json
-import sys
 from pathlib import Path
 
+import nbformat
 import pytest
-
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-pytest.importorskip("ipykernel")
+from kernel import execute
 
 CELL = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -27,20 +23,12 @@ result = trainer.train()
 @pytest.mark.slow
 def test_the_table_of_a_run(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two stages in the kernel's process; the callbacks' thread shows it in the cell that trains."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
-    spec = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]}
-    kernel = tmp_path / "jupyter" / "kernels" / "own"
-    kernel.mkdir(parents=True)
-    (kernel / "kernel.json").write_text(json.dumps(spec | {"display_name": "own", "language": "python"}))
     cells = [
         nbformat.v4.new_code_cell(CELL.format(model=inputs / "model")),
         nbformat.v4.new_code_cell("assert result and result.global_step == 6 and trainer.model is not None"),
     ]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    nbclient.NotebookClient(
-        notebook, timeout=120, kernel_name="own", resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()
+    execute(notebook, tmp_path, monkeypatch)
     shown = [output["data"]["text/html"] for output in cells[0].outputs if "text/html" in output.get("data", {})]
     (table,) = shown  # It is brought up to date, not shown anew.
     assert "[6/6 " in table and "<th>Training Loss</th>" in table and "<th>Validation Loss</th>" in table
