@@ -28,6 +28,12 @@ def eval_prefix(set_name: str) -> str:
     return f"eval_{set_name}_" if set_name else "eval_"
 
 
+def named_file(file: str) -> tuple[str, str]:
+    """The name of a set of `--eval_file`, empty where it has none, and its file."""
+    match = _NAMED.fullmatch(file)
+    return (match[1], match[2]) if match else ("", file)
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """What a run is measured on, and when.
@@ -244,14 +250,13 @@ class EvaluationConfig:
         files = self.eval_file or []
         if not files and self.eval_file is not None:
             raise LoptError("--eval_file: give a file, or several with a name each: easy=easy.jsonl hard=hard.jsonl")
-        named = [match for file in files if (match := _NAMED.fullmatch(file))]
-        if len(files) > 1 and len(named) < len(files):
-            nameless = next(file for file in files if not _NAMED.fullmatch(file))
+        names = [name for file in files if (name := named_file(file)[0])]
+        if len(files) > 1 and len(names) < len(files):
+            nameless = next(file for file in files if not named_file(file)[0])
             raise LoptError(
                 f"--eval_file {nameless}: with several files each has a name (a letter, then letters, digits and _): "
                 f"easy={nameless}"
             )
-        names = [match[1] for match in named]
         for name in names:
             if names.count(name) > 1:
                 raise LoptError(f"--eval_file: two of the files have the name {name}")
@@ -259,12 +264,7 @@ class EvaluationConfig:
     @property
     def eval_files(self) -> dict[str, str]:
         """The files of `eval_file` by the names of their sets; the only one's may be empty."""
-        found = {}
-        for file in self.eval_file or []:
-            match = _NAMED.fullmatch(file)
-            name, path = (match[1], match[2]) if match else ("", file)
-            found[name] = os.path.expanduser(path)
-        return found
+        return {name: os.path.expanduser(path) for name, path in map(named_file, self.eval_file or [])}
 
     @property
     def chooses(self) -> bool:

@@ -3,7 +3,7 @@
 import dataclasses
 import glob
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,8 @@ def read_entries(given: Sequence[Any]) -> tuple[MixtureEntry, ...]:
         if unknown := [str(key) for key in values if key not in known]:
             raise LoptError(f"{entry}: unknown key {shown(unknown[0])}; it may have {', '.join(sorted(known))}")
         try:
-            filled = {key: _expanded(key, value) for key, value in values.items() if value is not None}
-            entries.append(MixtureEntry(**filled))
+            (filled,) = with_paths([values], os.path.expanduser)
+            entries.append(MixtureEntry(**{key: value for key, value in filled.items() if value is not None}))
         except LoptError as error:
             raise LoptError(f"{entry}: {str(error).removeprefix('--')}") from error
     for name in ("fraction", "repeats"):
@@ -104,12 +104,24 @@ def entry_name(number: int, values: Any) -> str:
     return f"--datasets, entry {number} ({shown(path)})"
 
 
-def _expanded(key: str, value: Any) -> Any:
-    """A value with the home directory in place of `~`."""
+def with_paths(given: Sequence[Any], change: Callable[[str], str]) -> list[Any]:
+    """Entries of a mixture with other paths.
+
+    Args:
+        given: the entries, as flags have them.
+        change: gives another path for one of theirs, which may also be a hub id.
+    """
+    return [
+        {key: _with_paths(key, value, change) for key, value in entry.items()} if isinstance(entry, Mapping) else entry
+        for entry in given
+    ]
+
+
+def _with_paths(key: str, value: Any, change: Callable[[str], str]) -> Any:
     if key not in ("path", "data_dir", "data_files"):
         return value
     if isinstance(value, list):
-        return [_expanded(key, item) for item in value]
+        return [_with_paths(key, item, change) for item in value]
     if isinstance(value, dict):
-        return {split: _expanded(key, item) for split, item in value.items()}
-    return os.path.expanduser(value) if isinstance(value, str) else value
+        return {split: _with_paths(key, item, change) for split, item in value.items()}
+    return change(value) if isinstance(value, str) else value

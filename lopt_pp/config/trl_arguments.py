@@ -28,7 +28,8 @@ ARGUMENTS: tuple[Argument, ...] = (
     Argument(
         "args",
         SAME,
-        "an `SFTConfig`, of which counts what is not its default; or a dict, a YAML file, what `load_config` returns",
+        "an `SFTConfig`, of which counts what is not its default, and its `bf16` and `gradient_checkpointing`; or a "
+        "dict, a YAML file, what `load_config` returns",
     ),
     Argument("data_collator", MISSING, "rows become microbatches by the flags: `--packing`, `--padding_free`"),
     Argument("train_dataset", SAME, "or a list of dicts; an `IterableDataset` is read before the first step"),
@@ -40,7 +41,12 @@ ARGUMENTS: tuple[Argument, ...] = (
         SAME,
         "`predictions` are the likeliest tokens, in place of logits: [metrics of your own](evaluation.md)",
     ),
-    Argument("callbacks", SAME, "called on rank 0; what their control asks for is done some steps later"),
+    Argument(
+        "callbacks",
+        SAME,
+        "called on rank 0; what their control asks for is done some steps later, but for `should_epoch_stop`: no "
+        "epoch is cut short",
+    ),
     Argument("optimizers", SAME, "a class or a function that makes each stage's, and not an optimizer; no schedule"),
     Argument("optimizer_cls_and_kwargs", SAME, "of each stage"),
     Argument("preprocess_logits_for_metrics", MISSING, "logits are never held, so there are none to make less of"),

@@ -5,6 +5,7 @@ process has done with a GPU does not matter. (A fork of this process, as others 
 once this one has, and may hang where PyTorch has computed in several threads.)
 """
 
+import operator
 import os
 import signal
 import sys
@@ -61,12 +62,13 @@ def launch(function: Callable[..., T], args: Sequence[Any] = (), nproc: int | No
         LoptError: the function cannot be sent to other processes, or this is not the main thread.
         KeyboardInterrupt: Ctrl-C has ended the processes.
     """
+    if not callable(function) or isinstance(args, str) or not isinstance(args, Sequence):
+        raise LoptError("launch: give a function, and its arguments as a tuple: launch(train, (1e-4,), nproc=2)")
+    nproc, max_restarts = _number("nproc", nproc, 1), _number("max_restarts", max_restarts, 0) or 0
     if "RANK" in os.environ:
         return function(*args)
     if nproc is None:
         nproc = max(1, _count_gpus())
-    if nproc < 1:
-        raise LoptError(f"launch: nproc {nproc}: at least 1")
     if nproc == 1 and max_restarts == 0:
         return function(*args)
     if threading.current_thread() is not threading.main_thread():
@@ -145,6 +147,23 @@ def _unpacked(content: bytes) -> Any:
     import cloudpickle
 
     return cloudpickle.loads(content)
+
+
+def _number(name: str, value: object, least: int) -> int | None:
+    """A number that `launch` is given; None stays so.
+
+    Raises:
+        LoptError: it is something else, or too small.
+    """
+    if value is None:
+        return None
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise LoptError(f"launch: {name} is {value!r}; give a whole number") from error
+    if number < least:
+        raise LoptError(f"launch: {name} {number}: at least {least}")
+    return number
 
 
 def _name_of(function: Callable[..., Any]) -> str:

@@ -69,8 +69,8 @@ class Callbacks:
 
     For the callbacks of a user: `Callbacks([called_as(callback), ...], ..., act=act)`, where `act(step, control)` is
     called in the callbacks' thread after the events of a step in which one of them has set
-    `control.should_training_stop`, `should_evaluate` or `should_save`; it has the run do so as soon as it can.
-    Afterwards `should_evaluate` and `should_save` are off again, as in transformers. `control.should_log` brings an
+    `control.should_training_stop`, `should_epoch_stop`, `should_evaluate` or `should_save`; it has the run do so as
+    soon as it can. Afterwards all but the first are off again, as in transformers. `control.should_log` brings an
     `on_log` at once. `state` is what they are given: `state.log_history` has all logs of the run so far.
 
     A callback that raises an error is called no more, and a warning says so once, with the traceback where it is the
@@ -208,9 +208,9 @@ class Callbacks:
             self._call("on_evaluate", metrics=metrics)
             self._note_best(metrics)
         asked = self.control
-        if asked.should_training_stop or asked.should_evaluate or asked.should_save:
+        if asked.should_training_stop or asked.should_epoch_stop or asked.should_evaluate or asked.should_save:
             self._act(step, asked)
-            asked.should_evaluate = asked.should_save = False
+            asked.should_epoch_stop = asked.should_evaluate = asked.should_save = False
         if step < state.max_steps:
             self._call("on_step_begin")
 

@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from lopt_pp.errors import LoptError
 from lopt_pp.model.weights import PretrainedWeights
+from lopt_pp.util.compat_torch import hooks_of
 from lopt_pp.util.compat_transformers import attention_of, checkpoint_tensors
 
 _FORMATS = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
@@ -65,10 +66,10 @@ def check_trainable(model: PreTrainedModel) -> None:
 
 
 def check_modules(model: PreTrainedModel) -> None:
-    """Sees that a loaded model has the modules that its config makes, since its blocks are built by that.
+    """Sees that a loaded model has the modules that its config makes, since its blocks are built by that, and no hooks.
 
     Raises:
-        LoptError: one of them was replaced, added or taken out.
+        LoptError: one of them was replaced, added or taken out, or has a hook that is not of `transformers` itself.
     """
     with torch.device("meta"):  # Without memory for its weights.
         fresh = type(model)(config_of(model))
@@ -81,6 +82,18 @@ def check_modules(model: PreTrainedModel) -> None:
                 f"model: {name} is {has}, and its config makes it {was}: blocks are built by the config, with the "
                 f"weights of the model; change its config instead"
             )
+    for name, module in model.named_modules():
+        for kind, hook in hooks_of(module):
+            if not str(getattr(hook, "__module__", "")).startswith("transformers."):  # Its own go with the blocks.
+                raise LoptError(
+                    f"model: {name or 'all of it'} has a {kind}, {_called(hook)}: blocks are built by the config, with "
+                    f"the weights of the model, and would run without it; remove it (register_... has returned its "
+                    f"handle), or write an objective, which sees what a block computes"
+                )
+
+
+def _called(hook: object) -> str:
+    return getattr(hook, "__qualname__", type(hook).__qualname__)
 
 
 def config_of(model: PreTrainedModel, attn_implementation: str | None = None) -> PreTrainedConfig:

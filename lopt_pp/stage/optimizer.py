@@ -15,6 +15,7 @@ from lopt_pp.config.optim import OptimConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.stage.optimizer_kinds import Group, OptimizerFactory, ParameterFacts, make_optimizer
 from lopt_pp.stage.optimizer_offload import OffloadedState
+from lopt_pp.util.user_code import describe
 
 _IN_TRAINING = "train_weights"
 """In the state of an optimizer that averages weights: those that it trains. The weights themselves are the averages."""
@@ -75,6 +76,7 @@ class Optimizer:
         groups = [group for group in groups if group["params"]]
         self.max_grad_norm = config.max_grad_norm
         warmup = config.warmup_steps or math.ceil(config.warmup_ratio * num_steps)
+        self._factory = factory
         if factory is None:
             self.inner = make_optimizer(groups, config, learning_rate, warmup, facts.tables)
         else:
@@ -191,10 +193,18 @@ class Optimizer:
 
     def step(self) -> None:
         """Applies the gradient, drops it, and moves the schedule on."""
-        if self.offloaded is None:
-            self.inner.step()
-        else:
-            self.offloaded.step()
+        try:
+            if self.offloaded is None:
+                self.inner.step()
+            else:
+                self.offloaded.step()
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
+            if self._factory is None or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise LoptError(
+                f"{self._factory}: {type(self.inner).__name__} fails in its step: {describe(error)}; give an optimizer "
+                f"whose step() takes dense gradients and needs no arguments"
+            ) from error
         self.inner.zero_grad(set_to_none=True)
         self.schedule.step()
 

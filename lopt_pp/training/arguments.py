@@ -126,7 +126,9 @@ def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     """What TRL's `SFTConfig`, or `TrainingArguments`, hold that is not their own default.
 
     They do not know what they were given, and their defaults are not all those of this trainer; docs/trl.md names the
-    ones that differ. Flags of ours that they lack may be set as attributes: `args.num_stages = 4`.
+    ones that differ. What computes in another way than these defaults counts as it is, given or not: `bf16` and
+    `gradient_checkpointing`, which TRL turns on. Flags of ours that they lack may be set as attributes:
+    `args.num_stages = 4`.
     """
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         plain = type(args)(output_dir=args.output_dir, use_cpu=True)  # Otherwise it asks for a GPU.
@@ -134,8 +136,15 @@ def changed_settings(args: TrainingArguments) -> dict[str, Any]:
     names = [field.name for field in dataclasses.fields(args) if field.init]
     changed = {name: getattr(args, name) for name in names if getattr(args, name) != getattr(plain, name)}
     ours = {name: value for name, value in vars(args).items() if name in EFFECTS and not hasattr(plain, name)}
-    return plain_values({"output_dir": args.output_dir, **changed, **ours})
+    said = plain_values({"output_dir": args.output_dir, **changed, **ours})
+    flags = translate_settings(said).flags
+    on = [name for name in _ON_IN_TRL if getattr(args, name, None) is getattr(plain, name, None) is True]
+    return said | {name: True for name in on if not translate_settings({name: True}).flags.keys() & flags.keys()}
 
+
+_ON_IN_TRL = ("bf16", "gradient_checkpointing")
+"""Flags that TRL's config turns on by itself, and this trainer does not: left out, the run would compute in float32, or
+need far more memory, for one who has asked for them by name."""
 
 _ROWS = {
     "train_file": ("train_file", "dataset_name"),

@@ -31,6 +31,9 @@ class OwnOptimizer:
     argument: str
     name: str
 
+    def __str__(self) -> str:
+        return self.argument
+
     def __call__(self, groups: list[Group]) -> torch.optim.Optimizer:
         try:
             made = self.make(groups)

@@ -32,12 +32,19 @@ class Requests:
     def __init__(self, world: World, config: Config, evaluates: bool) -> None:
         self._store = world.connection()
         self._can = {EVALUATE: evaluates, SAVE: config.checkpoint.saves}
-        self._is_over = False
+        self._is_over = self._has_told_of_epochs = False
 
     def __call__(self, step: int, control: TrainerControl) -> None:
         if control.should_training_stop and not self._is_over:
             self._is_over = True
             ask_to_finish(self._store, f"a callback has asked for it after step {step}")
+        if control.should_epoch_stop and not self._has_told_of_epochs:
+            self._has_told_of_epochs = True
+            logger.warning(
+                "a callback sets should_epoch_stop after step %d: no epoch is cut short here, since which rows a step "
+                "has goes by its number alone; it is passed over (should_training_stop ends the run)",
+                step,
+            )
         wanted = (control.should_evaluate and EVALUATE, control.should_save and SAVE)
         what = sum(one for one in wanted if one and self._may(one))
         if what:

@@ -5,11 +5,9 @@ replicas of the pipeline each has a share of the rows. Sums add up where all rec
 function is to see of all rows comes to the last stage's first replica, which calls it.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,22 +20,17 @@ from lopt_pp.config.evaluation import EvaluationConfig, eval_prefix
 from lopt_pp.config.train_config import Config
 from lopt_pp.data import IGNORE_INDEX, Microbatch, TokenizedRows
 from lopt_pp.data.evaluation_sets import EvaluationSets
-from lopt_pp.errors import LoptError, shown
+from lopt_pp.errors import LoptError
 from lopt_pp.metrics.records import Record
 from lopt_pp.model.block import BlockOutput
 from lopt_pp.objectives import local_objective_class
 from lopt_pp.objectives.token_losses import TokenLosses, token_losses
 from lopt_pp.stage.data_parallel import Replicas
 from lopt_pp.training.held_out import Evaluation, EvaluationPart
-from lopt_pp.util.user_code import describe, load_user_function
+from lopt_pp.training.own_metrics import ComputeMetrics, computed_by
+from lopt_pp.util.user_code import load_user_function
 
-ComputeMetrics = Callable[[EvalPrediction], Mapping[str, Any]]
-"""As for `transformers.Trainer`: makes metrics, by name, of the predictions of all rows of a set.
-
-`predictions`, int64 [rows, tokens], has the likeliest token after each, as the argmax of logits would; `label_ids`,
-int64 [rows, tokens], the labels. So `predictions[:, :-1]` are of `label_ids[:, 1:]`. `losses`, float32 [rows, tokens],
-has the loss of the next token. Where the next token is not a target, a prediction is -100 and a loss 0.
-"""
+logger = logging.getLogger(__name__)
 
 _TRIED_ROWS = 2
 
@@ -59,11 +52,37 @@ class TokenMetrics:
     compute: ComputeMetrics | None = None
     called: str = "compute_metrics"
     computed: Sequence[str] = field(default=())
+    _told: list[bool] = field(default_factory=list, compare=False)
 
     @property
     def all_names(self) -> list[str]:
         """What there is of each set of rows besides its loss and perplexity; names without the set's prefix."""
         return [*self.names, *self.computed]
+
+    def check_names(self, values: Mapping[str, float]) -> None:
+        """Sees what the user's function returns, and warns once where it is not of the same names as when it was tried.
+
+        Raises:
+            LoptError: one of the names is that of something else that is measured.
+        """
+        if taken := [name for name in values if name in (*_TAKEN, *self.names)]:
+            raise LoptError(f"{self.called} returns {taken[0]}, which is measured anyway; call it something else")
+        missing, new = (
+            [name for name in one if name not in other]
+            for one, other in (
+                (self.computed, values),
+                (values, self.computed),
+            )
+        )
+        if (missing or new) and self.computed and not self._told:
+            self._told.append(True)
+            what = [f"{words} {', '.join(names)}" for words, names in (("no", missing), ("also", new)) if names]
+            logger.warning(
+                "%s returns %s, other than when it was tried before the first step: a curve, and whatever compares by "
+                "a metric, lacks the evaluations without it",
+                self.called,
+                " and ".join(what),
+            )
 
 
 def find_metrics(
@@ -94,10 +113,10 @@ def find_metrics(
         return TokenMetrics(names)
     rows = next(iter(sets.rows.values()))
     tried = f"{called}, tried on rows whose tokens are all predicted right,"
-    values = _compute(compute, tried, _perfect(rows), eval_prefix(sets.names[0]))
-    if taken := [name for name in values if name in (*_TAKEN, *names)]:
-        raise LoptError(f"{called} returns {taken[0]}, which is measured anyway; call it something else")
-    return TokenMetrics(names, compute, called, tuple(values))
+    values = computed_by(compute, tried, _perfect(rows), eval_prefix(sets.names[0]))
+    metrics = TokenMetrics(names, compute, called, tuple(values))
+    metrics.check_names(values)
+    return metrics
 
 
 def find_criterion(config: Config, sets: EvaluationSets | None, metrics: TokenMetrics | None) -> Criterion | None:
@@ -184,7 +203,8 @@ class TokenMeter:
         tensors = _gathered(*_as_rows(part.rows, own), part.rows, part.rows_per_microbatch, replicas)
         if tensors is None:
             return {}
-        values = _compute(compute, self._metrics.called, _prediction(part.rows, *tensors), part.prefix)
+        values = computed_by(compute, self._metrics.called, _prediction(part.rows, *tensors), part.prefix)
+        self._metrics.check_names(values)
         return {f"{part.prefix}{name}": value for name, value in values.items()}
 
 
@@ -258,24 +278,3 @@ def _perfect(rows: TokenizedRows) -> EvalPrediction:
     predictions = torch.full_like(labels, IGNORE_INDEX)
     predictions[:, :-1] = labels[:, 1:]
     return _prediction(rows, predictions, torch.zeros(labels.shape))
-
-
-def _compute(compute: ComputeMetrics, called: str, prediction: EvalPrediction, prefix: str) -> dict[str, float]:
-    """What the user's function returns, by name; names have the prefix or not, and lose it."""
-    try:
-        values = compute(prediction)
-    except Exception as error:  # Whatever the user's code may raise.
-        raise LoptError(f"{called} fails: {describe(error)}") from error
-    if not isinstance(values, Mapping) or not values:
-        raise LoptError(f"{called} returns {shown(values)}; let it return a dict of numbers by name")
-    found = {}
-    for name, value in values.items():
-        number = value.item() if isinstance(value, np.generic | np.ndarray | torch.Tensor) and _is_one(value) else value
-        if not isinstance(name, str) or not isinstance(number, Real):
-            raise LoptError(f"{called} returns {shown(value)} for {shown(name)}; let it return a number for each name")
-        found[name.removeprefix(prefix)] = float(number)
-    return found
-
-
-def _is_one(value: Any) -> bool:
-    return math.prod(value.shape) == 1

@@ -17,7 +17,7 @@ from transformers import (
 )
 from transformers.utils import is_in_notebook
 
-from lopt_pp.checkpoint.output_dir import LATEST, holds_whole_model
+from lopt_pp.checkpoint.output_dir import holds_whole_model
 from lopt_pp.config.train_config import Config
 from lopt_pp.data.in_memory import AnyRows, Formatting, GivenRows, raw_rows, rows_of, sets_of
 from lopt_pp.data.presets import find_reader
@@ -36,6 +36,7 @@ from lopt_pp.training.own_optimizer import ClassAndSettings, own_optimizer
 from lopt_pp.training.requests import Requests, evaluates
 from lopt_pp.training.result import RunResult, TrainResult, summarize
 from lopt_pp.training.run import run
+from lopt_pp.training.script_state import anchored, check_resumable, current_directory, gradients_on, resumed
 from lopt_pp.training.session import RunError, run_watched
 from lopt_pp.training.token_metrics import ComputeMetrics
 
@@ -58,7 +59,7 @@ class Trainer:
         model: a causal language model that `transformers` has loaded; or its directory or hub id. A loaded one is
             trained as it is, with what was changed in it since. Or a config that names all there is to say.
         args: flags of `lopt-pp train`: what `load_config` returns, a dict, the path of a YAML file, or TRL's
-            `SFTConfig`, of which what differs from its own defaults is taken. None is for the defaults.
+            `SFTConfig`: see docs/trl.md for what of it counts. None is for the defaults.
         data_collator: refused, as there is none.
         train_dataset: rows to train on, of any kind that files may have: a `datasets.Dataset`; an `IterableDataset`,
             whose rows are read before the first step, so it must end, or `max_steps` must say how many are wanted; or a
@@ -137,6 +138,7 @@ class Trainer:
         )
         self._model: PreTrainedModel | None = self._given.model
         self._has_trained = False
+        self._directory = current_directory()
         self.state = TrainerState()
         self.callbacks = callbacks_of(callbacks)
         if is_in_notebook():
@@ -169,7 +171,7 @@ class Trainer:
 
         Args:
             resume_from_checkpoint: a checkpoint's directory to go on from, or True for the newest one in the output
-                directory; None for what the flags say.
+                directory, which must be there, as in `transformers`; None for what the flags say.
 
         Returns:
             `global_step`, `training_loss` (the last stage's, the mean over the steps of this call) and `metrics`, as
@@ -180,7 +182,7 @@ class Trainer:
             RunError: the run has failed, and this process is the only one.
             LoptError: weights of the model are frozen, or the processes cannot join each other.
         """
-        config = _resumed(self.config, resume_from_checkpoint)
+        config = self._where_it_was(resumed(self.config, resume_from_checkpoint))
         if self._given.model is not None:
             check_trainable(self._given.model)
         begun = time.perf_counter()
@@ -189,11 +191,14 @@ class Trainer:
             self.state = driver.state
 
         def work(world: World, on_prepared: Callable[[RunFinalizer], None], held: ExitStack) -> RunResult:
+            if resume_from_checkpoint is True:
+                check_resumable(config, world)
             requests = Requests(world, config, evaluates(config.evaluation))
             own = OwnCallbacks(self.callbacks, requests, opened) if self.callbacks else None
             return run(config, world, on_prepared, held, replace(self._given, callbacks=own))
 
-        result = run_watched(config, self._topology, work)
+        with gradients_on():
+            result = run_watched(config, self._topology, work)
         self._has_trained = result.has_finished
         self._model = self._given.model if self._size == 1 else None
         return summarize(config, result, time.perf_counter() - begun, self.state)
@@ -217,7 +222,7 @@ class Trainer:
             RunError: it has failed, and this process is the only one.
             LoptError: there are no such rows.
         """
-        config, given = self.config, self._given
+        config, given = self._where_it_was(self.config), self._given
         if eval_dataset is not None:
             config, given = on_rows(config, given, eval_dataset)
         if self._has_trained and (given.model is None or self._size > 1):
@@ -243,8 +248,15 @@ class Trainer:
         """
         if self.rank != 0:
             return None
-        output_dir = Path(self.config.run.output_dir)
-        return push(output_dir, self.config.hub, commit_message, self.config.model.trust_remote_code)
+        return push(self._output_dir, self.config.hub, commit_message, self.config.model.trust_remote_code)
+
+    def _where_it_was(self, config: Config) -> Config:
+        """A config with the paths that it had when this was made, wherever the script has gone since."""
+        return anchored(config, self._directory)
+
+    @property
+    def _output_dir(self) -> Path:
+        return Path(self._where_it_was(self.config).run.output_dir)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -258,7 +270,7 @@ class Trainer:
             LoptError: it is not there.
         """
         if self._model is None:
-            path = Path(self.config.run.output_dir)
+            path = self._output_dir
             if not holds_whole_model(path):
                 raise LoptError(f"--output_dir {path} has no trained model; train() puts it there when it returns True")
             self._model = AutoModelForCausalLM.from_pretrained(
@@ -277,20 +289,13 @@ class Trainer:
         Raises:
             LoptError: the model is not there.
         """
-        source = Path(self.config.run.output_dir)
+        source = self._output_dir
         if self.rank != 0 or output_dir is None or Path(output_dir).resolve() == source.resolve():
             if not holds_whole_model(source):
                 raise LoptError(f"--output_dir {source} has no trained model; train() puts it there")
             return
         self.model.save_pretrained(output_dir)
-        find_tokenizer(self.config.model, self.config.data, self._given.tokenizer).save_pretrained(output_dir)
+        config = self._where_it_was(self.config)
+        find_tokenizer(config.model, config.data, self._given.tokenizer).save_pretrained(output_dir)
         if (source / "README.md").exists():
             shutil.copy(source / "README.md", output_dir)
-
-
-def _resumed(config: Config, which: str | Path | bool | None) -> Config:
-    """The config of a run that goes on from a checkpoint, as `transformers` names it in `train`."""
-    if which is None or which is False:
-        return config
-    wanted = LATEST if which is True else str(which)
-    return replace(config, checkpoint=replace(config.checkpoint, resume_from_checkpoint=wanted))

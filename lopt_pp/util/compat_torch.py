@@ -258,3 +258,24 @@ def replaced_forward(
         make: is given its `forward`, and gives the other one.
     """
     return replaced(module, "forward", make(module.forward))
+
+
+def hooks_of(module: nn.Module) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """What was registered on a module and its own parameters to run in forward or backward: how it is called, and it.
+
+    Private: the attributes that hold hooks, of modules and of parameters; there is no public way to list them. Seen in
+    2.11 and 2.13.
+    """
+    for own, kinds in ((module, _MODULE_HOOKS), *((each, _TENSOR_HOOKS) for each in module.parameters(recurse=False))):
+        for attribute, kind in kinds.items():
+            for hook in (getattr(own, attribute, None) or {}).values():
+                yield kind, hook
+
+
+_MODULE_HOOKS = {
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
+_TENSOR_HOOKS = {"_backward_hooks": "hook on a gradient", "_post_accumulate_grad_hooks": "hook on a gradient"}

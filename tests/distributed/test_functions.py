@@ -47,12 +47,24 @@ def train(**more):
 def wrong_rows():
     return train(train_file=sys.argv[1] + "/wrong.jsonl", output_dir=sys.argv[1] + "/other")
 
+def wrong_metrics():
+    calls = []
+
+    def compute(prediction):
+        calls.append(prediction)
+        return {"a": 1 / (2 - len(calls))}  # It is tried once before.
+
+    rows = [{"prompt": f"what is {number}?", "completion": str(number)} for number in range(8)]
+    more = {"num_stages": 2, "max_steps": 2, "eval_steps": 1, "save_steps": 0, "output_dir": sys.argv[1] + "/third"}
+    given = {"train_dataset": rows, "eval_dataset": rows[:2], "compute_metrics": compute}
+    Trainer(sys.argv[1] + "/model", more, **given).train()
+
 before = dict(os.environ)
 said = {"place": lopt_pp.launch(place, ("a",), nproc=2).value}
 said["one"] = lopt_pp.launch(lambda: os.getpid(), nproc=1) == os.getpid()
 said["again"] = lopt_pp.launch(fail_once, nproc=2, max_restarts=1)
 said["trained"] = bool(lopt_pp.launch(train, nproc=2))
-for function in (fail, use_lock, wrong_rows):
+for function in (fail, use_lock, wrong_rows, wrong_metrics):
     try:
         lopt_pp.launch(function, nproc=2)
     except lopt_pp.LoptError as error:
@@ -78,6 +90,7 @@ def test_functions_of_a_script(inputs: Path, tmp_path: Path) -> None:
     import json
 
     (tmp_path / "script.py").write_text(SCRIPT)
+    (tmp_path / "model").symlink_to(inputs / "model")
     (tmp_path / "wrong.jsonl").write_text('{"question": "a"}\n')
     (tmp_path / "run.yaml").write_text(
         f"model_name_or_path: {inputs / 'model'}\ntrain_file: {inputs / 'rows.jsonl'}\noutput_dir: {tmp_path / 'out'}\n"
@@ -98,6 +111,8 @@ def test_functions_of_a_script(inputs: Path, tmp_path: Path) -> None:
     assert text.startswith("launch: use_lock cannot be sent to another process: TypeError: cannot pickle")
     (text,) = said["wrong_rows"]
     assert text.startswith("rank ") and ": row 1 of " in text and "no usable columns" in text
+    (text,) = said["wrong_metrics"]
+    assert text == "rank 1: compute_metrics fails: ZeroDivisionError: division by zero (line 38)", text
     assert said["environment"]
     assert not [line for line in lines if "error" in line or "Traceback" in line], "it is raised, and not printed too"
 
@@ -133,6 +148,14 @@ def test_in_a_process_that_is_one_of_several_it_is_a_call(monkeypatch: pytest.Mo
 def test_what_cannot_be() -> None:
     with pytest.raises(LoptError, match="launch: nproc 0: at least 1"):
         launch(os.getpid, nproc=0)
+    for wrong in ("2", 2.0, [2]):
+        with pytest.raises(LoptError, match=r"^launch: nproc is .*2.*; give a whole number$"):
+            launch(os.getpid, nproc=wrong)  # type: ignore[arg-type]
+    with pytest.raises(LoptError, match="^launch: max_restarts is '1'; give a whole number$"):
+        launch(os.getpid, max_restarts="1")  # type: ignore[arg-type]
+    for given in (("getpid", ()), (os.kill, 3), (print, "ab")):
+        with pytest.raises(LoptError, match="^launch: give a function, and its arguments as a tuple: "):
+            launch(*given)
     said: list[str] = []
 
     def elsewhere() -> None:

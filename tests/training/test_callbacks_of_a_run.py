@@ -28,7 +28,7 @@ class Asking(TrainerCallback):
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.told.append(f"step {state.global_step}")
         if state.global_step == 3:
-            control.should_evaluate = control.should_save = True
+            control.should_evaluate = control.should_save = control.should_epoch_stop = True
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         assert kwargs["metrics"]["eval_loss"] > 0
@@ -121,6 +121,7 @@ def test_an_interrupt_in_a_callback(inputs: Path, tmp_path: Path, caplog: pytest
 def test_what_cannot_be_had_is_passed_over(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     trainer = Trainer(args=flags(inputs, tmp_path / "out", max_steps=5, save_steps=0), callbacks=[Asking])
     assert trainer.train().global_step == 5
+    assert caplog.text.count("a callback sets should_epoch_stop after step 3: no epoch is cut short here") == 1
     assert "a callback asks for an evaluation, and there are no rows to evaluate on: it is passed over" in caplog.text
     assert "a callback asks for a checkpoint, and --save_steps 0 turns checkpoints off" in caplog.text
     (own,) = trainer.callbacks

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     ProgressCallback,
     TrainerCallback,
+    TrainingArguments,
 )
 
 from lopt_pp import LoptError, RunError, Trainer, load_config
@@ -152,6 +153,10 @@ def test_who_waits_for_an_endless_stream_learns_why(
 ROW = {"prompt": "a", "completion": "b"}
 
 
+def noting(*args: Any) -> None:
+    """A hook."""
+
+
 class Needy(TrainerCallback):
     def __init__(self, what: str) -> None:
         self.what = what
@@ -168,6 +173,13 @@ def test_changes_of_a_loaded_model_that_its_blocks_would_not_have(inputs: Path, 
     with pytest.raises(LoptError, match=r"model: model\.layers\.0\..* and \d+ more are frozen .*requires_grad_"):
         frozen.train()
     model.requires_grad_(True)
+    model(input_ids=torch.tensor([[5, 6]]), output_hidden_states=True)  # Leaves hooks of transformers' own.
+    model.enable_input_require_grads()
+    assert frozen.evaluate()["eval_loss"] > 0
+    hook = model.model.layers[2].register_forward_hook(noting)
+    with pytest.raises(RunError, match=r"model: model\.layers\.2 has a forward hook, noting: blocks are built by the "):
+        frozen.train()
+    hook.remove()
     model.model.layers[1].mlp.act_fn = torch.nn.GELU()
     with pytest.raises(RunError, match="layers.1.mlp.act_fn is a GELU, and its config makes it a SiLU"):
         frozen.train()
@@ -214,6 +226,25 @@ def test_changes_of_a_loaded_model_that_its_blocks_would_not_have(inputs: Path, 
 def test_mistakes(arguments: dict[str, Any], error: str) -> None:
     with pytest.raises(LoptError, match=error):
         Trainer(**{"model": "m", "train_dataset": [ROW], **arguments})
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "checkpointing"),
+    [
+        ({}, "bfloat16", True),
+        ({"bf16": True, "gradient_checkpointing": False}, "bfloat16", False),
+        ({"bf16": False}, "float32", True),
+        ({"model_init_kwargs": {"dtype": "float32"}}, "float32", True),
+    ],
+)
+def test_what_trl_turns_on_is_on(given: dict[str, Any], dtype: str, checkpointing: bool) -> None:
+    """Asked for by name or not, which its config does not know; TrainingArguments turn on nothing by themselves."""
+    args = trl.SFTConfig(output_dir="o", use_cpu=True, **given)
+    stage = Trainer("m", args, train_dataset=[ROW]).config.stage
+    assert (stage.dtype, stage.gradient_checkpointing) == (dtype, checkpointing)
+    plain = TrainingArguments(output_dir="o", use_cpu=True, **({"bf16": given["bf16"]} if "bf16" in given else {}))
+    stage = Trainer("m", plain, train_dataset=[ROW]).config.stage
+    assert (stage.dtype, stage.gradient_checkpointing) == ("bfloat16" if given.get("bf16") else "float32", False)
 
 
 def share_right(prediction: EvalPrediction) -> dict[str, float]:

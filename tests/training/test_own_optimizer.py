@@ -64,5 +64,7 @@ def test_mistakes(inputs: Path, tmp_path: Path) -> None:
     for own in (lambda groups: torch.optim.SGD(groups[1:]), lambda groups: torch.optim.SGD([weight])):
         with pytest.raises(RunError, match=r"an optimizer that lacks \d+ of the stage's \d+ parameters and has [01] "):
             trainer(inputs, tmp_path / "out", {}, optimizers=own).train()
+    with pytest.raises(RunError, match="^optimizers: SparseAdam fails in its step: .* not support dense gradients"):
+        trainer(inputs, tmp_path / "out", {}, optimizers=torch.optim.SparseAdam).train()
     with pytest.raises(RunError, match="optimizer_cls_and_kwargs fails: TypeError: .*nesterof"):
         trainer(inputs, tmp_path / "out", {}, optimizer_cls_and_kwargs=(torch.optim.SGD, {"nesterof": True})).train()

@@ -49,7 +49,10 @@ def test_it_is_tried_on_rows_that_are_predicted_right(sets: EvaluationSets) -> N
 @pytest.mark.parametrize(
     ("function", "error"),
     [
-        (lambda prediction: 1 / 0, "^compute_metrics, tried on .*, fails: ZeroDivisionError: division by zero$"),
+        (
+            lambda prediction: 1 / 0,
+            "^compute_metrics, tried on .*, fails: ZeroDivisionError: .* \\(test_token_metrics.py, line \\d+\\)$",
+        ),
         (lambda prediction: None, "^compute_metrics, tried on .*, returns None; let it return a dict of numbers"),
         (lambda prediction: {}, "^compute_metrics, tried on .*, returns .*; let it return a dict of numbers by name$"),
         (lambda prediction: {"a": "b"}, "returns 'b' for 'a'; let it return a number for each name$"),
@@ -61,6 +64,18 @@ def test_it_is_tried_on_rows_that_are_predicted_right(sets: EvaluationSets) -> N
 def test_mistakes_are_named(sets: EvaluationSets, function: Callable[[Any], Any], error: str) -> None:
     with pytest.raises(LoptError, match=error):
         find_metrics(EvaluationConfig(eval_split_size=3, eval_metrics=["entropy"]), sets, function)
+
+
+def test_names_that_change_are_told_of_once(sets: EvaluationSets, caplog: pytest.LogCaptureFixture) -> None:
+    metrics = find_metrics(EvaluationConfig(eval_split_size=3), sets, lambda prediction: {"a": 1, "b": 2})
+    assert metrics is not None
+    metrics.check_names({"b": 1.0, "a": 2.0})
+    assert not caplog.text
+    for _ in range(2):
+        metrics.check_names({"a": 1.0, "c": 2.0})
+    assert caplog.text.count("compute_metrics returns no b and also c, other than when it was tried before") == 1
+    with pytest.raises(LoptError, match="^compute_metrics returns perplexity, which is measured anyway"):
+        metrics.check_names({"a": 1.0, "perplexity": 2.0})
 
 
 def test_flags_that_name_nothing(sets: EvaluationSets) -> None:

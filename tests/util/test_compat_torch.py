@@ -138,3 +138,17 @@ def test_a_layer_runs_another_forward_for_a_while() -> None:
     with compat_torch.replaced_forward(layer, counting), compat_torch.replaced_forward(layer, counting):
         assert torch.equal(model(input_ids=ids).logits, before) and len(calls) == 2
     assert torch.equal(model(input_ids=ids).logits, before) and len(calls) == 2 and "forward" not in vars(layer)
+
+
+def test_hooks_of_a_module_and_of_its_parameters() -> None:
+    layer = nn.Linear(2, 2)
+    assert not list(compat_torch.hooks_of(layer))
+    layer.register_forward_hook(print)
+    layer.register_forward_pre_hook(print)
+    layer.register_full_backward_hook(print)
+    layer.register_full_backward_pre_hook(print)
+    layer.weight.register_hook(print)
+    layer.bias.register_post_accumulate_grad_hook(print)
+    kinds = ["forward hook", "forward pre-hook", "backward hook", "backward pre-hook", *["hook on a gradient"] * 2]
+    assert list(compat_torch.hooks_of(layer)) == [(kind, print) for kind in kinds]
+    assert not list(compat_torch.hooks_of(nn.Sequential(layer)))
