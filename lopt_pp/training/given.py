@@ -16,8 +16,8 @@ from lopt_pp.model.pretrained import load_model_config, load_tokenizer, model_cl
 from lopt_pp.model.stored import without_quantization
 from lopt_pp.model.vocabulary import AddedRows, grown, with_tokens
 from lopt_pp.model.weights import PretrainedWeights
+from lopt_pp.training.own_metrics import ComputeMetrics
 from lopt_pp.training.own_optimizer import OwnOptimizer
-from lopt_pp.training.token_metrics import ComputeMetrics
 
 
 @dataclass(frozen=True)

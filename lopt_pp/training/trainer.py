@@ -32,13 +32,13 @@ from lopt_pp.training.arguments import Args, callbacks_of, config_of, most_rows,
 from lopt_pp.training.evaluating import evaluate, on_rows, tell_of_evaluation
 from lopt_pp.training.finish import RunFinalizer
 from lopt_pp.training.given import Given, check_tokenizer, find_tokenizer
+from lopt_pp.training.own_metrics import ComputeMetrics
 from lopt_pp.training.own_optimizer import ClassAndSettings, own_optimizer
 from lopt_pp.training.requests import Requests, evaluates
 from lopt_pp.training.result import RunResult, TrainResult, summarize
 from lopt_pp.training.run import run
 from lopt_pp.training.script_state import anchored, check_resumable, current_directory, gradients_on, resumed
 from lopt_pp.training.session import RunError, run_watched
-from lopt_pp.training.token_metrics import ComputeMetrics
 
 if TYPE_CHECKING:
     from lopt_pp.metrics.callbacks import Callbacks
