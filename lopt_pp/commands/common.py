@@ -6,7 +6,6 @@ here and in each command they are imported by the functions that need them, once
 
 import argparse
 import difflib
-import logging
 import sys
 import typing
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from lopt_pp.config.arguments import OwnParser
 from lopt_pp.errors import first_line
 from lopt_pp.util.console import print_note, print_warning
+from lopt_pp.util.log_lines import quiet_libraries
 from lopt_pp.util.screen import is_terminal
 
 if TYPE_CHECKING:
@@ -126,8 +126,7 @@ def be_quiet() -> None:
     """Leaves the terminal to the command's own output. `datasets`, if imported, has bars on a terminal only."""
     import transformers
 
-    for library in ("httpx", "huggingface_hub"):  # They tell of each try to reach the hub.
-        logging.getLogger(library).setLevel(logging.ERROR)
+    quiet_libraries()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     if (datasets := sys.modules.get("datasets")) is not None and not is_terminal(sys.stderr):

@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from lopt_pp.commands.common import LOADING, say
+from lopt_pp.commands.common import LOADING, be_quiet, say
 from lopt_pp.config.compute import StageConfig
 from lopt_pp.config.launch import LaunchConfig
 from lopt_pp.config.model import ModelConfig
@@ -56,13 +55,9 @@ def _plan(*configs: Any) -> dict[str, Any]:
     planned, other = ("CPUs", "cuda plans for GPUs") if configs[-1].device == "cpu" else ("GPUs", "cpu plans for CPUs")
     say(f"planning for {planned} (--device {other}); {LOADING}")
     # Late, so that --help and a mistake in a flag do not wait for torch.
-    import transformers
-
     from lopt_pp.planning.plan import plan
 
-    for library in ("transformers", "httpx", "huggingface_hub", "torch.distributed"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    transformers.logging.set_verbosity_error()
+    be_quiet()
     say("working out what each stage needs")
     pipeline, flags = configs[1], configs[-1]
     if flags.nproc is not None:

@@ -7,6 +7,7 @@ take time, random numbers or memory of a GPU from the training in this one.
 import logging
 import os
 import queue
+import shlex
 import shutil
 import subprocess
 import sys
@@ -122,7 +123,8 @@ class Pusher:
             PushError: the hub does not take it; the text says how to push it later.
         """
         self.wait()
-        logger.info("pushing the model to %s", self.repository.name)
+        later = f"lopt-pp push {shlex.quote(str(self._output_dir))} {self.repository.flags}"
+        logger.info("pushing the model to %s (if it is interrupted: %s)", self.repository.name, later)
         checkpoints = complete_checkpoints(self._output_dir)
         folder = folder_of(checkpoints[0], self._strategy) if checkpoints else None
         try:
@@ -132,8 +134,7 @@ class Pusher:
             page = self.repository.push_model(self._output_dir, "End of training")
         except PushError as error:
             raise PushError(
-                f"the model is in {self._output_dir}, but it could not be pushed to {error}; to push it later: "
-                f"lopt-pp push {self._output_dir} {self.repository.flags}"
+                f"the model is in {self._output_dir}, but it could not be pushed to {error}; to push it later: {later}"
             ) from error
         logger.info("the model is at %s", page)
 
@@ -164,7 +165,7 @@ class Pusher:
             with self._state:
                 self._num_waiting -= 1
             if problem:
-                logger.warning("%s was not pushed: %s. Training goes on", snapshot.name, problem)
+                logger.warning("%s was not pushed: %s. The run goes on", snapshot.name, problem)
 
     def _push(self, snapshot: Path) -> str:
         """Pushes a checkpoint; returns what was wrong, if anything."""

@@ -1,5 +1,6 @@
 """A model's repository on the Hugging Face Hub: found and tried before a run, and pushed to after it."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 from lopt_pp.config.hub import HubConfig
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.hub.published import REPLACED, model_files
+
+logger = logging.getLogger(__name__)
 
 TOKENS_PAGE = "https://huggingface.co/settings/tokens"
 
@@ -41,16 +44,25 @@ class Repository:
         """Of `lopt-pp push`, that lead here."""
         return f"--hub_model_id {self.name}" + (f" --hub_revision {self.branch}" if self.branch else "")
 
-    def open(self) -> None:
+    def open(self, flag: str = "") -> None:
         """Makes the repository and its branch where they are not there, and sees that the token may write.
+
+        Args:
+            flag: that asks for it, for what is said.
 
         Raises:
             LoptError: it cannot be made, or may not be written.
         """
         api = HfApi(token=self.token)
-        with _explained(f"--push_to_hub: {self.name}"):
+        with _explained(_said_of(flag) + self.name):
             api.create_repo(self.name, private=self.is_private, exist_ok=True)
             api.auth_check(self.name, write=True)
+            if self.is_private and api.model_info(self.name).private is False:
+                logger.warning(
+                    "%s was there before, and is public: --hub_private_repo changes nothing of it; its settings on "
+                    "the hub do",
+                    self.name,
+                )
             if self.branch is not None:
                 api.create_branch(self.name, branch=self.branch, exist_ok=True)
 
@@ -98,7 +110,7 @@ class Repository:
             )
 
 
-def find_repository(config: HubConfig, output_dir: Path) -> Repository:
+def find_repository(config: HubConfig, output_dir: Path, flag: str = "") -> Repository:
     """The repository that the flags name, as far as it can be told that the user may write there.
 
     Nothing is made yet: see `Repository.open`.
@@ -106,16 +118,16 @@ def find_repository(config: HubConfig, output_dir: Path) -> Repository:
     Args:
         config: the flags.
         output_dir: gives it its name where the flags do not.
+        flag: that asks for the push, for what is said; empty for a command that does nothing else.
 
     Raises:
         LoptError: the machine is not to use the hub, nobody is logged in, the token is not accepted or may only read,
             or the hub has no such names.
     """
+    said_of = _said_of(flag)
     if is_offline_mode():
-        raise LoptError(
-            "--push_to_hub needs the hub, and HF_HUB_OFFLINE is set: unset it; or leave --push_to_hub out, and push "
-            "later: lopt-pp push OUTPUT_DIR --hub_model_id NAME"
-        )
+        later = f"; or leave {flag} out, and push later: lopt-pp push OUTPUT_DIR --hub_model_id NAME" if flag else ""
+        raise LoptError(f"{said_of}HF_HUB_OFFLINE is set, so the hub is not asked: unset it{later}")
     name = config.hub_model_id or output_dir.resolve().name
     try:
         validate_repo_id(name)
@@ -125,18 +137,20 @@ def find_repository(config: HubConfig, output_dir: Path) -> Repository:
     token = config.hub_token or get_token()
     if token is None:
         raise LoptError(
-            "--push_to_hub: you are not logged in to the hub: `hf auth login`, or set HF_TOKEN to a token that may "
-            f"write, from {TOKENS_PAGE}"
+            f"{said_of}you are not logged in to the hub: `hf auth login`, or set HF_TOKEN to a token that may write, "
+            f"from {TOKENS_PAGE}"
         )
-    with _explained("--push_to_hub"):
+    with _explained(flag):
         user = HfApi(token=config.hub_token).whoami()
     access = user.get("auth", {}).get("accessToken") or {}
     if access.get("role") == "read":
-        raise LoptError(
-            f"--push_to_hub: the token of {user['name']} may only read; make one that may write: {TOKENS_PAGE}"
-        )
+        raise LoptError(f"{said_of}the token of {user['name']} may only read; make one that may write: {TOKENS_PAGE}")
     owned = name if "/" in name else f"{user['name']}/{name}"
     return Repository(owned, config.hub_private_repo, config.hub_revision, config.hub_token)
+
+
+def _said_of(what: str) -> str:
+    return f"{what}: " if what else ""
 
 
 @contextmanager
@@ -147,12 +161,12 @@ def _explained(what: str, kind: type[LoptError] = LoptError) -> Iterator[None]:
     except LoptError:
         raise
     except Exception as error:  # Besides the hub's own, whatever the library that it talks HTTP by raises.
-        raise kind(f"{what}: {_reason(error)}") from error
+        raise kind(_said_of(what) + _reason(error)) from error
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so the hub is not asked; unset it"
+        return "HF_HUB_OFFLINE is set, so the hub is not asked: unset it"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status == 401:
         return f"the hub does not accept the token (401); log in anew: `hf auth login`, with one from {TOKENS_PAGE}"

@@ -13,6 +13,8 @@ from lopt_pp.hub.pusher import Pusher
 from lopt_pp.hub.repository import Repository, find_repository
 from lopt_pp.training.setup import Setup
 
+_FLAG = "--push_to_hub"
+
 
 def repository_of(config: Config) -> Repository | None:
     """Where the run's model goes on the hub; None where it goes nowhere. For rank 0, first of all.
@@ -20,7 +22,7 @@ def repository_of(config: Config) -> Repository | None:
     Raises:
         LoptError: the user cannot push there; see `find_repository`.
     """
-    return find_repository(config.hub, Path(config.run.output_dir)) if config.hub.push_to_hub else None
+    return find_repository(config.hub, Path(config.run.output_dir), _FLAG) if config.hub.push_to_hub else None
 
 
 def card(
@@ -79,7 +81,7 @@ def open_pusher(setup: Setup, repository: Repository | None, length: RunLength) 
     """
     if repository is None:
         return None
-    repository.open()
+    repository.open(_FLAG)
     config, num_stages = setup.config, setup.topology.num_stages
     return Pusher(
         repository,

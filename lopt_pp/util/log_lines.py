@@ -6,8 +6,14 @@ import sys
 
 from lopt_pp.util.screen import is_terminal
 
-_QUIET = ("transformers", "datasets", "httpx", "huggingface_hub", "torch.distributed")
-"""Libraries that say only what is an error."""
+_QUIET = ("transformers", "datasets", "httpx", "httpx2", "huggingface_hub", "torch.distributed")
+"""Libraries that say only what is an error; those of HTTP would tell of each request to the hub."""
+
+
+def quiet_libraries() -> None:
+    """Leaves it to this package to say what goes on, but for errors."""
+    for library in _QUIET:
+        logging.getLogger(library).setLevel(logging.ERROR)
 
 
 def set_up_logging(name: str) -> None:
@@ -28,8 +34,7 @@ def set_up_logging(name: str) -> None:
     logging.basicConfig(format=form, datefmt="%Y-%m-%d %H:%M:%S", level=logging.INFO, force=True)
     logging.captureWarnings(True)
     logging.getLogger("py.warnings").addFilter(_in_one_line)
-    for library in _QUIET:
-        logging.getLogger(library).setLevel(logging.ERROR)
+    quiet_libraries()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     transformers.logging.disable_default_handler()

@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         status = 409 if name in self.hub.repositories else 200
         self.hub.repositories.setdefault(name, {"main": {".gitattributes": b"*.safetensors filter=lfs\n"}})
-        if wanted.get("visibility") == "private" or wanted.get("private") is True:
+        if status == 200 and (wanted.get("visibility") == "private" or wanted.get("private") is True):
             self.hub.private.add(name)
         answer: dict[str, Any] = {"url": f"{self.hub.address}/{name}", "name": name, "id": name}
         self._send(status, answer | ({"error": "You already created this model repo"} if status == 409 else {}))
@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif action == "tree":
             self._send(200, [_entry(file, content) for file, content in branches[words[3]].items()])
         else:
-            self._send(200, {"id": name, "sha": "0" * 40, "siblings": []})
+            self._send(200, {"id": name, "sha": "0" * 40, "siblings": [], "private": name in self.hub.private})
 
     def _places(self, objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Where large files are to be put; nothing of those that are there."""

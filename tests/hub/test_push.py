@@ -61,7 +61,9 @@ def files(hub: Hub, name: str, branch: str = "main") -> set[str]:
     return hub.files(name, branch).keys() - {".gitattributes"}
 
 
-def test_the_model_is_pushed_and_nothing_else(out: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_model_is_pushed_and_nothing_else(
+    out: Path, hub: Hub, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     before = contents(out)
     assert lopt_pp.cli.main(["push", str(out), "--hub_model_id", "name", "--hub_private_repo", "true"]) == 0
     assert capsys.readouterr().out == f"the model is at {hub.address}/someone/name\n"
@@ -70,15 +72,19 @@ def test_the_model_is_pushed_and_nothing_else(out: Path, hub: Hub, capsys: pytes
     }
     assert hub.private == {"someone/name"} and hub.commits == [("someone/name", "Upload model")]
     assert any(request.startswith("PUT /blobs/") for request in hub.requests), "no large file went its own way"
+    assert "public" not in caplog.text
     assert contents(out) == before
 
 
 def test_the_same_again_makes_no_commit_and_other_shards_leave_none_of_these(
-    out: Path, hub: Hub, tmp_path: Path
+    out: Path, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert lopt_pp.cli.main(["push", str(out), "--hub_model_id", "a-team/name"]) == 0
-    assert lopt_pp.cli.main(["push", str(out), "--hub_model_id", "a-team/name"]) == 0
-    assert len(hub.commits) == 1
+    """Nor does it make private what is public, and says so."""
+    again = ["push", str(out), "--hub_model_id", "a-team/name"]
+    assert lopt_pp.cli.main(again) == lopt_pp.cli.main([*again, "--hub_private_repo", "true"]) == 0
+    assert len(hub.commits) == 1 and not hub.private
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("lopt_pp")]
+    assert len(said) == 1 and said[0].startswith("a-team/name was there before, and is public: --hub_private_repo")
     AutoModelForCausalLM.from_pretrained(out).save_pretrained(tmp_path)
     hub.files("a-team/name")["notes.md"] = b"The owner's own."
     assert lopt_pp.cli.main(["push", str(tmp_path), "--hub_model_id", "a-team/name"]) == 0
@@ -216,10 +222,12 @@ def test_without_the_hub(
     with pytest.raises(LoptError, match=r"^--push_to_hub: http://127.0.0.1:9 cannot be reached: .*[Rr]efused"):
         train(inputs, tmp_path / "out", "--max_steps 2 --push_to_hub")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(LoptError, match=r"^--push_to_hub needs the hub, and HF_HUB_OFFLINE is set: unset it; or leave"):
+    with pytest.raises(LoptError, match=r"^--push_to_hub: HF_HUB_OFFLINE is set, so the hub is not asked: unset it;"):
         train(inputs, tmp_path / "out", "--max_steps 2 --push_to_hub")
     assert lopt_pp.cli.main(["push", str(tmp_path), "--hub_model_id", "name"]) == 1
     assert capsys.readouterr().err.startswith(f"lopt-pp: error: {tmp_path} has no model to push; give the output dir")
+    assert lopt_pp.cli.main(["push", str(inputs / "model"), "--hub_model_id", "name"]) == 1
+    assert capsys.readouterr().err == "lopt-pp: error: HF_HUB_OFFLINE is set, so the hub is not asked: unset it\n"
     assert hub.requests == []
 
 
@@ -247,6 +255,7 @@ def test_processes_end_with_a_status_that_says_that_nothing_was_pushed(inputs: P
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
     errors = [line for line in ended.stderr.splitlines() if line.startswith("lopt-pp: error: ")]
     assert ended.returncode != 0 and len(errors) == 1, ended.stderr
+    assert "HTTP Request" not in ended.stderr, "a library tells of its requests"
     assert f"the model is in {tmp_path / 'out'}, but it could not be pushed to someone/out: " in errors[0]
     hub.failing = None
     assert lopt_pp.cli.main(errors[0].partition("later: lopt-pp ")[2].split()) == 0

@@ -80,7 +80,7 @@ def test_a_checkpoint_is_left_out_while_the_one_before_is_pushed(
     line += " --hub_strategy checkpoint --commit_message Training in progress, step {0} token=hf_secret gpus="
     assert program.calls.read_text().splitlines() == [line.format(step) for step in (2, 6)]
     assert "step 4 is not pushed: the push before it has not ended (see --hub_always_push)" in caplog.messages
-    assert caplog.messages[-1] == "checkpoint-6 was not pushed: it is full. Training goes on"
+    assert caplog.messages[-1] == "checkpoint-6 was not pushed: it is full. The run goes on"
     assert not place.exists() and "hf_secret" not in caplog.text
 
 
