@@ -31,7 +31,14 @@ from lopt_pp.util.threads import in_background
 logger = logging.getLogger(__name__)
 
 
-def post(store: Store, replica: int, record: Record, clock_offset: float = 0.0) -> None:
+EVALUATED = "/evaluated"
+"""Ends the key of a record of which a part was posted before the evaluation."""
+
+IS_PART = "is_part"
+"""In a part of a record that is posted before the step's evaluation: the whole record follows."""
+
+
+def post(store: Store, replica: int, record: Record, clock_offset: float = 0.0, part: str = "") -> None:
     """Puts a stage's record of a step where rank 0 finds it.
 
     Args:
@@ -39,11 +46,12 @@ def post(store: Store, replica: int, record: Record, clock_offset: float = 0.0) 
         replica: that reports.
         record: of the step.
         clock_offset: seconds to add to this process's clock to get rank 0's.
+        part: `EVALUATED` where a part of it has been posted.
     """
     intervals = [
         (phase, *(round(moment + clock_offset, 6) for moment in ends)) for phase, *ends in record.get("intervals", ())
     ]
-    key = f"record/{record['stage']}/{record['step']}/{replica}"
+    key = f"record/{record['stage']}/{record['step']}/{replica}{part}"
     store.set(key, json.dumps(record | {"intervals": intervals}))
 
 
@@ -111,21 +119,31 @@ class Collector:
         self._evaluations.remember(file.evaluations)
         with SCREEN.bar(self._progress.bar) if self._shows_bar else nullcontext(lambda: None) as draw:
             for step in range(self._first_step, self._num_steps + 1):
-                first = self._take(0, step)
-                if first is None:
+                replicas = self._take_all(step)
+                if replicas is None:
                     break
-                replicas = [first, *(self._take(stage, step) or [] for stage in range(1, len(self._loss_names)))]
-                records = [join_replicas(own, self._evaluations.set_names) for own in replicas]
+                if is_evaluated := IS_PART in replicas[0][0]:
+                    self._show(step, self._join(replicas))
+                    draw()
+                    replicas = self._take_all(step, EVALUATED) or []
+                records = self._join(replicas)
                 self._add_queue_lengths(records, replicas)
                 file.write(records)
                 self._tell(methodcaller("step", step, records, replicas))
                 for seconds, record in zip(self._seconds, records, strict=True):
                     seconds.update({name: value for name, value in record.items() if name.endswith("_seconds")})
-                self._progress.add(step, records)
-                if step > 0 and self._logs_after(step):
-                    logger.info("step %d/%d: %s", step, self._num_steps, self._progress.line())
+                if is_evaluated:
+                    self._progress.speed.pause()
+                else:
+                    self._show(step, records)
                 draw()
                 self._keep(step, records[-1])
+
+    def _show(self, step: int, records: Sequence[Record]) -> None:
+        """Shows how a step went, and how far the run is."""
+        self._progress.add(step, records)
+        if step > 0 and self._logs_after(step):
+            logger.info("step %d/%d: %s", step, self._num_steps, self._progress.line())
 
     def _keep(self, step: int, record: dict[str, Any]) -> None:
         """Keeps the last stage's evaluation of a step, where there was one, and says that the step is collected."""
@@ -162,11 +180,22 @@ class Collector:
                 logger.warning("%s has failed: %s. Training goes on without it", listener.name, first_line(error))
                 self._listeners.remove(listener)
 
-    def _take(self, stage: int, step: int) -> list[Record] | None:
+    def _join(self, replicas: Sequence[Sequence[Record]]) -> list[Record]:
+        """The record of each stage, from those of its replicas."""
+        return [join_replicas(own, self._evaluations.set_names) for own in replicas]
+
+    def _take_all(self, step: int, part: str = "") -> list[list[Record]] | None:
+        """The records of a step by stage, of each replica; None where the run has ended before it."""
+        first = self._take(0, step, part)
+        if first is None:
+            return None
+        return [first, *(self._take(stage, step, part) or [] for stage in range(1, len(self._loss_names)))]
+
+    def _take(self, stage: int, step: int, part: str) -> list[Record] | None:
         """The records of a stage's replicas of a step; None where the run has ended before it."""
         records = []
         for replica in range(self._num_replicas):
-            key = f"record/{stage}/{step}/{replica}"
+            key = f"record/{stage}/{step}/{replica}{part}"
             record = json.loads(self._store.get(key))
             if record is None:
                 return None
@@ -196,7 +225,7 @@ class Collector:
         return time.perf_counter() - self._begun
 
 
-def join_replicas(records: Sequence[dict[str, Any]], set_names: Sequence[str] = ("",)) -> dict[str, Any]:
+def join_replicas(records: Sequence[Record], set_names: Sequence[str] = ("",)) -> dict[str, Any]:
     """One record of a stage's step from those of its replicas.
 
     Losses, and what is measured on held-out rows, are shares of one mean, or of the first replica alone; and tokens are

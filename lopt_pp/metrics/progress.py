@@ -45,6 +45,10 @@ class Speed:
             self._steps.append((seconds, record["num_tokens"]))
         self._was_disturbed = bool(evaluating) or self._saves_after(step)
 
+    def pause(self) -> None:
+        """Something else was after the last step than the next one, such as an evaluation of its own."""
+        self._was_disturbed = True
+
     @property
     def seconds_per_step(self) -> float | None:
         """None before the first step."""

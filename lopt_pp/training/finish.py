@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -164,6 +165,8 @@ class RunFinalizer:
             self.state.end("stopped", self.steps_done, reason)
         how = "--resume_from_checkpoint latest goes on from there" if is_saved else _LOST
         logger.warning("stopped by %s: %s; %s", reason, done, how)
+        if is_checkpoint(checkpoint := self._output_dir / f"checkpoint-{self.steps_done}"):
+            self._say_what_next(checkpoint)
         return ""
 
     def _note_unusable(self, unusable: UnusableRowsError, is_saved: bool) -> str:
@@ -275,3 +278,9 @@ class RunFinalizer:
         logger.info("the model is in %s, after %d min %02d s of training", self._output_dir, minutes, seconds)
         for stage, time_shares in enumerate(collector.summary()):
             logger.info("stage %d: %s", stage, ", ".join(f"{share:.1%} {what}" for what, share in time_shares.items()))
+        self._say_what_next(self._output_dir)
+
+    def _say_what_next(self, model: Path) -> None:
+        """Names the commands that show what has become of a model, or of a checkpoint."""
+        chat, report = shlex.quote(str(model)), shlex.quote(str(self._output_dir))
+        logger.info("lopt-pp chat %s talks to it; lopt-pp report %s shows how it learned", chat, report)

@@ -12,28 +12,48 @@ _PATIENCE = 2.0
 """Seconds in which the times of steps before an error are waited for."""
 
 
+class LateReports:
+    """Takes the parts of records, and reports each record once its times are known.
+
+    Args:
+        report: called with each record.
+    """
+
+    def __init__(self, report: Callable[[Record], None]) -> None:
+        self._report = report
+        self._waiting: deque[tuple[Record, StepTimes, Record]] = deque()
+
+    def __call__(self, before: Record, times: StepTimes, after: Record) -> None:
+        """Takes what comes before the times, the times, and what comes after."""
+        self._waiting.append((before, times, after))
+        self.deliver_known()
+
+    def deliver_known(self) -> None:
+        """Reports, in order, what can be reported without a wait."""
+        while self._waiting and self._waiting[0][1].is_known():
+            self.deliver()
+
+    def deliver(self) -> None:
+        """Reports the first one that was not reported yet; waits for its times."""
+        before, times, after = self._waiting.popleft()
+        self._report(before | times.record() | after)
+
+    def __len__(self) -> int:
+        """How many are not reported yet."""
+        return len(self._waiting)
+
+
 @contextlib.contextmanager
-def late_reports(report: Callable[[Record], None]) -> Iterator[Callable[[Record, StepTimes, Record], None]]:
+def late_reports(report: Callable[[Record], None]) -> Iterator[LateReports]:
     """Reports each record exactly once, in the order in which they come.
 
     Args:
         report: called with each record.
 
     Returns:
-        A context of what takes the parts of a record: what comes before the times, the times, and what comes after.
-        When it ends, by an error too, all records are reported.
+        A context of what takes the parts of a record. When it ends, by an error too, all records are reported.
     """
-    waiting: deque[tuple[Record, StepTimes, Record]] = deque()
-
-    def deliver() -> None:
-        before, times, after = waiting.popleft()
-        report(before | times.record() | after)
-
-    def tell(before: Record, times: StepTimes, after: Record) -> None:
-        waiting.append((before, times, after))
-        while waiting and waiting[0][1].is_known():
-            deliver()
-
+    tell = LateReports(report)
     try:
         yield tell
     except BaseException:
@@ -41,11 +61,10 @@ def late_reports(report: Callable[[Record], None]) -> Iterator[Callable[[Record,
         # may stand behind what failed, and whoever waits for the error must hear of it.
         until = time.monotonic() + _PATIENCE
         with contextlib.suppress(Exception):  # Of a device that has failed itself; it is not to hide the first one.
-            while waiting and (waiting[0][1].is_known() or time.monotonic() < until):
-                if waiting[0][1].is_known():
-                    deliver()
-                else:
-                    time.sleep(0.01)
+            tell.deliver_known()
+            while tell and time.monotonic() < until:
+                time.sleep(0.01)
+                tell.deliver_known()
         raise
-    while waiting:
-        deliver()
+    while tell:
+        tell.deliver()

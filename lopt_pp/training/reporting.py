@@ -2,20 +2,19 @@
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 from lopt_pp.distributed.shutdown import ask_to_finish
 from lopt_pp.distributed.world import World
-from lopt_pp.metrics.begin import begin
+from lopt_pp.metrics.begin import Reporter, begin
 from lopt_pp.metrics.collector import Collector
 from lopt_pp.metrics.evaluations import Evaluations
 from lopt_pp.metrics.history import log_history, read_records
 from lopt_pp.metrics.installed import tracks
 from lopt_pp.metrics.listeners import Listener, OwnCallbacks
 from lopt_pp.metrics.logs import logs_after
-from lopt_pp.metrics.records import Record
 from lopt_pp.stage.base import BaseStage
 from lopt_pp.training.early_stopping import EarlyStopping
 from lopt_pp.training.setup import Setup
@@ -32,7 +31,7 @@ def open_reporting(
     run_id: str,
     own: OwnCallbacks | None = None,
     more: Sequence[Listener] = (),
-) -> tuple[Callable[[Record], None], Collector | None]:
+) -> tuple[Reporter, Collector | None]:
     """Writes `run.json`, and opens the log, the trace and the trackers. All processes must call this.
 
     Args:

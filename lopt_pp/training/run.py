@@ -161,7 +161,7 @@ def _run(
             segment = connect(setup, world, stages, plan, steps, decided, length)
             path = profile_path(output_dir, setup.topology, world.rank)
             with profiled(steps, config.report.profile_window, path, world.device) as made:
-                train(segment, plan, made, report, checkpointer.after_step, finalizer.on_activity)
+                train(segment, plan, made, report, checkpointer.after_step, finalizer.on_activity, report.trained)
         finalizer.on_activity("saving", stages[0].steps_done)
         checkpointer.after_last_step()
     except NotFiniteError as error:

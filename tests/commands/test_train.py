@@ -59,6 +59,7 @@ def test_a_good_run(words: list[str], inputs: Path, tmp_path: Path) -> None:
         "[stage 0 (rank 0)] the model is in out, after 0 min ... s of training",
         "[stage 0 (rank 0)] stage 0: ...",
         "[stage 0 (rank 0)] stage 1: ...",
+        "[stage 0 (rank 0)] lopt-pp chat out talks to it; lopt-pp report out shows how it learned",
     )
     assert sum("step 4/4: " in line for line in shown.lines) == 1
     with terminal(*given, "--resume_from_checkpoint", "latest", cwd=tmp_path) as shown:
@@ -128,6 +129,7 @@ def test_ctrl_c_stops_a_run_in_good_order(words: list[str], inputs: Path, tmp_pa
         "[stage 0 (rank 0)] checkpoint at step ...: out/checkpoint-...",
         "[stage 0 (rank 0)] stopped by SIGINT: ... of 100000 steps are done; --resume_from_checkpoint latest goes on "
         "from there",
+        "[stage 0 (rank 0)] lopt-pp chat out/checkpoint-... talks to it; lopt-pp report out shows how it learned",
     )
 
 

@@ -12,8 +12,10 @@ import pytest
 import torch.distributed as dist
 from stores import clone
 
+from lopt_pp.metrics.begin import Reporter
 from lopt_pp.metrics.collector import Collector, join_replicas, post, post_end
 from lopt_pp.metrics.logs import logs_after
+from lopt_pp.metrics.mfu import Work
 from lopt_pp.metrics.records import PHASES
 
 LOSS_NAMES = ["reconstruction_loss", "loss"]
@@ -109,6 +111,26 @@ def test_a_step_is_written_as_soon_as_all_stages_have_reported_it(tmp_path: Path
     post(store, 0, record_of(1, 2))
     collector.join()
     assert len(path.read_text().splitlines()) == 4
+
+
+def test_a_step_is_logged_before_its_evaluation(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which may take long; the record of the step comes afterwards, as a whole."""
+    caplog.set_level(logging.INFO)
+    store, path = dist.HashStore(), tmp_path / "metrics.jsonl"
+    asked = FirstAsked(store, "record/0/1/0/evaluated")
+    collector = Collector(asked, path, LOSS_NAMES, 1, lambda step: True)
+    report = Reporter(store, 0, dict.fromkeys((0, 1), Work(0, 0, 0, 0, None)), 0.0)
+    evaluated = [record_of(0, 1), record_of(1, 1) | {"eval_loss": 2.0, "eval_perplexity": math.exp(2)}]
+    for stage in (0, 1):
+        report.trained(record_of(stage, 1))
+    store.wait([asked.mark], timedelta(seconds=30))
+    assert caplog.messages == ["step 1/1: stage 0 reconstruction_loss 1, stage 1 loss 1.125, 10 tokens/s"]
+    assert path.read_text() == ""
+    for record in evaluated:
+        report(record)
+    collector.join()
+    assert caplog.messages[1:] == ["step 1/1: eval loss 2, perplexity 7.389"]
+    assert [json.loads(line) for line in path.read_text().splitlines()] == evaluated
 
 
 class FirstAsked(dist.Store):
