@@ -1,6 +1,7 @@
 """The `lopt-pp` command."""
 
 import argparse
+import difflib
 import importlib
 import os
 import select
@@ -70,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments:
         parser.print_help(sys.stderr)
         return 2
+    if not arguments[0].startswith("-") and arguments[0] not in _MODULES:
+        parser.exit(2, f"lopt-pp: error: invalid choice: '{arguments[0]}'; {_hint(arguments[0])}\n")
     command = parser.parse_args(arguments[:1]).command
     try:
         # Late, so that --help does not wait for torch.
@@ -87,6 +90,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return status
+
+
+def _hint(word: str) -> str:
+    """What somebody may have meant by a word that is not a command."""
+    if word.endswith((".yaml", ".yml")):
+        return f"lopt-pp train {word} trains"
+    close = ["train"] if word == "sft" else difflib.get_close_matches(word, _MODULES, n=1)
+    return f"did you mean {close[0]}?" if close else "lopt-pp --help lists the commands"
 
 
 def _has_lost_its_reader(pipe: int) -> bool:

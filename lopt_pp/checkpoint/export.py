@@ -15,7 +15,7 @@ from lopt_pp.checkpoint.manifest import Manifest, read_manifest
 from lopt_pp.checkpoint.output_dir import check_output_dir, complete_checkpoints, is_checkpoint
 from lopt_pp.checkpoint.parts import OpenParts
 from lopt_pp.config.model import ModelConfig
-from lopt_pp.errors import LoptError
+from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.dtypes import AUTO, as_saved, dtype_of
 from lopt_pp.model.location import check_location
@@ -43,10 +43,14 @@ def export(checkpoint: Path, output: Path, trust_remote_code: bool = False, save
     """
     if not checkpoint.is_dir():
         raise LoptError(f"{checkpoint}: no such directory")
+    if not is_checkpoint(checkpoint) and (checkpoint / "config.json").exists():
+        raise LoptError(f"{checkpoint} is a model already, which transformers opens as it is")
     manifest = read_manifest(checkpoint)
     missing = missing_directories(output)
     try:
-        check_output_dir(output, overwrite=False)
+        # An export has neither of these flags.
+        with renamed_in_errors("--output_dir ", ""), renamed_in_errors(", or --overwrite_output_dir to replace it", ""):
+            check_output_dir(output, overwrite=False)
         _export(manifest, output, trust_remote_code, None if save_dtype == AUTO else dtype_of(save_dtype))
     finally:
         remove_empty(missing)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lopt_pp.config.mixture import entry_name
 from lopt_pp.config.train_config import Config
-from lopt_pp.data.files import find_files
+from lopt_pp.data.files import check_dataset_name, find_files
 from lopt_pp.errors import LoptError, first_line, renamed_in_errors
 from lopt_pp.model.location import PICKLED, check_location, has_weights, no_weights
 from lopt_pp.model.partition import split_at, split_evenly
@@ -52,6 +52,8 @@ def _check_rows(config: Config) -> None:
     data, evaluation = config.data, config.evaluation
     if data.train_file:
         list(find_files(data.train_file))
+    if data.dataset_name is not None:
+        check_dataset_name(data.dataset_name)
     for number, entry in enumerate(data.mixture, start=1):
         with renamed_in_errors("--train_file", entry_name(number, {"path": entry.path})):
             list(find_files(entry.local_files or ()))

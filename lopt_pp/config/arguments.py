@@ -7,6 +7,7 @@ TRL brings torch and transformers with it, and `--help` would wait for them. A t
 import argparse
 import dataclasses
 import json
+import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
@@ -162,7 +163,8 @@ class DataclassParser(OwnParser):
 
     def error(self, message: str) -> typing.NoReturn:
         """Says what is wrong without a page of usage above it."""
-        raise LoptError(message.removeprefix("argument "))
+        # Of a flag's two names, with underscores and with dashes, the first will do.
+        raise LoptError(re.sub(r"(--\w+)/--[\w-]+", r"\1", message.removeprefix("argument ")))
 
 
 def _add_flag(group: argparse._ArgumentGroup, field: dataclasses.Field[Any], declared: Any) -> None:

@@ -59,7 +59,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     except LoptError:
         raise
     except Exception as error:  # Besides YAMLError, whatever a malformed tag makes of a value: there is no list of it.
-        raise LoptError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+        # The library calls every text "<unicode string>".
+        said = " ".join(str(error).split()).replace(' in "<unicode string>",', ",")
+        raise LoptError(f"--config {path} is not YAML: {said}") from error
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise LoptError(f"--config {path}: expected lines of the form 'flag: value'")
     if content.pop("env", None) is None:

@@ -31,6 +31,16 @@ def find_files(given: Sequence[str]) -> Iterator[Path]:
             yield from map(_check_file, files)
 
 
+def check_dataset_name(name: str) -> None:
+    """Sees that `--dataset_name` is not a file, which `datasets` would look for on the hub.
+
+    Raises:
+        LoptError: it is.
+    """
+    if Path(name).is_file():
+        raise LoptError(f"--dataset_name {name} is a file; give it as --train_file {name}")
+
+
 def _match(pattern: str) -> list[str]:
     """What a pattern matches; a directory that is there, such as `run[1]` in `run[1]/*.jsonl`, is meant as it is."""
     parts = Path(pattern).parts

@@ -12,7 +12,7 @@ from datasets.exceptions import DatasetsError
 
 from lopt_pp.config.data import DataConfig
 from lopt_pp.data.csv_files import CsvFile
-from lopt_pp.data.files import builder_of, find_files, is_saved
+from lopt_pp.data.files import builder_of, check_dataset_name, find_files, is_saved
 from lopt_pp.data.json_files import JsonFile
 from lopt_pp.data.raw_rows import Part, RawRows
 from lopt_pp.data.table_files import TABLE_ERRORS, TableRows, open_arrow, open_parquet
@@ -123,6 +123,7 @@ def load_saved(path: Path, split: str) -> Dataset:
 
 def _load_dataset(config: DataConfig) -> Dataset:
     assert config.dataset_name is not None
+    check_dataset_name(config.dataset_name)
     if is_saved(Path(config.dataset_name)):
         return load_saved(Path(config.dataset_name), config.dataset_split)
     with _named(config):

@@ -1,6 +1,7 @@
 """Sees that a model's name leads to a whole model of `transformers`, before anything is fetched or loaded."""
 
 import json
+import re
 from pathlib import Path
 
 from lopt_pp.errors import LoptError
@@ -10,6 +11,9 @@ ADAPTER = "adapter_config.json"
 
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 """The files of weights that are not read."""
+
+_OF_TOKENIZER = re.compile(r"token|vocab|merges|tekken|\.model$|\.tiktoken$")
+"""In the names of files of tokenizers."""
 
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 
@@ -58,7 +62,7 @@ def no_weights(name: str, pickled: str | None) -> str:
 
 
 def explain(name: str, error: str) -> str:
-    """What `transformers` says where it cannot open a model, with what it does not say.
+    """What `transformers` says where it cannot open a model or its tokenizer, with what it does not say.
 
     Args:
         name: of the model.
@@ -66,7 +70,22 @@ def explain(name: str, error: str) -> str:
     """
     if not Path(name).exists() and "huggingface.co" in error:
         return f"there is no such directory, and as for the hub: {error}"
+    if "tokenizer" in error and Path(name).is_dir() and not has_tokenizer(name):
+        return no_tokenizer(name)
     return error
+
+
+def has_tokenizer(directory: str) -> bool:
+    """Whether there are files in a directory that a tokenizer could be made of."""
+    return any(_OF_TOKENIZER.search(path.name) for path in Path(directory).iterdir())
+
+
+def no_tokenizer(directory: str) -> str:
+    """What is missing in a directory without a tokenizer, and where it is had from."""
+    return (
+        "there is no tokenizer beside the model (such as tokenizer.json and tokenizer_config.json); add that of the "
+        f'model it was made from: AutoTokenizer.from_pretrained(...).save_pretrained("{directory}")'
+    )
 
 
 def _check_directory(path: Path, allows_adapters: bool) -> None:

@@ -71,9 +71,10 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             config.model_name_or_path, revision=config.model_revision, trust_remote_code=config.trust_remote_code
         )
     except Exception as error:  # The tokenizers library raises bare ones.
-        raise LoptError(
-            f"--model_name_or_path {config.model_name_or_path}: no tokenizer: {first_line(error)}"
-        ) from error
+        name, said = config.model_name_or_path, first_line(error)
+        reason = explain(name, said)
+        reason = f"no tokenizer: {said}" if reason == said else reason
+        raise LoptError(f"--model_name_or_path {name}: {reason}") from error
     return with_tokens(tokenizer, config)
 
 

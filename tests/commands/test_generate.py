@@ -1,5 +1,6 @@
 """`lopt-pp generate`: prints what a model answers."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,12 @@ def test_a_checkpoint_answers_as_its_model(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     assert lopt_pp.cli.main(["export", str(out / "checkpoint-20"), str(tmp_path / "exported")]) == 0
     capsys.readouterr()
+    for given, said in [
+        (out, f"{out} is a model already"),
+        (out / "checkpoint-20", f"{tmp_path / 'exported'} already"),
+    ]:
+        assert lopt_pp.cli.main(["export", str(given), str(tmp_path / "exported")]) == 1
+        assert capsys.readouterr().err.startswith(f"lopt-pp: error: {said}")
     assert generate(out / "checkpoint-20", "--prompt", "what is 7?") == 0
     assert capsys.readouterr().out == expected(tmp_path / "exported", "what is 7?") + "\n"
     assert [path.name for path in tmp_path.iterdir()] == ["exported"], "what was made for it is left behind"
@@ -102,6 +109,8 @@ def test_drawing_depends_on_the_seed_alone(out: Path, capsys: pytest.CaptureFixt
 
 def test_mistakes_are_one_line(out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "bare").mkdir()
+    shutil.copy(out / "config.json", tmp_path / "bare")
     for arguments, error in [
         ((tmp_path, "--prompt", "hello"), f"{tmp_path} has no model"),
         (
@@ -109,6 +118,7 @@ def test_mistakes_are_one_line(out: Path, tmp_path: Path, capsys: pytest.Capture
             f"{tmp_path / 'run'} has no model; it has a checkpoint, {tmp_path / 'run' / 'checkpoint-5'}",
         ),
         ((tmp_path / "nothing", "--prompt", "hello"), f"{tmp_path / 'nothing'}: "),
+        ((tmp_path / "bare", "--prompt", "hello"), f"{tmp_path / 'bare'}: there is no tokenizer beside the model ("),
         ((out, "--prompt", "hello", "--raw", "--system", "add"), "--system needs a chat template, which --raw leaves"),
         ((out, "--prompt", "", "--raw"), "--prompt is empty: there is nothing to go on from"),
     ]:

@@ -138,6 +138,10 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path, form: str, file_fir
     ("content", "error"),
     [
         ("max_steps: [1", "^--config .*run.yaml is not YAML: while parsing .*line 1"),
+        (
+            "max_steps: 1\n seed: 2",
+            "^--config .*run.yaml is not YAML: mapping values are not allowed here, line 2",
+        ),
         ("- max_steps", r"^--config .*run.yaml: expected lines of the form 'flag: value'$"),
         ("", r"^--config .*run.yaml: expected lines of the form 'flag: value'$"),
         ("1: 2", r"^--config .*run.yaml: expected lines of the form 'flag: value'$"),

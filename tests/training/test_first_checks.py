@@ -48,18 +48,38 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "--model_name_or_path gone",
             "--model_name_or_path gone: there is no such directory, nor a model of this name",
         ),
+        (
+            "--model_name_or_path bare",
+            "--model_name_or_path bare: there is no tokenizer beside the model (tokenizer.json",
+        ),
+        (
+            "--output_dir earlier --resume_from_checkpoint earlier/checkpoint-9",
+            "--resume_from_checkpoint earlier/checkpoint-9 is not a complete checkpoint; latest is earlier/check",
+        ),
         ("--output_dir deep/er/out", "PyTorch is loaded"),
         ("--output_dir earlier --resume_from_checkpoint latest", "PyTorch is loaded"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_loaded(
-    words: list[str], mistake: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], mistake: str, said: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "earlier" / "checkpoint-7").mkdir(parents=True)
+    (tmp_path / "bare").mkdir()
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / "bare" / file).symlink_to(inputs / "model" / file)
     before = sorted(tmp_path.rglob("*"))
     assert refused([*words, *mistake.split()], capsys).startswith(said)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_is_not_a_name_of_a_data_set(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.csv").touch()
+    given = [word if word != "--train_file" else "--dataset_name" for word in words]
+    given[given.index("--dataset_name") + 1] = "rows.csv"
+    assert refused(given, capsys) == "--dataset_name rows.csv is a file; give it as --train_file rows.csv"
 
 
 def test_a_directory_that_another_run_has(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
