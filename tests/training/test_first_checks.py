@@ -50,7 +50,7 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ),
         (
             "--model_name_or_path bare",
-            "--model_name_or_path bare: there is no tokenizer beside the model (tokenizer.json",
+            "--model_name_or_path bare: there is no tokenizer beside the model (",
         ),
         (
             "--output_dir earlier --resume_from_checkpoint earlier/checkpoint-9",
