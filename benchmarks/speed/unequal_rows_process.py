@@ -77,6 +77,9 @@ class _Drawn:
     def prefetch(self, numbers: np.ndarray) -> None:
         """Nothing to do: they are in memory."""
 
+    def left_out(self, numbers: np.ndarray) -> str:
+        return ""
+
     def digest_without(self, numbers: Sequence[int]) -> str:
         return self.digest
 

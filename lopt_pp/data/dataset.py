@@ -76,6 +76,9 @@ class Rows(Protocol):
     def prefetch(self, numbers: np.ndarray) -> None:
         """Says that these are read next, so that they may be made ready."""
 
+    def left_out(self, numbers: np.ndarray) -> str:
+        """Which of these rows, which have been fetched, are left out of their step, and why; empty where none are."""
+
     def summary(self) -> str:
         """One line for the log: where the rows are from, and what was left out or changed, and why."""
 
@@ -164,6 +167,9 @@ class TokenizedRows:
 
     def prefetch(self, numbers: np.ndarray) -> None:
         """Nothing to do: they are on disk."""
+
+    def left_out(self, numbers: np.ndarray) -> str:
+        return ""  # They are left out before the first step.
 
     @cached_property
     def digest(self) -> str:

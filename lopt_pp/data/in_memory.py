@@ -5,21 +5,19 @@ They become the same `RawRows` that files become, and go the same way from there
 
 import functools
 import hashlib
-import itertools
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
-import datasets
 import pyarrow as pa
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets.fingerprint import Hasher
 
 from lopt_pp.data.formats import Format, Reader, Row, Text, read_row
+from lopt_pp.data.given_stream import GivenStream
 from lopt_pp.data.raw_rows import RawRows
-from lopt_pp.data.table_files import TABLE_ERRORS, TableRows
+from lopt_pp.data.table_files import TableRows, as_dataset
 from lopt_pp.errors import LoptError, first_line, shown
 from lopt_pp.util.user_code import describe
 
@@ -29,16 +27,11 @@ AnyRows: TypeAlias = Dataset | IterableDataset | Sequence[Mapping[str, Any]]
 Formatting = Callable[[dict[str, Any]], str]
 """TRL's `formatting_func`: makes the text to train on of a row."""
 
+TRAIN = "train_dataset"
+"""What messages call the rows to train on."""
+
 _SET_NAME = re.compile(r"[A-Za-z]\w*")
 """As `--eval_file` has names."""
-
-_PER_TABLE = 10_000
-"""Rows of a stream that are put into one table."""
-
-_TABLES_BEFORE_A_WARNING = 20
-"""After so many, whoever waits for a stream that never ends learns why."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,11 +58,21 @@ class GivenRows:
         train: to train on; None where flags name them.
         held_out: to evaluate on, by the names of the sets; none where flags name them, or there are none.
         formatting_func: makes texts of all rows, also of those that flags name.
+        stream: that those to train on are of; None where they are of none.
     """
 
     train: RawRows | None = None
     held_out: Mapping[str, RawRows] = field(default_factory=dict)
     formatting_func: Formatting | None = None
+    stream: GivenStream | None = None
+
+    def as_read(self) -> "GivenRows":
+        """With all rows that have been read of the stream, where there is one."""
+        return self if self.stream is None else replace(self, train=raw_rows(self.stream, TRAIN))
+
+    def read_for(self, num_usable: int) -> bool:
+        """Whether there are more rows of a stream now, since too few could be used; see `GivenStream.read_for`."""
+        return self.stream is not None and self.stream.read_for(num_usable)
 
     def source(self, rows: RawRows | None = None) -> GivenSource:
         """Of rows of a script; None for those that flags name."""
@@ -79,13 +82,28 @@ class GivenRows:
 NO_GIVEN_ROWS = GivenRows()
 
 
-def raw_rows(rows: AnyRows, argument: str, most: int | None = None) -> RawRows:
+def training_rows(rows: AnyRows | None, most: int | None, formatting_func: Formatting | None = None) -> GivenRows:
+    """The rows to train on that a script gives.
+
+    Args:
+        rows: a `Dataset`; an `IterableDataset`, of which rows are read now; or dicts; None where flags name them.
+        most: rows that the run can use; None for all.
+        formatting_func: makes texts of them.
+
+    Raises:
+        LoptError: they are something else, or cannot be read.
+    """
+    stream = GivenStream(rows, TRAIN, most) if isinstance(rows, IterableDataset) else None
+    train = None if rows is None else raw_rows(stream or rows, TRAIN)
+    return GivenRows(train, formatting_func=formatting_func, stream=stream)
+
+
+def raw_rows(rows: AnyRows | GivenStream, argument: str) -> RawRows:
     """The rows that a script gives.
 
     Args:
-        rows: a `Dataset`; an `IterableDataset`, of which all rows are read now, or the first `most`; or dicts.
+        rows: a `Dataset`; an `IterableDataset`, of which all rows are read now; or dicts.
         argument: what they are called, in messages.
-        most: rows that the run can use.
 
     Raises:
         LoptError: they are something else, or cannot be read.
@@ -93,7 +111,9 @@ def raw_rows(rows: AnyRows, argument: str, most: int | None = None) -> RawRows:
     if isinstance(rows, DatasetDict | IterableDatasetDict):
         raise LoptError(f"{argument} is a {type(rows).__name__} with the splits {', '.join(rows)}; give one of them")
     if isinstance(rows, IterableDataset):
-        rows = _read_stream(rows, argument, most)
+        rows = GivenStream(rows, argument, None)
+    if isinstance(rows, GivenStream):
+        rows = rows.rows
     if not isinstance(rows, Dataset):
         rows = _from_dicts(rows, argument)
     if rows.format["type"] == "custom":
@@ -142,39 +162,7 @@ def _from_dicts(rows: object, argument: str) -> Dataset:
     for number, row in enumerate(listed, 1):
         if not isinstance(row, Mapping):
             raise LoptError(f"{argument}: row {number} is {shown(row)}; give dicts")
-    return _as_dataset(listed, argument)
-
-
-def _as_dataset(rows: Sequence[Mapping[str, Any]], argument: str) -> Dataset:
-    # A column that only some rows have is None in the others, as in a file.
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    try:
-        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-    except TABLE_ERRORS as error:
-        raise LoptError(f"{argument}: its rows do not make a table: {first_line(error)}") from error
-
-
-def _read_stream(stream: IterableDataset, argument: str, most: int | None) -> Dataset:
-    """All rows of a stream, or the first ones: the order of a run, and a resume, need to know of all of them."""
-    rows, tables = iter(stream), list[Dataset]()
-    try:
-        while batch := list(itertools.islice(rows, _PER_TABLE if most is None else min(_PER_TABLE, most))):
-            tables.append(_as_dataset(batch, argument))
-            if most is None and len(tables) == _TABLES_BEFORE_A_WARNING:
-                logger.warning(
-                    "%s: %d rows are read, and it goes on; it must end, or max_steps say how many are wanted, without "
-                    "packing",
-                    argument,
-                    sum(map(len, tables)),
-                )
-            most = None if most is None else most - len(batch)
-        if not tables:
-            raise LoptError(f"{argument} has no rows; give data with a row or more")
-        return datasets.concatenate_datasets(tables)
-    except LoptError:
-        raise
-    except Exception as error:  # Whatever the user's generator, or the network behind it, may raise.
-        raise LoptError(f"{argument} cannot be read: {describe(error)}") from error
+    return as_dataset(listed, argument)
 
 
 def _digest(rows: Dataset) -> str:

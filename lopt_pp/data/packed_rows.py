@@ -84,6 +84,9 @@ class PackedRows:
     def prefetch(self, numbers: np.ndarray) -> None:
         """Nothing to do: they are on disk."""
 
+    def left_out(self, numbers: np.ndarray) -> str:
+        return ""  # They are left out before they are packed.
+
     @property
     def source(self) -> str:
         """That of the rows."""

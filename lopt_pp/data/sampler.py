@@ -57,6 +57,9 @@ class MicrobatchSampler:
             microbatch from among those of similar length of many steps (it needs `rows.lengths`).
         keep_apart: whether rows of the data may share a sequence of a microbatch; see `Microbatch.position_ids`.
         padding_free: whether all rows of a microbatch share one sequence.
+
+    Attributes:
+        replica: see above.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class MicrobatchSampler:
         self._batch_size = per_device_train_batch_size
         sequences = per_device_train_batch_size * gradient_accumulation_steps * num_replicas
         self._rows_per_step = max(1, int(sequences * rows.rows_per_pack))
-        self._replica = replica
+        self.replica = replica
         self._num_replicas = num_replicas
         self._shuffle = shuffle
         self._seed = seed
@@ -111,6 +114,11 @@ class MicrobatchSampler:
     def microbatches_with_rows(self, step: int, indices: Collection[int] | None = None) -> float:
         """The number of a replica's microbatches in a step that have rows, in the mean; `indices` as for `counts`."""
         return math.ceil(len(self._chosen(step, indices)) / self._batch_size) / self._num_replicas
+
+    def left_out(self, step: int) -> str:
+        """Why rows of a step are left out of it, which is smaller then, or has no rows at all; empty where none are."""
+        self._packs_of(step)
+        return self._rows.left_out(self._numbers_of(step))
 
     def unusable(self, step: int) -> UnusableRowsError | None:
         """Why a step cannot be made; None where its rows can be used. What has been answered stays so."""
@@ -152,7 +160,7 @@ class MicrobatchSampler:
         packs = self._packs_of(step)
         taken = self._batch_size * self._num_replicas
         for index in range(max(1, math.ceil(len(packs) / taken))):
-            index = index * self._num_replicas + self._replica
+            index = index * self._num_replicas + self.replica
             yield index, packs[index * self._batch_size : (index + 1) * self._batch_size]
 
     def _packs_of(self, step: int) -> list[Pack]:

@@ -42,6 +42,21 @@ def load_split(
     Raises:
         LoptError: rows cannot be read, none of them can be used, or nothing would be left to train on.
     """
+    while True:
+        found = _load_split(config, data, tokenizer, seed, limits, day, given.as_read())
+        if not given.read_for(len(found[0])):
+            return found
+
+
+def _load_split(
+    config: EvaluationConfig,
+    data: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    limits: RowLimits | None,
+    day: date | None,
+    given: GivenRows,
+) -> tuple[Rows, EvaluationSets | None]:
     plain = dataclasses.replace(data, streaming=False)
     if (size := config.eval_split_size) is not None:
         if data.streaming:

@@ -138,6 +138,12 @@ class StreamedRows:
         if key not in self._begun:
             self._begun[key] = self._thread.submit(self._make, numbers)
 
+    def left_out(self, numbers: np.ndarray) -> str:
+        gone = [number for number in numbers.tolist() if number in self._dropped]
+        named = [f"{self._raw.name(number)} is {_as_fault(self._dropped[number])}" for number in gone[:_SHOWN]]
+        more = [f"{len(gone) - _SHOWN} more are left out"] if len(gone) > _SHOWN else []
+        return ", ".join([*named, *more])
+
     def _make(self, numbers: np.ndarray) -> tuple[list[_Encoded], list[Pack]]:
         """Encodes the rows of a step, and packs those that can be used."""
         encoded = self._encode_all(numbers)
@@ -222,6 +228,11 @@ def _unusable(raw: RawRows, errors: Mapping[int, LoptError]) -> UnusableRowsErro
         more = f" and {len(others) - _SHOWN} more" if len(others) > _SHOWN else ""
         message += f"; nor can these be used: {names}{more}"
     return UnusableRowsError(message, list(errors))
+
+
+def _as_fault(reason: str) -> str:
+    """Why a row is left out, behind `row 3 is`."""
+    return reason if reason.startswith(("longer", "without")) else f"left out ({reason})"
 
 
 def _encoded(input_ids: np.ndarray, labels: np.ndarray) -> _Encoded:

@@ -1,7 +1,7 @@
 """Rows in tables of Arrow: of Parquet and Arrow files, and of data sets that `datasets` has loaded or saved."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -114,3 +114,16 @@ def digest_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def as_dataset(rows: Sequence[Mapping[str, Any]], called: str) -> Dataset:
+    """A table of dicts; a column that only some of them have is None in the others, as in a file.
+
+    Raises:
+        LoptError: they do not make a table; `called` is what messages call them.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    try:
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    except TABLE_ERRORS as error:
+        raise LoptError(f"{called}: its rows do not make a table: {first_line(error)}") from error

@@ -24,6 +24,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from math import nan
+from statistics import fmean
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState
@@ -125,7 +127,8 @@ class Callbacks:
             num_train_epochs=max(1, round(arguments.num_train_epochs)),
         )
         self._window = Window()
-        self._losses = self._num_tokens = 0.0
+        self._losses: list[float] = []
+        self._num_tokens = 0.0
         self._begun = time.perf_counter()
         self._has_begun = False
         self._events: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...], Future[None]]] = queue.SimpleQueue()
@@ -192,7 +195,7 @@ class Callbacks:
         state.global_step = step
         if step > 0:
             self._window.add(records)
-            self._losses += records[-1].get("loss", 0.0)
+            self._losses += [records[-1]["loss"]] if "loss" in records[-1] else []
             self._num_tokens += records[-1]["num_tokens"]
             state.num_input_tokens_seen = int(self._num_tokens)
             self._call("on_step_end")
@@ -226,7 +229,10 @@ class Callbacks:
         steps, seconds = self.state.global_step - self._steps_done, time.perf_counter() - self._begun
         if steps > 0:
             summary = {"train_runtime": seconds, "train_steps_per_second": steps / seconds}
-            summary |= {"train_tokens_per_second": self._num_tokens / seconds, "train_loss": self._losses / steps}
+            summary |= {
+                "train_tokens_per_second": self._num_tokens / seconds,
+                "train_loss": fmean(self._losses or [nan]),
+            }
             self._log(summary | {"epoch": self.state.epoch})
         self._call("on_train_end")
         for called in list(self._called):

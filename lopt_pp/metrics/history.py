@@ -47,7 +47,8 @@ def log_history(
 
 
 def mean_loss(records: Sequence[Record], steps_before: int) -> float:
-    """The mean loss of the last stage over all steps after some; not a number where there are none."""
+    """The mean loss of the last stage over all steps after some that have one; not a number where there are none."""
     last = max((record["stage"] for record in records), default=0)
-    losses = [record["loss"] for record in records if record["stage"] == last and record["step"] > steps_before]
+    own = (record for record in records if record["stage"] == last and record["step"] > steps_before)
+    losses = [record["loss"] for record in own if "loss" in record]  # A step without a target token has none.
     return sum(losses) / len(losses) if losses else float("nan")

@@ -134,10 +134,10 @@ class Progress:
             for name, record in zip(self._loss_names, records, strict=True)
             if name and name in record
         ]
-        *earlier, (_, loss) = named
+        *earlier, (_, loss) = named if self._loss_names[-1] in records[-1] else [*named, ("", None)]
         values = "/".join(f"{value:.3g}" for _, value in earlier)
         local = [f"{earlier[0][0].removesuffix('_loss')} {values}"] if earlier else []
-        return ", ".join([f"loss {loss:.4g}", *local, self._speed])
+        return ", ".join([*([] if loss is None else [f"loss {loss:.4g}"]), *local, self._speed])
 
 
 def _of_stage(stage: int, loss: str | None, record: Record) -> str:

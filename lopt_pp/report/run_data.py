@@ -114,7 +114,8 @@ class RunData:
 
     def local_loss(self, stage: int) -> str | None:
         """The name of an earlier stage's own loss; None where it has none."""
-        names = (name for record in self.stages[stage][:1] for name in record)
+        # Of all records: a step without a target token has none.
+        names = (name for name in self.names(stage) if name != "router_aux_loss")
         return next((name for name in names if name.endswith("_loss") and not name.startswith("eval")), None)
 
     def names(self, stage: int) -> list[str]:

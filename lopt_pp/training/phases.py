@@ -24,6 +24,9 @@ from lopt_pp.training.token_metrics import TokenMeter, TokenMetrics
 
 logger = logging.getLogger(__name__)
 
+_NAMED_STEPS = 3
+"""Steps without a target token whose rows are named."""
+
 
 class _OnTrainingRows:
     """What phases have in common that train on the rows of a step.
@@ -38,12 +41,23 @@ class _OnTrainingRows:
     def __init__(self, sampler: MicrobatchSampler, ahead: MicrobatchesAhead | None = None) -> None:
         self._sampler = sampler
         self._made = sampler if ahead is None else ahead
+        self._num_untargeted = 0
 
     def is_due(self, step: int) -> bool:
         return step != START
 
     def may_end_early(self, step: int) -> bool:
         return False
+
+    def _tell_of_no_target(self, step: int, stage: int) -> None:
+        """Says which rows have left nothing to predict in a step; in one process of the run, and a few times."""
+        if stage == 0 and self._sampler.replica == 0 and self._num_untargeted <= _NAMED_STEPS:
+            self._num_untargeted += 1
+            if self._num_untargeted > _NAMED_STEPS:
+                logger.warning("further steps have no target token, and no loss; their rows are not named")
+                return
+            why = f": {rows}" if (rows := self._sampler.left_out(step)) else ""
+            logger.warning("step %d has no target token, and so no loss%s", step + 1, why)
 
 
 class _OnHeldOutRows:
@@ -114,6 +128,10 @@ class LocalTraining(_OnTrainingRows):
         for stage in segment.stages:
             with segment.clocks[stage.index]("optimizer"):
                 records[stage.index] = stage.step(step) | stage.router_record() | token_counts(batches)
+            if counts.get(stage.index) == 0 and stage.objective is not None:
+                del records[stage.index][stage.objective.name]  # It is of nothing, and no 0.
+        if self._sampler.counts(step).num_targets == 0:
+            self._tell_of_no_target(step, segment.stages[0].index)
         return records
 
 
@@ -225,6 +243,9 @@ class EndToEndTraining(_OnTrainingRows):
         batches, count = self._made.microbatches(step), self._sampler.counts(step).num_targets
         stage.begin_step(self._sampler.microbatches_with_rows(step))
         record = stage.train_step(step, batches, count, segment.clocks[stage.index])
+        if count == 0:
+            record.pop("loss", None)
+            self._tell_of_no_target(step, stage.index)
         return {stage.index: record | token_counts(batches)}
 
 

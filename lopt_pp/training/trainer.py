@@ -19,7 +19,7 @@ from transformers.utils import is_in_notebook
 
 from lopt_pp.checkpoint.output_dir import holds_whole_model
 from lopt_pp.config.train_config import Config
-from lopt_pp.data.in_memory import AnyRows, Formatting, GivenRows, raw_rows, rows_of, sets_of
+from lopt_pp.data.in_memory import AnyRows, Formatting, rows_of, sets_of, training_rows
 from lopt_pp.data.presets import find_reader
 from lopt_pp.distributed.slurm import rank_and_size
 from lopt_pp.distributed.world import World
@@ -124,15 +124,11 @@ class Trainer:
         self.rank, self._size = rank_and_size()
         self._topology = self.config.topology(self._size)
         self.name = self._topology.name_of(self.rank)
-        most = most_rows(self.config, self._topology.num_replicas)
+        train = training_rows(train_dataset, most_rows(self.config, self._topology.num_replicas), formatting_func)
         self._given = Given(
             model=model if isinstance(model, PreTrainedModel) else None,
             tokenizer=None if processing_class is None else check_tokenizer(processing_class),
-            rows=GivenRows(
-                train=None if train_dataset is None else raw_rows(train_dataset, "train_dataset", most),
-                held_out=rows_of(held_out),
-                formatting_func=formatting_func,
-            ),
+            rows=replace(train, held_out=rows_of(held_out)),
             optimizer=optimizer,
             compute_metrics=compute_metrics,
         )

@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from lopt_pp import LoptError, RunError, Trainer, load_config
+from lopt_pp.data.given_stream import GivenStream
 from lopt_pp.data.in_memory import raw_rows
 
 STEPS: dict[str, Any] = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "save_steps": 2}
@@ -87,6 +88,8 @@ def test_a_loaded_model_is_trained_in_place(inputs: Path, tmp_path: Path, by_fil
     # The same rows as a list of dicts go on from there, and what began as random weights has no say.
     again = Trainer(untouched, args | {"max_steps": 3}, train_dataset=rows_of(inputs), **common)
     assert again.train(resume_from_checkpoint=True) and (tmp_path / "out" / "checkpoint-3").exists()
+    manifest = (tmp_path / "out" / "checkpoint-3" / "manifest.json").read_text()
+    assert not [word for word in ("memory", "nowhere", str(inputs), str(tmp_path)) if word in manifest]
     finished = Trainer(copy.deepcopy(model), args | {"max_steps": 3}, train_dataset=rows_of(inputs), **common)
     assert finished.train(resume_from_checkpoint=True) and same_weights(finished.model, untouched)
     again.save_model(tmp_path / "copy")
@@ -133,18 +136,43 @@ def endless() -> Iterator[dict[str, str]]:
         yield {"prompt": "a", "completion": "b"}
 
 
+def half_usable() -> Iterator[dict[str, str]]:
+    for number in itertools.count():
+        yield {"prompt": "a", "completion": "b" * (60 if number % 2 else 2)}
+
+
 def test_an_endless_stream_is_read_as_far_as_the_run_needs_it(inputs: Path, tmp_path: Path) -> None:
-    stream = IterableDataset.from_generator(endless)
-    trainer = Trainer(inputs / "model", {**STEPS, "output_dir": tmp_path / "out", "save_steps": 0}, None, stream)
+    """And farther, where some of its rows cannot be used: none comes twice instead."""
+    args = {**STEPS, "output_dir": tmp_path / "out", "save_steps": 0, "max_length": 60, "logging_steps": 1}
+    stream = IterableDataset.from_generator(half_usable)
+    trainer = Trainer(inputs / "model", args, None, stream, eval_dataset=[ROW])
+    before = trainer.evaluate()
     assert trainer.train()
-    assert "6 rows of train_dataset" in (tmp_path / "out" / "run.json").read_text()
+    rows = "12 rows of train_dataset: 6 used, 6 left out (6 longer than --max_length 60)"
+    assert rows in (tmp_path / "out" / "run.json").read_text()
+    history = trainer.state.log_history
+    assert [logs["epoch"] for logs in history if "loss" in logs] == [pytest.approx(n / 3) for n in (1, 2, 3)]
+    assert before["eval_loss"] > 0
+
+
+def test_a_stream_that_hardly_has_a_row_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lopt_pp.data.given_stream._PER_TABLE", 2)
+    stream = GivenStream(IterableDataset.from_generator(endless), "train_dataset", 3)
+    sizes = []
+    with pytest.raises(LoptError, match="^train_dataset: only 1 of its first 384 rows can be used, and the"):
+        while stream.read_for(1):
+            sizes.append(len(stream.rows))
+    assert sizes == [6, 12, 24, 48, 96, 192, 384]
+    assert not stream.read_for(3)
+    short = GivenStream(IterableDataset.from_generator(lambda: itertools.islice(endless(), 4)), "train_dataset", 3)
+    assert short.read_for(2) and len(short.rows) == 4 and not short.read_for(2)
 
 
 def test_who_waits_for_an_endless_stream_learns_why(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("lopt_pp.data.in_memory._PER_TABLE", 2)
-    monkeypatch.setattr("lopt_pp.data.in_memory._TABLES_BEFORE_A_WARNING", 3)
+    monkeypatch.setattr("lopt_pp.data.given_stream._PER_TABLE", 2)
+    monkeypatch.setattr("lopt_pp.data.given_stream._TABLES_BEFORE_A_WARNING", 3)
     stream = IterableDataset.from_generator(lambda: itertools.islice(endless(), 9))
     assert len(raw_rows(stream, "eval_dataset")) == 9
     assert caplog.text.count("eval_dataset: 6 rows are read, and it goes on; it must end") == 1
