@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print_note(f"{count}; {LOADING}")
         if count.number == 1 and flags.max_restarts == 0:
             return lopt_pp.train.train(config)
-        return _launch(given, count.number, flags)
+        return _launch(given, count.number, flags, config.run.output_dir)
 
 
 def is_started_by_another() -> bool:
@@ -48,7 +48,7 @@ def is_started_by_another() -> bool:
     return any(name in os.environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")) or has_other_tasks()
 
 
-def _launch(arguments: Sequence[str], processes: int, flags: LaunchConfig) -> int:
+def _launch(arguments: Sequence[str], processes: int, flags: LaunchConfig, output_dir: str) -> int:
     """Runs the processes of a run; returns the exit status."""
     start_server(processes)
     # Late, since it imports PyTorch, which the server does at the same time.
@@ -57,5 +57,5 @@ def _launch(arguments: Sequence[str], processes: int, flags: LaunchConfig) -> in
     entry = f"{lopt_pp.train.__name__}:{lopt_pp.train.main_of_launched.__name__}"
     outcome = launch(entry, arguments, Launchers(processes), max_restarts=flags.max_restarts)
     if outcome.stopped_by is None and (death := outcome.silent_death()):
-        print_error(death)
+        print_error(f"{death}; what the run has recorded is in {output_dir}")
     return outcome.status

@@ -3,10 +3,12 @@
 It can be started before this process has imported PyTorch itself, so that both import at the same time.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing import forkserver, resource_tracker
 
 TRAINER = ("lopt_pp.train", "lopt_pp.training.trainer")
@@ -47,13 +49,36 @@ def start_server(processes: int, preload: Sequence[str] = TRAINER) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINAL)
     try:
         # By itself first, since it lets SIGINT through again.
-        resource_tracker.ensure_running()
+        with _without_a_word():
+            resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINAL)
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def hear_terminal() -> None:
-    """Undoes in a process that is forked from the server what it has of it: to hear nothing of a terminal."""
+@contextmanager
+def _without_a_word() -> Iterator[None]:
+    """Has Python's resource tracker remove what a killed launcher leaves behind, and print no warning of it."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [before, "ignore:resource_tracker:UserWarning"]))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
+
+
+def leave_server() -> None:
+    """Makes a process that is forked from the server hear a terminal again, and stop in good order after its death.
+
+    PyTorch has it get SIGINT then, which the kernel sends once for each thread of the server: the second would end it
+    at once.
+    """
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_TERMINAL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+_PR_SET_PDEATHSIG = 1

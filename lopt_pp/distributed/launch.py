@@ -16,11 +16,13 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Literal
 
@@ -31,7 +33,8 @@ from torch.distributed.elastic.rendezvous.api import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, launch_agent
 from tqdm import tqdm
 
-from lopt_pp.distributed.fork_server import TRAINER, hear_terminal, prepare_server
+from lopt_pp.distributed import deaths
+from lopt_pp.distributed.fork_server import TRAINER, leave_server, prepare_server
 from lopt_pp.distributed.rendezvous import Rendezvous
 from lopt_pp.distributed.signals import SignalForwarder, come_up
 from lopt_pp.distributed.store import LOOPBACK
@@ -75,10 +78,23 @@ class Launchers:
 
 
 class Meeting(Rendezvous):
-    """A rendezvous that the agent is given as it is, and does not make by the name that torchrun knows."""
+    """A rendezvous that the agent is given as it is, and does not make by the name that torchrun knows.
+
+    Attributes:
+        running: the processes, when the agent last saw that all of them run.
+        seen: when that was (`time.monotonic`).
+    """
+
+    running: Sequence[BaseProcess] = ()
+    seen = 0.0
 
     def get_backend(self) -> str:
         return _BACKEND
+
+    def num_nodes_waiting(self) -> int:
+        """See `Rendezvous`. The agent asks whenever it has seen that all processes run."""
+        self.running, self.seen = multiprocessing.active_children(), time.monotonic()
+        return super().num_nodes_waiting()
 
 
 @dataclass(frozen=True)
@@ -87,7 +103,8 @@ class Outcome:
 
     Attributes:
         statuses: what each process returned, by rank; None of one that ended before it could.
-        failed: exit status of the process that failed first, by its rank; negative where a signal ended it.
+        failed: exit status of the process that failed first, by its rank; negative where a signal ended it, 255 where
+            nobody knows it, since the fork server has gone.
         stopped_by: the signal that the launcher got.
     """
 
@@ -96,22 +113,24 @@ class Outcome:
     stopped_by: signal.Signals | None = None
 
     @property
+    def has_lost_server(self) -> bool:
+        """Whether the fork server has gone; the processes are asked to stop then, and may have done so."""
+        return deaths.SERVER_GONE in self.failed.values()
+
+    @property
     def status(self) -> int:
         """Of the run, for the shell: 0 after its end, 75 where it was stopped and can go on."""
-        if not self.failed and None not in self.statuses.values():
+        if (not self.failed or self.has_lost_server) and None not in self.statuses.values():
             return max(status for status in self.statuses.values() if status is not None)
         if self.stopped_by is not None:
             return 128 + self.stopped_by
+        if self.has_lost_server:
+            return 1
         return next((128 - status if status < 0 else status for status in self.failed.values()), 1)
 
     def silent_death(self) -> str:
         """Which process was ended by a signal, in words, since it could not say so itself; empty if none was."""
-        for rank, status in self.failed.items():
-            if status < 0:
-                name = signal.Signals(-status).name
-                why = "; the machine may have run out of memory" if name == "SIGKILL" else ""
-                return f"the process of rank {rank} was ended by {name}{why}"
-        return ""
+        return deaths.in_words(self.failed)
 
 
 def launch(
@@ -153,6 +172,7 @@ def launch(
     prepare_server(launchers.processes, preload)
     _make_known()
     failed: dict[int, int] = {}
+    meeting = rendezvous or launchers.meeting()
     with (
         tempfile.TemporaryDirectory(prefix="lopt-pp-") as told,
         SignalForwarder(Path(told), time_limit, patience) as signals,
@@ -164,7 +184,7 @@ def launch(
             nproc_per_node=launchers.processes,
             run_id="lopt-pp",
             rdzv_backend=_BACKEND,
-            rdzv_configs={"handler": rendezvous or launchers.meeting()},
+            rdzv_configs={"handler": meeting},
             max_restarts=max_restarts,
             monitor_interval=0.05,
             start_method=start_method,
@@ -176,7 +196,11 @@ def launch(
         try:
             launch_agent(config, run_rank, [start])
         except ChildFailedError as error:
+            seconds, known = time.monotonic() - meeting.seen, deaths.exit_statuses(meeting.running, Path(told))
             failed = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            failed = deaths.first_deaths(failed, known, seconds)
+            if deaths.SERVER_GONE in failed.values():
+                deaths.await_end(Path(told), patience)
         except SignalException as error:
             signals.received = signals.received or signal.Signals(error.sigval)
         except RendezvousError as error:
@@ -208,7 +232,8 @@ def run_rank(start: _Start) -> int:
     takes all others for failures."""
     # Of the keyboard's signals it shall get those that the launcher hands on, and each once.
     os.setsid()
-    hear_terminal()
+    server = os.getppid()
+    leave_server()
     if (number := come_up(start.told)) is not None:
         sys.exit(128 + number)
     is_over = threading.Event()
@@ -236,7 +261,8 @@ def run_rank(start: _Start) -> int:
             sys.stdout = None
     is_over.set()
     (start.told / os.environ["RANK"]).write_text(str(status))
-    if status not in (0, STOPPED_STATUS):
+    # Without the server, nobody hears that this process has returned, which waits to be told that it may go.
+    if status not in (0, STOPPED_STATUS) or os.getppid() != server:
         sys.exit(status)
     return status
 

@@ -31,6 +31,12 @@ def come_up(told: Path) -> int | None:
     return int(stopping.read_text()) if stopping.exists() else None
 
 
+def processes_told(told: Path) -> dict[int, int]:
+    """The processes that have come up, as pids by their ranks."""
+    names = [path.name.removeprefix(_PID).split("-") for path in told.glob(f"{_PID}*")]
+    return {int(rank): int(pid) for rank, pid in names}
+
+
 class SignalForwarder:
     """Hands signals on to the processes while the context lasts, and sets an alarm, at which the agent ends them.
 
@@ -71,7 +77,7 @@ class SignalForwarder:
         unfinished = self._told / f"{_STOPPING}.unfinished"
         unfinished.write_text(str(number))
         unfinished.rename(self._told / _STOPPING)
-        processes = [int(path.name.rpartition("-")[2]) for path in self._told.glob(f"{_PID}*")]
+        processes = processes_told(self._told).values()
         if not processes:
             raise SignalException("no process has started yet", signal.Signals(number))
         for process in processes:

@@ -17,10 +17,10 @@ while not Path("go-on").exists():
 LAUNCHER = """\
 import multiprocessing, os, signal, time
 from pathlib import Path
-from lopt_pp.distributed.fork_server import hear_terminal, start_server
+from lopt_pp.distributed.fork_server import leave_server, start_server
 
 def hears(server):
-    hear_terminal()
+    leave_server()
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
     assert os.getppid() == server
 

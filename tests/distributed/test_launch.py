@@ -13,6 +13,7 @@ from launching import environment
 from ranks import until
 from torch.distributed.elastic.multiprocessing import SignalException
 
+from lopt_pp.distributed.deaths import first_deaths
 from lopt_pp.distributed.launch import Launchers, Outcome, launch
 from lopt_pp.distributed.signals import SignalForwarder
 from lopt_pp.errors import LoptError
@@ -87,10 +88,30 @@ def test_a_hang_ends_with_the_time_limit_and_says_where_it_was(tmp_path: Path) -
 LAUNCHER = """\
 import sys
 from pathlib import Path
+from lopt_pp.distributed.fork_server import start_server
 from lopt_pp.distributed.launch import Launchers, launch
 if __name__ == "__main__":
-    launch("launched:" + sys.argv[1], sys.argv[2:], Launchers(1), logs=Path(sys.argv[2]), preload=[])
+    start_server(1, preload=[])
+    outcome = launch("launched:" + sys.argv[1], sys.argv[2:], Launchers(1), logs=Path(sys.argv[2]), preload=[])
+    print(outcome.status, outcome.silent_death())
 """
+
+
+@pytest.mark.slow
+def test_processes_whose_fork_server_is_killed_stop_in_good_order(tmp_path: Path) -> None:
+    (tmp_path / "launcher.py").write_text(LAUNCHER)
+    command = [sys.executable, str(tmp_path / "launcher.py"), "kill_server", str(tmp_path)]
+    said = subprocess.run(command, env=environment(), cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert said.stdout.startswith("75 the process that those of the run are forked from was ended, most likely")
+    assert said.stderr == "" and (tmp_path / "stopped").exists()
+
+
+def test_the_first_to_fail_is_the_one_that_was_killed() -> None:
+    """Whatever the agent has found: the others end as soon as they notice, often before it looks."""
+    killed, aborted = {0: -signal.SIGKILL, 1: 1}, {0: -signal.SIGABRT, 1: 1}
+    assert first_deaths({1: 1}, killed, seconds=0.1) == {0: -signal.SIGKILL}
+    assert first_deaths({1: 1}, killed, seconds=40.0) == {1: 1}, "the agent may have killed it"
+    assert first_deaths({1: 1}, aborted, seconds=0.1) == first_deaths({1: 1}, {}, seconds=0.1) == {1: 1}
 
 
 @pytest.mark.slow
@@ -98,12 +119,14 @@ def test_a_launcher_that_is_killed_leaves_no_process(tmp_path: Path) -> None:
     """Neither one that works nor one that waits until the launcher has heard that it is done."""
     (tmp_path / "launcher.py").write_text(LAUNCHER)
     command = [sys.executable, str(tmp_path / "launcher.py"), "ignore_signals", str(tmp_path)]
-    with subprocess.Popen(command, env=environment(), cwd=tmp_path) as launcher:
+    with subprocess.Popen(command, env=environment(), cwd=tmp_path, stderr=subprocess.PIPE, text=True) as launcher:
         until((tmp_path / "ready").exists, 60)
         launcher.kill()
-    process = psutil.Process(int((tmp_path / "ready").read_text()))
-    (tmp_path / "go-on").touch()
-    process.wait(30)
+        process = psutil.Process(int((tmp_path / "ready").read_text()))
+        (tmp_path / "go-on").touch()
+        process.wait(30)
+        _, said = launcher.communicate()
+    assert said == "", "what Python's resource tracker warns of is not for the user"
 
 
 def test_launchers_that_cannot_meet_say_so(tmp_path: Path) -> None:

@@ -61,6 +61,20 @@ def await_signal(arguments: list[str]) -> int:
     return 75
 
 
+def kill_server(arguments: list[str]) -> int:
+    """Ends in good order when the process has gone that it was forked from.
+
+    Args:
+        arguments: a folder.
+    """
+    asked = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    os.kill(os.getppid(), signal.SIGKILL)
+    asked.wait()
+    (Path(arguments[0]) / "stopped").touch()
+    return 75
+
+
 def ignore_signals(arguments: list[str]) -> int:
     """Goes on when its launcher is gone, as a run that saves, and ends when the file `go-on` is there."""
     asked = threading.Event()
