@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from multiprocessing import util
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -124,11 +124,12 @@ def fork_the_server() -> None:
         if "forkserver import main" not in words[-1]:
             return spawn(path, words, fds)
         if (number := os.fork()) == 0:
-            # As `spawn` would. With the end of a pipe that tells it of its launcher's end, it would outlive that.
+            # With the other end of the pipe that tells of its launcher's end it would outlive it. The numbers stay in
+            # use: objects that have come along close them in their time.
+            nowhere = os.open(os.devnull, os.O_RDWR)
             for fd in map(int, os.listdir("/proc/self/fd")):
                 if fd > 2 and fd not in fds:
-                    with suppress(OSError):
-                        os.close(fd)
+                    os.dup2(nowhere, fd)
             exec(words[-1], {})
         return number
 
