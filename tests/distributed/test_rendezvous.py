@@ -1,6 +1,8 @@
 """How launchers meet, and what they say when they cannot."""
 
+import signal
 import socket
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -8,6 +10,8 @@ from typing import Any
 
 import pytest
 from ranks import until
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousParameters, rendezvous_handler_registry
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError
 
@@ -27,8 +31,19 @@ def port() -> int:
         return free.getsockname()[1]
 
 
-def test_torchrun_knows_it() -> None:
+def test_torchrun_knows_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """And says in a line each how it ended, but for what is a mistake in it."""
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)
     assert isinstance(rendezvous_handler_registry.create_handler(parameters()), Rendezvous)
+    failures = {1: ProcessFailure(0, 4, -9, ""), 2: ProcessFailure(1, 5, 1, "")}
+    for error in (SignalException("", signal.SIGTERM), ChildFailedError("python", failures), ValueError("a mistake")):
+        sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err.splitlines() == [
+        "torchrun: ended by SIGTERM",
+        "torchrun: the process of rank 1 was ended by SIGKILL",
+        "torchrun: the process of rank 2 has ended with status 1",
+        "ValueError: a mistake",
+    ]
 
 
 def test_one_machine_meets_itself_at_a_free_port_of_the_loopback_interface() -> None:

@@ -178,6 +178,7 @@ def test_a_requeued_job_ends_with_the_same_weights(cluster: Cluster, inputs: Pat
     cluster.run("scontrol", "requeue", job.number)  # It wakes what it ends.
     job.until_requeued()
     step = job.stopped_at(signal.SIGTERM)
+    assert "Traceback" not in job.logs()
     job.until_state("COMPLETED")
     assert f"after step {step}" in job.logs()
     assert_same_weights(job, undisturbed)
@@ -252,12 +253,27 @@ def test_a_cancelled_job_saves_and_does_not_come_back(cluster: Cluster, inputs: 
     assert len(list(output_dir.glob("saved?"))) == 2 and job.restarts() == 0, job.logs()
 
 
+def srun(cluster: Cluster, folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a command of this program by one task on each node."""
+    env = environment() | {name: cluster.environment[name] for name in ("SLURM_CONF", "PATH")}
+    command = ["srun", "--nodes", "2", "--ntasks", "2", sys.executable, "-m", "lopt_pp.cli", *words]
+    return subprocess.run(command, env=env, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def test_each_task_is_one_process_of_a_run(cluster: Cluster, inputs: Path) -> None:
+    """They meet at the first node's address, and start no further ones."""
+    flags = "--model_name_or_path model --train_file rows.jsonl --output_dir by-srun --max_steps 2 --save_steps 0"
+    refused = srun(cluster, inputs, "train", *flags.split(), "--nproc", "4")
+    assert refused.returncode == 2 and "--nproc 4: the processes are started already, 2 of them" in refused.stderr
+    done = srun(cluster, inputs, "train", *flags.split())
+    assert done.returncode == 0 and done.stderr.count("2 processes, on CPUs over gloo") == 1, done.stderr
+    load_model(inputs / "by-srun")
+
+
 def test_check_tries_an_allocation(cluster: Cluster, inputs: Path) -> None:
     """One process for each task of `srun`: all check together, and the first speaks."""
     words = ["--only", "exactness: 2 stages", "is killed", "--json", "check.json"]
-    command = ["srun", "--nodes", "2", "--ntasks", "2", sys.executable, "-m", "lopt_pp.cli", "check", *words]
-    env = environment() | {name: cluster.environment[name] for name in ("SLURM_CONF", "PATH")}
-    result = subprocess.run(command, env=env, cwd=inputs, capture_output=True, text=True, timeout=PATIENCE)
+    result = srun(cluster, inputs, "check", *words)
     assert result.returncode == 0, result.stdout + result.stderr
     said = json.loads((inputs / "check.json").read_text())
     assert [check["outcome"] for check in said["checks"]] == ["ok"] * 3
