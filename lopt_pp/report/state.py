@@ -103,6 +103,8 @@ class StateReader:
         if said.state == "saving":
             return f"the model or a checkpoint of step {said.step}, since {_moment(said.since)}"
         parts = [f"since {_moment(said.since)}"] if said.state == "evaluating" else []
+        if run is None and said.state == "training":
+            parts.append("the first step")
         if run is not None:
             planned = run.about.get("num_steps")
             parts.append(f"step {run.steps} of {planned}" if planned else f"step {run.steps}")

@@ -44,6 +44,7 @@ def test_before_a_run(tmp_path: Path) -> None:
 def test_a_run_that_goes_on(out: Path) -> None:
     lock(out, own_process())
     file = StateFile(out, 0)
+    assert state(out) == ("training", "the first step")
     assert state(out, read_run(out)) == ("training", "step 10 of 100, about 4 min left")
     (out / "checkpoint-10.unfinished").mkdir()
     (out / "checkpoint-5.removed.unfinished").mkdir()
