@@ -6,20 +6,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from lopt_pp.checkpoint.manifest import Manifest, read_manifest
-from lopt_pp.checkpoint.output_dir import check_output_dir, complete_checkpoints, is_checkpoint
+from lopt_pp.checkpoint.named import check_model_or_checkpoint
+from lopt_pp.checkpoint.output_dir import check_output_dir, is_checkpoint
 from lopt_pp.checkpoint.parts import OpenParts
 from lopt_pp.config.model import ModelConfig
 from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.dtypes import AUTO, as_saved, dtype_of
-from lopt_pp.model.location import check_location
-from lopt_pp.model.on_hub import check_on_hub
 from lopt_pp.model.pretrained import load_model_config, model_class_of
 from lopt_pp.model.verify import check_split
 from lopt_pp.model.weights import save_shard, shard_name, write_index
@@ -107,15 +105,10 @@ def ordinary_model(name: str, trust_remote_code: bool = False) -> Iterator[str]:
     if trust_remote_code:
         search_current_directory()  # For whoever is given the path; the model's code may import modules of the user's.
     directory = Path(name)
-    check_location(name, allows_adapters=find_spec("peft") is not None)  # With it, transformers loads these.
-    check_on_hub(name)
+    check_model_or_checkpoint(name)
     if is_checkpoint(directory):
         with tempfile.TemporaryDirectory(prefix="lopt-pp-") as scratch:
             export(directory, Path(scratch) / "model", trust_remote_code)
             yield str(Path(scratch) / "model")
         return
-    if directory.is_dir() and not (directory / "config.json").exists():
-        checkpoints = complete_checkpoints(directory)
-        newest = f"; it has a checkpoint, {checkpoints[0]}" if checkpoints else ""
-        raise LoptError(f"{name} has no model{newest}")
     yield name

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from os.path import expanduser
 from typing import TYPE_CHECKING, Any
 
+from lopt_pp.checkpoint.named import check_model_or_checkpoint
 from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype, say
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def pretrained(given: argparse.Namespace) -> Iterator[Pretrained]:
     Raises:
         LoptError: there is none.
     """
+    check_model_or_checkpoint(given.model)
     say()
     from lopt_pp.checkpoint.export import ordinary_model
 

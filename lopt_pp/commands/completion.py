@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         "lopt-pp completion", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("shell", choices=["bash", "zsh", "fish"])
+    parser.add_argument("shell", choices=["bash", "zsh", "fish"], metavar="bash|zsh|fish")
     given = parser.read(arguments)
     # Late, as nothing else needs it.
     import shtab

@@ -9,7 +9,9 @@ import json
 from collections.abc import Sequence
 from os.path import expanduser
 
+from lopt_pp.checkpoint.named import check_model_or_checkpoint
 from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype, home_path, say
+from lopt_pp.data.files import find_files
 from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.util.files import write_text
 
@@ -67,8 +69,25 @@ def _names(given: str) -> list[str]:
     return [name.strip() for name in given.split(",") if name.strip()]
 
 
+def _check_names(given: argparse.Namespace) -> None:
+    """Sees that there is what the flags name, before PyTorch is loaded and models are measured.
+
+    Raises:
+        LoptError: something of it is not there, or the numbers could not be written.
+    """
+    for name in filter(None, [given.before, *given.models]):
+        check_model_or_checkpoint(name)
+    for flag, file in {"--eval_file": given.eval_file, "--general_eval_file": given.general_eval_file}.items():
+        with renamed_in_errors("--train_file", flag):
+            list(find_files([file] if file is not None else []))
+    if (path := given.output_path) is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        reason = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+        raise LoptError(f"--output_path {path} cannot be written: {reason}")
+
+
 def _run(given: argparse.Namespace) -> str:
     """Measures every model and writes the file for the numbers; returns the table."""
+    _check_names(given)
     say()
     from lopt_pp.checkpoint.export import ordinary_model
     from lopt_pp.evaluation.files import EvalFile, measure_on, open_model

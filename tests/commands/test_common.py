@@ -27,6 +27,7 @@ from lopt_pp.commands.common import device_and_dtype
         ("report a b", "unknown flag b; see --help"),
         ("report", "the following arguments are required: RUN_DIR"),
         ("generate", "the following arguments are required: --prompt, MODEL"),
+        ("completion", "the following arguments are required: bash|zsh|fish"),
         ("chat", "the following arguments are required: MODEL"),
         ("export", "the following arguments are required: CHECKPOINT, MODEL"),
         ("generate m --prompt p --seed x", "--seed: invalid int value: 'x'"),

@@ -79,6 +79,19 @@ def test_mistakes_in_the_flags_are_told_at_once(arguments: str, error: str) -> N
     assert imported == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ("evaluate ./gone --tasks gsm8k", "./gone: no such directory"),
+        ("generate ./gone --prompt a", "./gone: no such directory"),
+    ],
+)
+def test_what_is_not_there_is_told_at_once(arguments: str, error: str) -> None:
+    status, text, imported = run(*arguments.split())
+    assert status == 1 and f"lopt-pp: error: {error}" in text
+    assert imported == []
+
+
 def test_a_report_imports_nothing_heavy(run_dir: Path) -> None:
     status, text, imported = run("report", run_dir)
     assert status == 0 and f"the report is {run_dir / 'report.html'}" in text
