@@ -94,7 +94,10 @@ def config_of(
         _check(args.flags(lambda effects: True), said, is_whole=True)
         return args
     settings = _settings(args)
-    _check(translate_settings(settings).flags, said)
+    given = translate_settings(settings).flags
+    _check(given, said)
+    if not has_rows and all(given.get(name) is None for name in ("train_file", "dataset_name", "datasets")):
+        raise LoptError("there are no rows to train on: give train_dataset, or train_file or dataset_name in args")
     flags = {name: value for name, (_, value) in said.items()}
     if args is None and model is not None:  # As TRL names it.
         flags["output_dir"] = f"{flags['model_name_or_path'].rstrip('/').split('/')[-1]}-SFT"

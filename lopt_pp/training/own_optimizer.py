@@ -83,7 +83,10 @@ def own_optimizer(
         make: Callable[..., Any] | None = optimizers
         if make is None:
             return None, {}
-        return OwnOptimizer(make, "optimizers", getattr(make, "__qualname__", type(make).__qualname__)), {}
+        named = make
+        while isinstance(named, functools.partial):
+            named = named.func
+        return OwnOptimizer(make, "optimizers", getattr(named, "__qualname__", type(named).__qualname__)), {}
     if optimizers is not None:
         raise LoptError("optimizers and optimizer_cls_and_kwargs are both given; give one of them")
     try:

@@ -24,11 +24,11 @@ from lopt_pp.data.presets import find_reader
 from lopt_pp.distributed.slurm import rank_and_size
 from lopt_pp.distributed.world import World
 from lopt_pp.errors import LoptError
-from lopt_pp.hub.push import push
 from lopt_pp.metrics.listeners import OwnCallbacks
 from lopt_pp.model.in_memory import check_trainable
 from lopt_pp.objectives import local_objective_class
 from lopt_pp.training.arguments import Args, callbacks_of, config_of, most_rows, refuse
+from lopt_pp.training.as_transformers import NamesOfTransformers
 from lopt_pp.training.evaluating import evaluate, on_rows, tell_of_evaluation
 from lopt_pp.training.finish import RunFinalizer
 from lopt_pp.training.given import Given, check_tokenizer, find_tokenizer
@@ -37,7 +37,7 @@ from lopt_pp.training.own_optimizer import ClassAndSettings, own_optimizer
 from lopt_pp.training.requests import Requests, evaluates
 from lopt_pp.training.result import RunResult, TrainResult, summarize
 from lopt_pp.training.run import run
-from lopt_pp.training.script_state import anchored, check_resumable, current_directory, gradients_on, resumed
+from lopt_pp.training.script_state import check_resumable, current_directory, gradients_on, resumed
 from lopt_pp.training.session import RunError, run_watched
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ __all__ = ["RunError", "TrainResult", "Trainer"]
 AnyCallback: TypeAlias = TrainerCallback | type[TrainerCallback]
 
 
-class Trainer:
+class Trainer(NamesOfTransformers):
     """Trains a model: in this process alone, or in all processes of a script that a launcher has started.
 
     Its arguments are those of TRL's `SFTTrainer`, in their order; or there is one, a config of `load_config`, which
@@ -230,29 +230,6 @@ class Trainer:
         if self.callbacks and self.rank == 0:
             tell_of_evaluation(self.callbacks, config, self.state, metrics)
         return metrics
-
-    def push_to_hub(self, commit_message: str = "End of training") -> str | None:
-        """Pushes the trained model to the hub, where `--hub_model_id` and the other flags of it say.
-
-        Rank 0 pushes; the other processes return at once.
-
-        Returns:
-            The page of the model; None on the other processes.
-
-        Raises:
-            LoptError: the model is not there, or cannot be pushed.
-        """
-        if self.rank != 0:
-            return None
-        return push(self._output_dir, self.config.hub, commit_message, self.config.model.trust_remote_code)
-
-    def _where_it_was(self, config: Config) -> Config:
-        """A config with the paths that it had when this was made, wherever the script has gone since."""
-        return anchored(config, self._directory)
-
-    @property
-    def _output_dir(self) -> Path:
-        return Path(self._where_it_was(self.config).run.output_dir)
 
     @property
     def model(self) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from tiny import write_inputs
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lopt_pp.cli
+from lopt_pp import Trainer
 from lopt_pp.config.parser import parse_config
 from lopt_pp.errors import LoptError
 from lopt_pp.hub.published import model_files
@@ -260,3 +261,19 @@ def test_processes_end_with_a_status_that_says_that_nothing_was_pushed(inputs: P
     hub.failing = None
     assert lopt_pp.cli.main(errors[0].partition("later: lopt-pp ")[2].split()) == 0
     assert files(hub, "someone/out") == MODEL
+
+
+def test_a_trainer_pushes_its_model(inputs: Path, hub: Hub, caplog: pytest.LogCaptureFixture) -> None:
+    """With the arguments that scripts for TRL give."""
+    args = {"output_dir": inputs / "by-trainer", "hub_model_id": "a-team/it", "max_steps": 1, "save_steps": 0}
+    trainer = Trainer(inputs / "model", args | {"train_file": inputs / "rows.jsonl"})
+    with pytest.raises(LoptError, match=r"--output_dir .*/by-trainer has no trained model to push; train\(\) puts it"):
+        trainer.push_to_hub()
+    assert trainer.train() and not hub.requests
+    assert trainer.push_to_hub(dataset_name="a-data-set") == f"{hub.address}/a-team/it"
+    assert files(hub, "a-team/it") == MODEL and hub.commits == [("a-team/it", "End of training")]
+    assert "push_to_hub: of no effect here: dataset_name; the run has written its model card" in caplog.text
+    with pytest.raises(LoptError, match="the hub does not accept the token"):
+        trainer.push_to_hub(token="hf_unknown")
+    trainer.push_to_hub("Once more", blocking=False, revision="next", private=True)
+    assert files(hub, "a-team/it", "next") == MODEL

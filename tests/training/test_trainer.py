@@ -77,6 +77,22 @@ def test_alone(inputs: Path, alone: Trainer) -> None:
     assert not any(torch.equal(tensor, before[name]) for name, tensor in after.items() if "proj" in name)
 
 
+def test_what_transformers_has_and_this_has_not(alone: Trainer, tmp_path: Path) -> None:
+    """Is named with what does the same, and a subclass does not replace it in vain."""
+    assert alone.is_world_process_zero() and not hasattr(alone, "predict")
+    with pytest.raises(AttributeError, match=r"'Trainer' object has no attribute 'predict': evaluate\(rows\) measures"):
+        alone.predict  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match="^'Trainer' object has no attribute 'nothing'$"):
+        alone.nothing  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(LoptError, match=r"^Own\.compute_loss would never be called: .* an objective"):
+        type("Own", (Trainer,), {"compute_loss": lambda self, model, inputs: 0})
+    with pytest.raises(LoptError, match="^there are no rows to train on: give train_dataset, or train_file or"):
+        Trainer("m", {"output_dir": tmp_path / "out"})
+    again = type("Own", (Trainer,), {"hello": print})(alone.config)
+    with pytest.raises(RunError, match="already holds a model; give another, or --overwrite_output_dir"):
+        again.train()
+
+
 @pytest.mark.parametrize("objective", ["reconstruction", "own_objective:Undetermined"])
 def test_full_determinism(inputs: Path, tmp_path: Path, alone: Trainer, objective: str) -> None:
     """Changes nothing on a CPU, and ends a run that has an operator which cannot keep to it."""
