@@ -49,13 +49,16 @@ class Criterion:
         return f"{called} of {metrics.get(self.metric, math.nan):.4g}"
 
 
-def choose_criterion(config: EvaluationConfig, set_names: Sequence[str], more: Iterable[str] = ()) -> Criterion | None:
+def choose_criterion(
+    config: EvaluationConfig, set_names: Sequence[str], more: Iterable[str] = (), saves_best: bool = False
+) -> Criterion | None:
     """What the models of a run are compared by; None where the flags do not say it and there are several losses.
 
     Args:
         config: the flags.
         set_names: of the sets of held-out rows.
         more: what is measured of each set besides loss and perplexity, by its name without a prefix.
+        saves_best: whether only the best are saved.
 
     Raises:
         LoptError: there is no such metric, or it must be named.
@@ -66,8 +69,9 @@ def choose_criterion(config: EvaluationConfig, set_names: Sequence[str], more: I
     if given is None:
         if len(losses) == 1:
             return Criterion(losses[0], bool(config.greater_is_better))
-        if config.chooses:
+        if config.chooses or saves_best:
             flag = "load_best_model_at_end" if config.load_best_model_at_end else "early_stopping_patience"
+            flag = flag if config.chooses else "save_strategy best"
             raise LoptError(
                 f"--{flag} with several evaluation sets needs --metric_for_best_model: one of {', '.join(losses)} (or "
                 f"{', '.join(others)})"
@@ -106,6 +110,15 @@ def best_checkpoint(output_dir: Path, run_id: str, evaluation_rows: str, criteri
     """The best of a run's checkpoints on the rows with this digest; None where none was evaluated on them."""
     found = _evaluated(output_dir, run_id, evaluation_rows, criterion)
     return output_dir / f"checkpoint-{found[0].step}" if found else None
+
+
+def is_best(
+    output_dir: Path, run_id: str, evaluation_rows: str, criterion: Criterion, metrics: Mapping[str, float]
+) -> bool:
+    """Whether a model is better than all checkpoints of a run that were evaluated on the same rows."""
+    found = _evaluated(output_dir, run_id, evaluation_rows, criterion)
+    score = criterion.score(metrics)
+    return score < math.inf and all(score < criterion.score(model.metrics) for model in found)
 
 
 def rank_models(

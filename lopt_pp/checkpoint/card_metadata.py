@@ -13,8 +13,9 @@ from huggingface_hub import EvalResult, ModelCardData, metadata_load
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from lopt_pp.config.data import PRESETS, DataConfig
+from lopt_pp.config.data import DataConfig
 from lopt_pp.config.model import ModelConfig
+from lopt_pp.config.presets import PRESETS
 from lopt_pp.evaluation.scores import perplexity
 from lopt_pp.util.compat_transformers import find_file
 

@@ -45,6 +45,7 @@ class Committer:
         metrics: of the model after a step, on held-out rows, by name; nothing where it is not measured. May wait.
         best: the checkpoint to keep whatever the limit; None where there is none.
         on_commit: called with the step of each checkpoint that was made, in the thread.
+        is_best: whether a model that has been measured so is better than those of all checkpoints.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Committer:
         metrics: Callable[[int], Mapping[str, float]] = lambda step: {},
         best: Callable[[], Path | None] = lambda: None,
         on_commit: Callable[[int], None] = lambda step: None,
+        is_best: Callable[[Mapping[str, float]], bool] = lambda metrics: True,
     ) -> None:
         self._output_dir = output_dir
         self._store = store
@@ -74,6 +76,12 @@ class Committer:
         self._metrics = metrics
         self._best = best
         self._on_commit = on_commit
+        self._is_best = is_best
+        self._if_best: set[int] = set()
+        """The steps that are expected, and whose checkpoints are made only of the best model so far."""
+        self._held: tuple[int, Sequence[Mapping[str, Any]]] | None = None
+        """The newest of these that was not the best, with its parts: it stays until the next, in case it is the last
+        of a run that is stopped."""
         self.committed: int | None = None
         self._due: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -86,9 +94,16 @@ class Committer:
         self._newest: float | None = None
         """When the newest checkpoint of the run was committed; None before it was looked for."""
 
-    def expect(self, step: int) -> None:
-        """Has a checkpoint made of the parts that all stages write, or have written, after `step` steps."""
+    def expect(self, step: int, if_best: bool = False) -> None:
+        """Has a checkpoint made of the parts that all stages write, or have written, after `step` steps.
+
+        Args:
+            step: of the run.
+            if_best: whether only where its model is the best so far. The same step may be expected without it later.
+        """
         with self._changed:
+            if if_best:
+                self._if_best.add(step)
             self._pending.append(step)
             self._expected_at = time.monotonic()
         self._due.put(step)
@@ -125,10 +140,19 @@ class Committer:
             self._due.put(None)
             self._thread.join()
             self._thread = None
+            self._drop()
 
     def _commit_all(self) -> None:
         while (step := self._due.get()) is not None:
             parts = self._take_parts(step)
+            if step in self._if_best:
+                self._if_best.remove(step)
+                self._drop()
+                if not self._is_best(self._metrics(step)):
+                    self._held = step, parts
+                    continue
+            elif step == self.committed:  # It was the best, and is the last of a run that is stopped.
+                continue
             errors = [part["error"] for part in parts if "error" in part]
             unfinished = self._output_dir / f"checkpoint-{step}{UNFINISHED}"
             try:
@@ -150,6 +174,12 @@ class Committer:
                     first_line(error),
                     "" if self._length.is_last(step) else "; the next is tried in time",
                 )
+
+    def _drop(self) -> None:
+        """Removes what is held."""
+        if self._held is not None:
+            shutil.rmtree(self._output_dir / f"checkpoint-{self._held[0]}{UNFINISHED}", ignore_errors=True)
+            self._held = None
 
     def _take_parts(self, step: int) -> Sequence[Mapping[str, Any]]:
         """What the writers say of the parts of a checkpoint, once all of them do."""

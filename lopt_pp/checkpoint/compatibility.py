@@ -141,6 +141,7 @@ def must_match(
     flags = config.flags(lambda effects: effects.on_resume is Resume.MUST_MATCH)
     return {
         "eval_split_size": flags.pop("eval_split_size"),
+        "truncation_mode": flags.pop("truncation_mode"),
         **_inputs(model_config, rows),
         "rows_per_step": run.per_device_train_batch_size * run.gradient_accumulation_steps * num_replicas,
         "rows_grouped_by_length": run.per_device_train_batch_size if groups else 0,

@@ -12,9 +12,9 @@ from pathlib import Path
 from lopt_pp.checkpoint.queued import check_before_queue
 from lopt_pp.cluster.slurm import Job, check_run, places, submit
 from lopt_pp.commands.common import CommandParser, home_path
-from lopt_pp.config.data import PRESETS
 from lopt_pp.config.objective import LOCAL_RATES
 from lopt_pp.config.parser import parse_config
+from lopt_pp.config.presets import PRESETS
 from lopt_pp.config.train_config import Config
 from lopt_pp.errors import as_usage_errors
 from lopt_pp.util.console import print_warning

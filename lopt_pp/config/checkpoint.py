@@ -24,10 +24,11 @@ class CheckpointConfig:
             compared=True,
         ),
     )
-    save_strategy: Literal["steps", "epoch"] = field(
+    save_strategy: Literal["steps", "epoch", "best"] = field(
         default="steps",
         metadata=flag(
-            "When to save: every --save_steps, or after each epoch; the last step is saved as well.",
+            "When to save: every --save_steps, after each epoch, or (best) after each evaluation that is the best so "
+            "far by --metric_for_best_model; the last step is saved as well.",
             on_resume=Resume.NO_EFFECT,
             shared_by_ranks=True,
             compared=True,
@@ -79,9 +80,16 @@ class CheckpointConfig:
     @property
     def saves(self) -> bool:
         """Whether there are checkpoints."""
-        return self.save_steps > 0 or self.save_strategy == "epoch"
+        return self.save_steps > 0 or self.save_strategy != "steps"
+
+    @property
+    def only_best(self) -> bool:
+        """Whether a checkpoint in the middle of a run stays only where its model is the best so far."""
+        return self.save_strategy == "best"
 
     def saves_after(self, step: int, steps_per_epoch: int) -> bool:
-        """Whether a checkpoint is due when `step` steps are done."""
+        """Whether a checkpoint is due when `step` steps are done, whatever evaluations say."""
+        if self.only_best:
+            return False
         every = steps_per_epoch if self.save_strategy == "epoch" else self.save_steps
         return every > 0 and step % every == 0

@@ -5,35 +5,16 @@ from typing import Any, ClassVar, Literal
 
 from lopt_pp.config.fields import Resume, check_types, expand_home, flag
 from lopt_pp.config.mixture import MixtureEntry, read_entries
+from lopt_pp.config.presets import PRESETS
+from lopt_pp.config.truncation import Truncation, TruncationMode
 from lopt_pp.errors import LoptError
 
 IN_MEMORY = "(in memory)"
 """In place of a file, in the config of a run whose rows its `Trainer` was given as objects."""
 
 
-@dataclass(frozen=True)
-class HubDataset:
-    """Where a preset of `--dataset_mapping` is on the Hugging Face Hub; `lopt_pp.data.presets` reads its rows.
-
-    Attributes:
-        name: of the repository.
-        config: which configuration of it; None where it has one.
-    """
-
-    name: str
-    config: str | None = None
-
-
 PackingStrategy = Literal["bfd", "bfd_split", "wrapped"]
 """How rows are packed; see `DataConfig.packing_strategy`."""
-
-PRESETS = {
-    "metamathqa": HubDataset("meta-math/MetaMathQA"),
-    "alpaca": HubDataset("tatsu-lab/alpaca"),
-    "tulu3": HubDataset("allenai/tulu-3-sft-mixture"),
-    "gsm8k": HubDataset("openai/gsm8k", "main"),
-}
-"""By their names."""
 
 
 @dataclass(frozen=True)
@@ -183,8 +164,18 @@ class DataConfig:
         metadata=flag(
             "Longest row that is trained on, in tokens, and the length of packed rows. Longer rows are left "
             "out and counted, since a cut answer would teach the model not to finish; --packing_strategy may split "
-            "them.",
+            "them, --truncation_mode cut them.",
             on_resume=Resume.DERIVED,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    truncation_mode: TruncationMode | None = field(
+        default=None,
+        metadata=flag(
+            "Cut rows of more than --max_length tokens instead of leaving them out, as TRL does: keep_start keeps "
+            "their first tokens, keep_end the last. Rows without an answer token are left out then.",
+            on_resume=Resume.MUST_MATCH,
             shared_by_ranks=True,
             compared=True,
         ),
@@ -292,3 +283,10 @@ class DataConfig:
     def splits_rows(self) -> bool:
         """Whether rows of more than `max_length` tokens are split, and not left out."""
         return self.packing and self.packing_strategy != "bfd"
+
+    @property
+    def truncation(self) -> Truncation | None:
+        """What rows are cut to; None where they are not."""
+        if self.truncation_mode is None or self.splits_rows:
+            return None
+        return Truncation(self.max_length, self.truncation_mode)

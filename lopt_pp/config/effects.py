@@ -118,6 +118,12 @@ def _unused_flags(config: Config, given: Set[str]) -> list[str]:
         lines.append("--train_embeddings false: the input embeddings of --added_tokens stay as they are drawn")
     if config.data.packing_strategy != "bfd" and not config.data.packing:
         lines.append(f"of no effect without --packing: --packing_strategy {config.data.packing_strategy}")
+    if config.data.truncation_mode is not None and config.data.splits_rows:
+        strategy = config.data.packing_strategy
+        lines.append(
+            f"of no effect with --packing_strategy {strategy}, which splits long rows: --truncation_mode "
+            f"{config.data.truncation_mode}"
+        )
     if config.data.streaming and config.data.dataset_num_proc is not None:
         lines.append("of no effect with --streaming: --dataset_num_proc")
     return lines

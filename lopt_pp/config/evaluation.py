@@ -15,6 +15,8 @@ TOKEN_METRICS = ("mean_token_accuracy", "entropy")
 
 _NEED_ROWS = ("eval_on_start", "metric_for_best_model", "early_stopping_patience", "eval_metrics", "compute_metrics")
 
+_LEAST = {"eval_steps": 0, "per_device_eval_batch_size": 1, "eval_delay": 0, "early_stopping_threshold": 0}
+
 _NAMED = re.compile(r"([A-Za-z]\w*)=(.+)", re.DOTALL)
 """A set of rows with a name; `./a=b.jsonl` is a path."""
 
@@ -209,10 +211,9 @@ class EvaluationConfig:
         given = [f"--{name}" for name in sources if getattr(self, name) is not None]
         if len(given) > 1:
             raise LoptError(f"give one of {' and '.join(given)}: a run is evaluated on the rows of one")
-        if self.eval_steps < 0:
-            raise LoptError(f"--eval_steps {self.eval_steps}: at least 0")
-        if self.per_device_eval_batch_size < 1:
-            raise LoptError(f"--per_device_eval_batch_size {self.per_device_eval_batch_size}: at least 1")
+        for name, least in _LEAST.items():
+            if (value := getattr(self, name)) < least:
+                raise LoptError(f"--{name} {value:g}: at least {least}")
         size = self.eval_split_size
         if size is not None and (size <= 0 or (size >= 1 and size != int(size))):
             raise LoptError(
@@ -222,14 +223,7 @@ class EvaluationConfig:
             raise LoptError("--load_best_model_at_end needs rows to compare models on: give --eval_file")
         if unknown := [name for name in self.eval_metrics or [] if name not in TOKEN_METRICS]:
             raise LoptError(f"--eval_metrics {unknown[0]}: give {' or '.join(TOKEN_METRICS)}, or both")
-        needing = (
-            "eval_on_start",
-            "metric_for_best_model",
-            "early_stopping_patience",
-            "eval_metrics",
-            "compute_metrics",
-        )
-        for name in needing:
+        for name in _NEED_ROWS:
             if getattr(self, name) not in (None, False) and not given:
                 raise LoptError(
                     f"--{name} needs rows to evaluate on: give --eval_file, --eval_split_size or --dataset_test_split"
@@ -239,12 +233,8 @@ class EvaluationConfig:
                 raise LoptError(f"--early_stopping_patience {self.early_stopping_patience}: at least 1")
             if self.eval_steps == 0 and self.eval_strategy == "steps":
                 raise LoptError("--early_stopping_patience needs evaluations before the last: --eval_steps above 0")
-        if self.eval_delay < 0:
-            raise LoptError(f"--eval_delay {self.eval_delay:g}: at least 0")
         if self.eval_strategy == "epoch" and not given:
             raise LoptError("--eval_strategy epoch needs rows to evaluate on: give --eval_file or --eval_split_size")
-        if self.early_stopping_threshold < 0:
-            raise LoptError(f"--early_stopping_threshold {self.early_stopping_threshold:g}: at least 0")
 
     def _check_files(self) -> None:
         files = self.eval_file or []
@@ -279,12 +269,23 @@ class EvaluationConfig:
         """The steps that are done before the first evaluation, but for one of the start or of the last step."""
         return math.ceil(self.eval_delay * (steps_per_epoch if self.eval_strategy == "epoch" else 1))
 
+    def is_due(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether an evaluation is due when `step` steps are done, besides those of the start and the last step."""
+        every, first = self.every(steps_per_epoch), self.first_step(steps_per_epoch)
+        return every > 0 and step % every == 0 and step >= first
+
     def check_checkpoints(self, checkpoint: CheckpointConfig) -> None:
         """Sees that the best model can be had at the end.
 
         Raises:
             LoptError: some checkpoint would not be evaluated.
         """
+        if checkpoint.only_best:  # Every evaluated step that is the best is saved.
+            if (self.eval_file, self.eval_split_size, self.dataset_test_split) == (None, None, None):
+                raise LoptError("--save_strategy best needs rows to evaluate on: give --eval_file or --eval_split_size")
+            if self.eval_strategy == "steps" and self.eval_steps == 0:
+                raise LoptError("--save_strategy best needs evaluations before the last: --eval_steps above 0")
+            return
         if not self.load_best_model_at_end:
             return
         every, save_steps = "--load_best_model_at_end evaluates every checkpoint, so", checkpoint.save_steps

@@ -114,7 +114,8 @@ def check_types(config: Any) -> None:
             continue
         value = getattr(config, name)
         said = "..." if name in secret else shown(value)
-        kinds = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
+        is_union = typing.get_origin(declared) in (typing.Union, types.UnionType)
+        kinds = typing.get_args(declared) if is_union else (declared,)
         if isinstance(value, float) and not math.isfinite(value):
             raise LoptError(f"--{name} {value}: expected a finite number")
         if not any(_is_of(value, kind) for kind in kinds):

@@ -1,10 +1,11 @@
 """The flags of a training run: one config for each group of flags, and all of them together."""
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from lopt_pp.config.checkpoint import CheckpointConfig
 from lopt_pp.config.compute import StageConfig
@@ -100,6 +101,26 @@ class RunConfig:
             compared=True,
         ),
     )
+    dataloader_drop_last: bool = field(
+        default=False,
+        metadata=flag(
+            "Leave out the rows at the end of an epoch that fill no microbatch of all replicas. Otherwise they make a "
+            "smaller one. The order is drawn anew in each epoch, so that these are others.",
+            on_resume=Resume.MUST_MATCH,
+            shared_by_ranks=True,
+            compared=True,
+        ),
+    )
+    logging_strategy: Literal["no", "steps", "epoch"] = field(
+        default="steps",
+        metadata=flag(
+            "When there are log lines, and trackers are given something: every --logging_steps, after each epoch, or "
+            "not at all (metrics.jsonl has every step). But for no, the last step has one.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=False,
+            compared=False,
+        ),
+    )
     logging_steps: int = field(
         default=10,
         metadata=flag(
@@ -131,6 +152,14 @@ class RunConfig:
             if (value := getattr(self, name)) is not None and value < 0:
                 raise LoptError(f"--{name} {value}: at least 0")
 
+    def num_steps(self, steps_per_epoch: int) -> int:
+        """Optimizer steps of the run."""
+        return self.max_steps if self.max_steps > 0 else math.ceil(self.num_train_epochs * steps_per_epoch)
+
+    def logs_every(self, steps_per_epoch: int) -> int:
+        """Steps between logs; 0 for none."""
+        return {"no": 0, "steps": self.logging_steps, "epoch": steps_per_epoch}[self.logging_strategy]
+
 
 @dataclass(frozen=True)
 class Config:
@@ -160,6 +189,17 @@ class Config:
             raise LoptError("--router_aux_loss_coef with --torch_compile: compiled layers hide routers; leave one out")
         if self.objective.max_interface_drift is not None and self.report.probe_steps == 0:
             raise LoptError("--max_interface_drift needs a drift that is measured: --probe_steps above 0")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether what is left of a run depends on what evaluations measure."""
+        return self.evaluation.chooses or self.checkpoint.only_best
+
+    def saves_after(self, step: int, steps_per_epoch: int) -> bool:
+        """Whether the stages are saved when `step` steps are done; the checkpoint may be dropped again (`best`)."""
+        if self.checkpoint.only_best:
+            return self.evaluation.is_due(step, steps_per_epoch)
+        return self.checkpoint.saves_after(step, steps_per_epoch)
 
     def topology(self, world_size: int) -> Topology:
         """Lays the run over the processes that there are.

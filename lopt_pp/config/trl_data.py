@@ -74,12 +74,16 @@ DATA: dict[str, list[Row]] = {
         ),
         Row("streaming", SAME),
         Row("datasets", SAME, "a list in the YAML file; also of local files, and with `repeats`"),
-        Row("max_length", SAME, "longer rows are left out and counted, not cut, unless they are split", max_length),
+        Row(
+            "max_length",
+            SAME,
+            "longer rows are left out and counted, unless they are split or `--truncation_mode` cuts them",
+            max_length,
+        ),
         Row(
             "truncation_mode",
-            MISSING,
-            "no row is cut short; `--packing_strategy bfd_split` or `wrapped` splits long ones",
-            unless("keep_start"),
+            SAME,
+            "not given, as by default, longer rows are left out; TRL cuts them by `keep_start` then",
         ),
         Row(
             "shuffle_dataset",
@@ -127,7 +131,7 @@ DATA: dict[str, list[Row]] = {
         Row("length_column_name", NO_EFFECT, "lengths are those of the tokenized rows", ignored),
         Row("dataset_kwargs", MISSING, "tokenized rows are known by their columns: see [Data](data.md)", unless()),
         Row("eos_token pad_token", SAME, "a new one is added by `--added_tokens`, with embeddings for it"),
-        Row("dataloader_drop_last", MISSING, "what is left at the end of an epoch makes a smaller step", unless()),
+        Row("dataloader_drop_last", SAME, "of the training rows; all held-out rows are measured"),
         Row(
             "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
             "dataloader_multiprocessing_context dataloader_in_order",
@@ -137,6 +141,11 @@ DATA: dict[str, list[Row]] = {
         ),
         Row("remove_unused_columns", NO_EFFECT, "columns that are not used are left out", ignored),
         Row("label_names", MISSING, "labels are made of the rows, or are their column `labels`", unless()),
-        Row("ignore_data_skip", MISSING, "a run that goes on goes on with the next rows", unless()),
+        Row(
+            "ignore_data_skip",
+            MISSING,
+            "it saves the time to come to the next rows; here that takes none, so a run goes on with them",
+            unless(),
+        ),
     ],
 }

@@ -24,9 +24,16 @@ RUN: dict[str, list[Row]] = {
         Row(
             "save_strategy",
             SAME,
-            "`no` is `--save_steps 0`; in place of `best`, save as often as you evaluate, with "
-            "`--load_best_model_at_end` and `--save_total_limit 1`",
-            by_value({"steps": {}, "no": {"save_steps": 0}, "epoch": {"save_strategy": "epoch"}, "none": {}}),
+            "`no` is `--save_steps 0`; with `best`, too, the last step and a run that is stopped are saved",
+            by_value(
+                {
+                    "steps": {},
+                    "no": {"save_steps": 0},
+                    "epoch": {"save_strategy": "epoch"},
+                    "best": {"save_strategy": "best"},
+                    "none": {},
+                }
+            ),
         ),
         Row("resume_from_checkpoint", SAME, "a directory, or `latest`", resume),
         Row(
@@ -45,7 +52,12 @@ RUN: dict[str, list[Row]] = {
         ),
         Row("logging_steps", SAME, "of the log lines; [metrics.jsonl](metrics.md) has every step", share_of_steps("")),
         Row("logging_first_step disable_tqdm", SAME),
-        Row("logging_strategy", MISSING, "log lines are counted in steps: `--logging_steps`", by_value({"steps": {}})),
+        Row(
+            "logging_strategy",
+            SAME,
+            "[metrics.jsonl](metrics.md) has every step whatever it says",
+            by_value({word: {"logging_strategy": word} for word in ("no", "steps", "epoch")}),
+        ),
         Row(
             "log_on_each_node include_num_input_tokens_seen log_level log_level_replica",
             NO_EFFECT,
@@ -102,7 +114,12 @@ RUN: dict[str, list[Row]] = {
             "`--compute_metrics` has the likeliest tokens, the labels and the losses; there are no inputs",
             unless("loss"),
         ),
-        Row("bf16_full_eval fp16_full_eval", MISSING, "an evaluation computes in `--dtype`", unless()),
+        Row(
+            "bf16_full_eval fp16_full_eval",
+            NO_EFFECT,
+            "nor has it in transformers while a run trains: an evaluation computes in `--dtype`",
+            ignored,
+        ),
         Row(
             "do_train do_eval do_predict", NO_EFFECT, "a run trains, and evaluates where it has held-out rows", ignored
         ),

@@ -1,9 +1,11 @@
 """A row as the model sees it."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
 
+from lopt_pp.config.truncation import Truncation
 from lopt_pp.data.cutting import Span
 from lopt_pp.data.formats import IGNORE_INDEX
 
@@ -21,6 +23,19 @@ class Note(IntFlag):
     """A question, a system message or what a tool returned is not in the text as it is in the row."""
     RENDERED = 16
     """The prompt is one that the chat template has made already, and is not put through it again."""
+    TRUNCATED = 32
+    """It was longer than `--max_length`, and `--truncation_mode` has cut it."""
+
+
+CHANGES = {
+    Note.RENDERED: "with a prompt that the chat template has rendered already, which is used as it is",
+    Note.TRUNCATED: "cut to --max_length by --truncation_mode",
+    Note.TAIL_CUT: "without the messages after their last answer",
+    Note.CONTEXT_LOST: "with messages that the chat template leaves out or changes",
+    Note.NO_REASONING: "without a loss on earlier answers whose reasoning the chat template leaves out",
+    Note.ONLY_LAST_ANSWER: "with a loss on their last answer only, as the chat template renders earlier ones otherwise",
+}
+"""What is said of rows with a note."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,15 @@ class EncodedRow:
     notes: Note = Note(0)
     unusable: str = ""
     unused: tuple[str, ...] = ()
+
+    def truncated(self, to: Truncation | None) -> "EncodedRow":
+        """The row, cut where it is too long, as `trl.trainer.sft_trainer` cuts it; noted in `notes`."""
+        if to is None or len(self.input_ids) <= to.max_length:
+            return self
+        kept = slice(to.max_length) if to.mode == "keep_start" else slice(-to.max_length, None)
+        return dataclasses.replace(
+            self, input_ids=self.input_ids[kept], labels=self.labels[kept], notes=self.notes | Note.TRUNCATED
+        )
 
     @property
     def num_targets(self) -> int:

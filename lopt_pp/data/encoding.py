@@ -4,6 +4,7 @@ import dataclasses
 
 from transformers import PreTrainedTokenizerBase
 
+from lopt_pp.config.truncation import Truncation
 from lopt_pp.data.chats import EMPTY, ChatEncoder
 from lopt_pp.data.cutting import Cutter
 from lopt_pp.data.encoded import EncodedRow, Note, make_labels
@@ -39,6 +40,7 @@ class RowEncoder:
         completion_only_loss: whether the loss counts on the answer only, where there is a prompt and an answer. None:
             so it is.
         allow_no_stop_token: whether an answer may end without a token that ends the turn.
+        truncation: what rows are cut to once they are known to be usable; None where they are not.
     """
 
     def __init__(
@@ -48,9 +50,11 @@ class RowEncoder:
         assistant_only_loss: bool | None = None,
         completion_only_loss: bool | None = None,
         allow_no_stop_token: bool = False,
+        truncation: Truncation | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._read = read
+        self._truncation = truncation
         self._asks_for_assistant = bool(assistant_only_loss)
         self._assistant_only = assistant_only_loss is not False
         self._completion_only = completion_only_loss is not False
@@ -85,7 +89,7 @@ class RowEncoder:
             case Text(text):
                 # Nothing but special tokens would be left of an empty one, and would teach to stop at once.
                 result = self._encode_plain("", text, prompt_counts=True) if text else EncodedRow([], [])
-        return dataclasses.replace(result, unused=(*shape.unused, *result.unused))
+        return dataclasses.replace(result, unused=(*shape.unused, *result.unused)).truncated(self._truncation)
 
     def _labels(self, tokens: Tokens) -> list[int]:
         if self._asks_for_assistant and not tokens.is_masked:

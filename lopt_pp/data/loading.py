@@ -20,7 +20,8 @@ from lopt_pp.config.data import DataConfig
 from lopt_pp.data.cache import cache_errors_named, cache_folder
 from lopt_pp.data.dataset import Rows, TokenizedRows, column, listed
 from lopt_pp.data.dates import Encoder, dated
-from lopt_pp.data.encoding import Note, RowEncoder
+from lopt_pp.data.encoded import CHANGES
+from lopt_pp.data.encoding import RowEncoder
 from lopt_pp.data.in_memory import NO_SOURCE, GivenSource, formatted
 from lopt_pp.data.limits import RowLimits
 from lopt_pp.data.mixture import read_mixture
@@ -43,14 +44,6 @@ _FEATURES = Features(
         "unused": Value("string"),
     }
 )
-
-_CHANGES = {
-    Note.RENDERED: "with a prompt that the chat template has rendered already, which is used as it is",
-    Note.TAIL_CUT: "without the messages after their last answer",
-    Note.CONTEXT_LOST: "with messages that the chat template leaves out or changes",
-    Note.NO_REASONING: "without a loss on earlier answers whose reasoning the chat template leaves out",
-    Note.ONLY_LAST_ANSWER: "with a loss on their last answer only, as the chat template renders earlier ones otherwise",
-}
 
 _ROWS_PER_PROCESS = 2000
 """Fewer are not worth another process for."""
@@ -180,7 +173,12 @@ def _raw_rows(
     if given.formatting_func is not None:
         reader = formatted(given.formatting_func)
     encoder = RowEncoder(
-        tokenizer, reader, config.assistant_only_loss, config.completion_only_loss, config.allow_no_stop_token
+        tokenizer,
+        reader,
+        config.assistant_only_loss,
+        config.completion_only_loss,
+        config.allow_no_stop_token,
+        config.truncation,
     )
     if limits is not None and config.splits_rows:
         limits = limits.for_pieces(config.max_length)
@@ -222,7 +220,7 @@ def _usable(
         raise LoptError(
             f"none of the {len(lengths)} rows of {source} can be used ({listed(dropped)}); {'; '.join(advice)}"
         )
-    changed = {change: int((notes[used] & note > 0).sum()) for note, change in _CHANGES.items()}
+    changed = {change: int((notes[used] & note > 0).sum()) for note, change in CHANGES.items()}
     changed = {change: count for change, count in changed.items() if count}
     unused = dict.fromkeys(name for names in encoded.unique("unused") for name in json.loads(names))
     rows = encoded.select(used)

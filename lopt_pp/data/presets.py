@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lopt_pp.config.data import PRESETS
+from lopt_pp.config.presets import PRESETS
 from lopt_pp.data.formats import Conversation, Format, Pair, Reader, Row, read_row
 from lopt_pp.errors import LoptError
 from lopt_pp.util.user_code import describe, load_user_function, source_digest
@@ -32,7 +32,7 @@ _TULU_TEMPLATE = """\
 
 @dataclass(frozen=True)
 class Preset:
-    """How the rows of a data set that is known by name are read; `lopt_pp.config.data.PRESETS` says where it is.
+    """How the rows of a data set that is known by name are read; `lopt_pp.config.presets.PRESETS` says where it is.
 
     Attributes:
         read: what its rows are.

@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from lopt_pp.data.dataset import Pack, Rows, UnusableRowsError
 from lopt_pp.data.microbatch import Microbatch, collate
+from lopt_pp.errors import LoptError
 
 _KEPT_STEPS = 64
 """More than the headers of a stream usually run ahead of the training."""
@@ -57,6 +58,11 @@ class MicrobatchSampler:
             microbatch from among those of similar length of many steps (it needs `rows.lengths`).
         keep_apart: whether rows of the data may share a sequence of a microbatch; see `Microbatch.position_ids`.
         padding_free: whether all rows of a microbatch share one sequence.
+        drop_last: whether rows at the end of an epoch that fill no microbatch of all replicas are left out, as
+            `transformers` does with `dataloader_drop_last`.
+
+    Raises:
+        LoptError: that would be all rows.
 
     Attributes:
         replica: see above.
@@ -76,6 +82,7 @@ class MicrobatchSampler:
         sampling: Literal["random", "batch_rebalance", "group_by_length"] = "batch_rebalance",
         keep_apart: bool = False,
         padding_free: bool = False,
+        drop_last: bool = False,
     ) -> None:
         self._rows = rows
         self._batch_size = per_device_train_batch_size
@@ -94,7 +101,14 @@ class MicrobatchSampler:
         self._unusable: dict[int, UnusableRowsError] = {}
         # The next step's microbatches may be made in another thread than the one that asks for shapes and counts.
         self._lock = threading.RLock()
-        self.steps_per_epoch = math.ceil(len(rows) / self._rows_per_step)
+        unit = max(1, int(per_device_train_batch_size * num_replicas * rows.rows_per_pack)) if drop_last else 1
+        self._rows_per_epoch = len(rows) // unit * unit
+        if self._rows_per_epoch == 0:
+            raise LoptError(
+                f"--dataloader_drop_last leaves none of the {len(rows)} rows of {rows.source}: a microbatch of all "
+                f"replicas has {unit}; leave it out, or lower --per_device_train_batch_size"
+            )
+        self.steps_per_epoch = math.ceil(self._rows_per_epoch / self._rows_per_step)
 
     def epoch(self, step: int) -> float:
         """The epochs that have passed when the step `step` is done, for logs (as `transformers` counts them)."""
@@ -185,7 +199,7 @@ class MicrobatchSampler:
             if len(self._permutations) > 2:  # Of the training, and of headers that are in the next epoch already.
                 self._permutations.popitem(last=False)
         start = step_of_epoch * self._rows_per_step
-        return self._permutations[epoch][start : start + self._rows_per_step]
+        return self._permutations[epoch][start : min(start + self._rows_per_step, self._rows_per_epoch)]
 
     def _permute(self, epoch: int) -> np.ndarray:
         if not self._shuffle:

@@ -13,7 +13,7 @@ import numpy as np
 from lopt_pp.config.data import PackingStrategy
 from lopt_pp.data.dataset import Pack, UnusableRowsError, listed, summarize
 from lopt_pp.data.dates import Encoder
-from lopt_pp.data.encoding import EncodedRow
+from lopt_pp.data.encoded import CHANGES, EncodedRow, Note
 from lopt_pp.data.formats import IGNORE_INDEX
 from lopt_pp.data.limits import RowLimits
 from lopt_pp.data.packing import Packs, pack
@@ -36,6 +36,7 @@ class _Encoded:
     num_targets: int
     unusable: str = ""
     unused: tuple[str, ...] = ()
+    is_cut: bool = False
 
     def piece(self, start: int, stop: int) -> "_Encoded":
         """Tokens of it as a row of their own."""
@@ -77,6 +78,7 @@ class StreamedRows:
         self._strategy = strategy
         self._limits = limits
         self._dropped: dict[int, str] = {}
+        self._cut: set[int] = set()
         self._unused: dict[str, None] = {}
         self._fetched = np.zeros(len(raw), dtype=bool)
         # One thread encodes all rows: tokenizers do not bear two at once.
@@ -131,6 +133,8 @@ class StreamedRows:
             self._unused.update(dict.fromkeys(row.unused))
             if row.unusable:
                 self._dropped[number] = row.unusable
+            elif row.is_cut:
+                self._cut.add(number)
         return packs
 
     def prefetch(self, numbers: np.ndarray) -> None:
@@ -187,7 +191,8 @@ class StreamedRows:
         elif row.num_targets == 0:
             unusable = "without a target token"
         input_ids, labels = np.array(row.input_ids, np.int32), np.array(row.labels, np.int32)
-        encoded = _Encoded(input_ids, labels, row.num_targets, unusable, row.unused)
+        is_cut = bool(row.notes & Note.TRUNCATED)
+        encoded = _Encoded(input_ids, labels, row.num_targets, unusable, row.unused, is_cut)
         if self._limits is not None and not unusable:
             self._limits.check(self._raw.name(number), encoded.input_ids, encoded.labels)
         return encoded
@@ -212,11 +217,17 @@ class StreamedRows:
         num_fetched = int(self._fetched.sum())
         if num_fetched == 0:
             sampled = Counter(row.unusable for row in self._sample if row.unusable)
+            cut = sum(row.is_cut and not row.unusable for row in self._sample)
             return f"{line}; of a sample, " + summarize(
-                "it", len(self._sample) - sampled.total(), sampled, {}, tuple(self._unused)
+                "it", len(self._sample) - sampled.total(), sampled, _cut(cut), tuple(self._unused)
             )
         reasons = Counter(self._dropped.values())
-        return f"{line}; so far, " + summarize("it", num_fetched - reasons.total(), reasons, {}, tuple(self._unused))
+        used, unused = num_fetched - reasons.total(), tuple(self._unused)
+        return f"{line}; so far, " + summarize("it", used, reasons, _cut(len(self._cut)), unused)
+
+
+def _cut(number: int) -> dict[str, int]:
+    return {CHANGES[Note.TRUNCATED]: number} if number else {}
 
 
 def _unusable(raw: RawRows, errors: Mapping[int, LoptError]) -> UnusableRowsError:

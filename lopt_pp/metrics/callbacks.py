@@ -89,6 +89,7 @@ class Callbacks:
         model: what they are given as `model`.
         processing_class: likewise.
         act: see above.
+        logs_every: steps between logs, 0 for none; None for `--logging_steps`.
     """
 
     name = "the callbacks"
@@ -103,6 +104,7 @@ class Callbacks:
         model: Any = None,
         processing_class: Any = None,
         act: Callable[[int, TrainerControl], None] = lambda step, control: None,
+        logs_every: int | None = None,
     ) -> None:
         self._called = list(called)
         self._arguments = arguments
@@ -126,9 +128,10 @@ class Callbacks:
             train_batch_size=arguments.per_device_train_batch_size,
             num_train_epochs=max(1, round(arguments.num_train_epochs)),
         )
+        self._logs_every = int(arguments.logging_steps) if logs_every is None else logs_every
         self._window = Window()
         self._losses: list[float] = []
-        self._num_tokens = 0.0
+        self._num_tokens = self._tokens_before = 0.0
         self._begun = time.perf_counter()
         self._has_begun = False
         self._events: queue.SimpleQueue[tuple[Callable[..., None], tuple[Any, ...], Future[None]]] = queue.SimpleQueue()
@@ -144,6 +147,7 @@ class Callbacks:
             self.state.global_step, self.state.epoch = int(own["step"]), own.get("epoch", self.state.epoch)
             self.state.log_history.append(own)
             self._note_best(own)
+            self._tokens_before = own.get("num_tokens", self._tokens_before)
         self.state.global_step = self._steps_done
 
     def begin(self) -> None:
@@ -203,9 +207,9 @@ class Callbacks:
                 self._call("on_epoch_end")
                 self._call("on_epoch_begin")
             first = self._arguments.logging_first_step
-            if self.control.should_log or logs_after(step, state.logging_steps, first, state.max_steps):
+            if self.control.should_log or logs_after(step, self._logs_every, first, state.max_steps):
                 self.control.should_log = False
-                self._log(training_logs(self._window.take()))
+                self._log_training()
         if metrics := evaluation_logs(records):
             self._log(metrics)
             self._call("on_evaluate", metrics=metrics)
@@ -224,8 +228,8 @@ class Callbacks:
         self.state.global_step = now
 
     def _end(self) -> None:
-        if self._window:  # The run has ended before its last step.
-            self._log(training_logs(self._window.take()))
+        if self._window and self._logs_every:  # The run has ended before its last step.
+            self._log_training()
         steps, seconds = self.state.global_step - self._steps_done, time.perf_counter() - self._begun
         if steps > 0:
             summary = {"train_runtime": seconds, "train_steps_per_second": steps / seconds}
@@ -237,6 +241,9 @@ class Callbacks:
         self._call("on_train_end")
         for called in list(self._called):
             self._guarded(called, "on_train_end", called.finish)
+
+    def _log_training(self) -> None:
+        self._log(training_logs(self._window.take(), self._tokens_before + self._num_tokens))
 
     def _log(self, logs: dict[str, float]) -> None:
         self.state.log_history.append(logs | {"step": self.state.global_step})

@@ -28,22 +28,29 @@ def log_history(
     Args:
         records: of `read_records`.
         num_steps: that have been done.
-        logging_steps: steps between logs of the training.
+        logging_steps: steps between logs of the training; 0 for none.
         logging_first_step: whether there are logs of the first as well.
 
     Returns:
         In order, what callbacks are given as `logs`, with the `step` after which it was.
     """
-    window, logs = Window(), list[dict[str, float]]()
+    window, logs, num_tokens = Window(), list[dict[str, float]](), 0
     for step, own in itertools.groupby(records, lambda record: record["step"]):
         of_step = sorted(own, key=lambda record: record["stage"])
         if step > 0:
             window.add(of_step)
+            num_tokens += of_step[-1]["num_tokens"]
             if logs_after(step, logging_steps, logging_first_step, num_steps):
-                logs.append(training_logs(window.take()) | {"step": step})
+                logs.append(training_logs(window.take(), num_tokens) | {"step": step})
         if metrics := evaluation_logs(of_step):
             logs.append(metrics | {"step": step})
     return logs
+
+
+def steps_per_epoch(records: Sequence[Record]) -> int:
+    """The steps of a run that make an epoch, as its records have it; 1 where they do not say."""
+    last = records[-1] if records else {}
+    return round(last["step"] / last["epoch"]) if last.get("epoch") else 1
 
 
 def mean_loss(records: Sequence[Record], steps_before: int) -> float:

@@ -8,54 +8,70 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lopt_pp.config.evaluation import TOKEN_METRICS
 from lopt_pp.metrics.records import Record, is_measured, time_shares
 
-_OF_THE_RUN = ("loss", "grad_norm", "learning_rate")
+_OF_THE_RUN = ("loss", "grad_norm", "learning_rate", *TOKEN_METRICS)
 """Of the last stage, also without its number."""
 
 
 class Window:
     """The steps since the last logs.
 
-    Losses are their means, as in transformers; seconds are added up, and tokens a second are those of all of them.
-    The rest is of the last step.
+    Losses and what is measured of single tokens are their means, as in transformers and TRL; seconds are added up, and
+    tokens a second are those of all of them. The rest is of the last step.
     """
 
     def __init__(self) -> None:
-        self._records: list[Sequence[Record]] = []
+        self._stages: list[_Sums] = []
 
     def add(self, records: Sequence[Record]) -> None:
         """Takes a step's records, one of each stage; not of step 0, in which nothing is trained."""
-        self._records.append(records)
+        self._stages = self._stages or [_Sums() for _ in records]
+        for own, record in zip(self._stages, records, strict=True):
+            own.add(record)
 
     def __bool__(self) -> bool:
-        return bool(self._records)
+        return bool(self._stages)
 
     def take(self) -> list[Record]:
         """One record of each stage for all the steps; the next steps begin a new window."""
-        taken, self._records = self._records, []
-        return [_joined(own) for own in zip(*taken, strict=True)]
+        taken, self._stages = self._stages, []
+        return [own.joined() for own in taken]
 
 
-def _joined(steps: Sequence[Record]) -> Record:
-    joined = {name: value for name, value in steps[-1].items() if not is_measured(name)}
-    sums: Counter[str] = Counter()
-    losses: dict[str, list[float]] = {}
-    for record in steps:
+class _Sums:
+    """Of one stage: no step is kept, since a run may have no logs at all."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._last: Record = {}
+        self._sums: Counter[str] = Counter()
+        self._means: dict[str, tuple[float, int]] = {}
+
+    def add(self, record: Record) -> None:
+        self._steps += 1
+        self._last = record
         for name, value in record.items():
-            if name.endswith("loss") and not is_measured(name):
-                losses.setdefault(name, []).append(value)
+            if (name.endswith("loss") or name in TOKEN_METRICS) and not is_measured(name):
+                total, number = self._means.get(name, (0.0, 0))
+                self._means[name] = total + value, number + 1
             elif name.endswith("_seconds") or name == "num_tokens":
-                sums[name] += value
-    joined |= {name: sum(values) / len(values) for name, values in losses.items()}
-    return joined | sums | {"tokens_per_second": sums["num_tokens"] / sums["step_seconds"], "steps": len(steps)}
+                self._sums[name] += value
+
+    def joined(self) -> Record:
+        joined = {name: value for name, value in self._last.items() if not is_measured(name)}
+        joined |= {name: total / number for name, (total, number) in self._means.items()}
+        speed = self._sums["num_tokens"] / self._sums["step_seconds"]
+        return joined | self._sums | {"tokens_per_second": speed, "steps": self._steps}
 
 
-def training_logs(records: Sequence[Record]) -> dict[str, float]:
+def training_logs(records: Sequence[Record], num_tokens: float) -> dict[str, float]:
     """What trackers and callbacks are given of some steps.
 
     Args:
         records: of each stage, as `Window.take` gives them.
+        num_tokens: that the run has trained on so far; TRL has the number by that name.
 
     Returns:
         Numbers by name. Times are shares of the wall time, and the seconds of a step.
@@ -71,7 +87,7 @@ def training_logs(records: Sequence[Record]) -> dict[str, float]:
         own |= {f"share {what}": share for what, share in time_shares(record).items()}
         own["step_seconds"] = record["step_seconds"] / record["steps"]
         values |= {f"{name}/stage {record['stage']}": float(value) for name, value in own.items()}
-    return values | _epoch(last)
+    return values | {"num_tokens": float(num_tokens)} | _epoch(last)
 
 
 def evaluation_logs(records: Sequence[Record]) -> dict[str, float]:
@@ -98,5 +114,14 @@ def _epoch(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def logs_after(step: int, logging_steps: int, logging_first_step: bool, num_steps: int) -> bool:
-    """Whether there are logs after a step, for the screen and for trackers: every so many, and after the last."""
+    """Whether there are logs after a step, for the screen and for trackers: every so many, and after the last.
+
+    Args:
+        step: that is done.
+        logging_steps: steps between logs; 0 for none.
+        logging_first_step: whether the first has some, too.
+        num_steps: of the run.
+    """
+    if logging_steps == 0:
+        return step == 1 and logging_first_step
     return step % logging_steps == 0 or step == num_steps or (step == 1 and logging_first_step)

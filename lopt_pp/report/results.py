@@ -114,7 +114,10 @@ def saved_step(run: RunData) -> int | None:
 
 def _may_be_saved(run: RunData, step: int) -> bool:
     """Whether there was a checkpoint after a step that was evaluated, by the flags."""
-    if run.flags.get("save_strategy", "steps") == "epoch":
+    strategy = run.flags.get("save_strategy", "steps")
+    if strategy == "best":
+        return step > 0
+    if strategy == "epoch":
         epochs = dict(zip(*run.curve(len(run.stages) - 1, "epoch"), strict=True))
         return step > 0 and float(epochs.get(step, step)).is_integer()
     return step > 0 and step % (run.flags.get("save_steps") or 1) == 0

@@ -10,13 +10,13 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lopt_pp.checkpoint.best import best_checkpoint
+from lopt_pp.checkpoint.best import best_checkpoint, is_best
 from lopt_pp.checkpoint.committer import Committer
 from lopt_pp.checkpoint.lock import OutputLock
 from lopt_pp.checkpoint.output_dir import remove_unfinished_checkpoints
 from lopt_pp.checkpoint.run_day import DAY
 from lopt_pp.checkpoint.writer import PartWriter, StageCopy
-from lopt_pp.distributed.shutdown import SAVE, RunLength
+from lopt_pp.distributed.shutdown import EVALUATE, SAVE, RunLength
 from lopt_pp.distributed.world import World
 from lopt_pp.metrics.collector import Collector
 from lopt_pp.stage.base import BaseStage
@@ -52,7 +52,8 @@ class Checkpointer:
         lock: OutputLock | None,
         length: RunLength,
     ) -> None:
-        self._config, self._length = setup.config.checkpoint, length
+        self._run, self._config, self._length = setup.config, setup.config.checkpoint, length
+        self._only_best = self._config.only_best
         self._steps_per_epoch = setup.sampler(0).steps_per_epoch
         self._stages, self._steps_before = stages, stages[0].steps_done
         self._lock = lock
@@ -84,11 +85,14 @@ class Checkpointer:
             if self._config.saves and self._decide(steps_done, must=True):
                 self._last = self._writer.copy(self._stages)
         elif self._is_due(steps_done) and self._decide(steps_done):
-            self._save(steps_done)
+            self._save(steps_done, if_best=self._only_best and not self._is_asked(steps_done, SAVE))
 
     def _is_due(self, steps_done: int) -> bool:
-        asked = self._config.saves and self._length.besides(steps_done - 1) & SAVE
-        return bool(asked) or self._config.saves_after(steps_done, self._steps_per_epoch)
+        asked = SAVE | (EVALUATE if self._only_best else 0)
+        return self._is_asked(steps_done, asked) or self._run.saves_after(steps_done, self._steps_per_epoch)
+
+    def _is_asked(self, steps_done: int, what: int) -> bool:
+        return self._config.saves and bool(self._length.besides(steps_done - 1) & what)
 
     def after_last_step(self) -> None:
         """Saves the stages of a run that is stopped, unless they just were; waits until this process's part is written.
@@ -99,6 +103,8 @@ class Checkpointer:
         is_due = self._config.saves and steps_done < self._length.num_steps and steps_done != self._saved
         if is_due and self._decide(steps_done, must=True):
             self._save(steps_done)
+        elif self._only_best and steps_done == self._saved and self._committer is not None:
+            self._committer.expect(steps_done)  # Whatever its model is like: the run goes on from here.
         self._writer.finish()
 
     def after_model(self) -> None:
@@ -139,10 +145,10 @@ class Checkpointer:
         self._store.set(key, "skip" if missing else "save")
         return not missing
 
-    def _save(self, steps_done: int) -> None:
+    def _save(self, steps_done: int, if_best: bool = False) -> None:
         self._saved = steps_done
         if self._committer is not None:
-            self._committer.expect(steps_done)
+            self._committer.expect(steps_done, if_best)
         self._writer.save(self._stages, steps_done)
 
 
@@ -155,9 +161,12 @@ def _committer(
     lock: OutputLock,
     length: RunLength,
 ) -> Committer:
-    held_out, criterion, best = setup.held_out, setup.criterion, None
-    if held_out is not None and criterion is not None and setup.config.evaluation.load_best_model_at_end:
+    held_out, criterion, config = setup.held_out, setup.criterion, setup.config
+    best, more = None, {}
+    keeps_best = config.evaluation.load_best_model_at_end or config.checkpoint.only_best
+    if held_out is not None and criterion is not None and keeps_best:
         best = functools.partial(best_checkpoint, output_dir, run_id, held_out.digest, criterion)
+        more = {"is_best": functools.partial(is_best, output_dir, run_id, held_out.digest, criterion)}
     remove_unfinished_checkpoints(output_dir)
     return Committer(
         output_dir,
@@ -172,4 +181,5 @@ def _committer(
         metrics=collector.measured if setup.held_out is not None else lambda step: {},
         best=best or (lambda: None),
         on_commit=collector.saved,
+        **more,
     )

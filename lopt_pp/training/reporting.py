@@ -69,13 +69,13 @@ def open_reporting(
         Path(run.output_dir) / "metrics.jsonl",
         setup.loss_names,
         setup.num_steps,
-        lambda step: logs_after(step, run.logging_steps, run.logging_first_step, setup.num_steps),
+        lambda step: logs_after(step, run.logs_every(steps_per_epoch), run.logging_first_step, setup.num_steps),
         num_replicas=setup.topology.num_replicas,
         steps_done=steps_done,
         listeners=listeners,
         from_start=steps.start == START,
         evaluations=_evaluations(setup, world, steps_done),
-        saves_after=lambda step: setup.config.checkpoint.saves_after(step, steps_per_epoch),
+        saves_after=lambda step: setup.config.saves_after(step, steps_per_epoch),
         shows_bar=not setup.config.report.disable_tqdm,
     )
 
@@ -92,6 +92,8 @@ def _open_callbacks(setup: Setup, world: World, run_id: str, steps_done: int, ow
     arguments = as_training_arguments(
         config, setup.num_steps, evaluates=evaluates, num_processes=world.size, reports_to=names
     )
+    run = config.run
+    every = run.logs_every(setup.sampler(0).steps_per_epoch)
     called = open_trackers(names, config.report, arguments, run_id, steps_done)
     own = own or OwnCallbacks()
     callbacks = Callbacks(
@@ -102,11 +104,11 @@ def _open_callbacks(setup: Setup, world: World, run_id: str, steps_done: int, ow
         model=SimpleNamespace(config=setup.model_config),
         processing_class=setup.tokenizer,
         act=own.act,
+        logs_every=every,
     )
     if steps_done:
-        run = config.run
         records = read_records(Path(run.output_dir) / "metrics.jsonl", steps_done)
-        callbacks.remember(log_history(records, steps_done, run.logging_steps, run.logging_first_step))
+        callbacks.remember(log_history(records, steps_done, every, run.logging_first_step))
     own.opened(callbacks)
     callbacks.begin()
     return callbacks

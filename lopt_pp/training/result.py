@@ -9,7 +9,7 @@ from transformers.trainer_utils import TrainOutput
 
 from lopt_pp.checkpoint.best import criterion_named
 from lopt_pp.config.train_config import Config
-from lopt_pp.metrics.history import log_history, mean_loss, read_records
+from lopt_pp.metrics.history import log_history, mean_loss, read_records, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ def summarize(config: Config, result: RunResult, seconds: float, state: TrainerS
     """
     records = read_records(Path(config.run.output_dir) / "metrics.jsonl", result.steps_done)
     loss = mean_loss(records, result.steps_before)
-    history = log_history(records, result.steps_done, config.run.logging_steps, config.run.logging_first_step)
+    every = config.run.logs_every(steps_per_epoch(records))
+    history = log_history(records, result.steps_done, every, config.run.logging_first_step)
     epoch = next((logs["epoch"] for logs in reversed(history) if "epoch" in logs), 0.0)
     steps = result.steps_done - result.steps_before
     metrics = {"train_runtime": seconds, "train_steps_per_second": steps / seconds, "train_loss": loss, "epoch": epoch}

@@ -1,7 +1,6 @@
 """What a run is made of: the model, its cuts and its rows, all of it read and proved before anything is written."""
 
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -249,8 +248,7 @@ def prepare(config: Config, world: World, day: date, given: Given = NOTHING) -> 
     criterion = find_criterion(config, held_out, metrics)
     pad = pad_token_id(tokenizer, limits.num_embeddings)
     sampler = _sampler(config, rows, pad, topology.replica_of(world.rank), topology.num_replicas)
-    run = config.run
-    num_steps = run.max_steps if run.max_steps > 0 else math.ceil(run.num_train_epochs * sampler.steps_per_epoch)
+    num_steps = config.run.num_steps(sampler.steps_per_epoch)
     for name, window in config.report.windows.items():
         if window[0] > num_steps:
             raise LoptError(f"--{name} {window[0]}-{window[-1]}: the run has {num_steps} steps")
@@ -293,6 +291,7 @@ def _sampler(config: Config, rows: Rows, pad_token_id: int, replica: int, num_re
         replica=replica,
         num_replicas=num_replicas,
         sampling=config.data.train_sampling_strategy,
+        drop_last=config.run.dataloader_drop_last,
         keep_apart=config.data.packs_rows,
         # Flash attention keeps rows apart only where all of them are in one sequence.
         padding_free=config.data.padding_free

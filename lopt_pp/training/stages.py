@@ -152,7 +152,7 @@ def _evaluation(setup: Setup, replica: int, length: RunLength) -> Evaluation | N
         per_device_eval_batch_size=config.per_device_eval_batch_size,
         pad_token_id=setup.pad_token_id,
         on_start=config.eval_on_start,
-        chooses=config.chooses,
+        chooses=setup.config.chooses,
         replica=replica,
         num_replicas=setup.topology.num_replicas,
     )

@@ -130,7 +130,7 @@ def find_criterion(config: Config, sets: EvaluationSets | None, metrics: TokenMe
         if local is not None and local.name == f"{name}_loss":
             raise LoptError(f"--eval_file {name}=...: a stage's loss is called {local.name}; give the set another name")
     more = () if metrics is None else metrics.all_names
-    return None if sets is None else choose_criterion(config.evaluation, sets.names, more)
+    return None if sets is None else choose_criterion(config.evaluation, sets.names, more, config.checkpoint.only_best)
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,10 @@ def test_what_would_mislead_is_an_error(line: str, error: str) -> None:
         ("--warmup_steps 20 --max_steps 20", "--warmup_steps 20: the run has 20 steps, so no rate comes to its peak"),
         ("--streaming --dataset_num_proc 2", "of no effect with --streaming: --dataset_num_proc"),
         ("--packing_strategy wrapped", "of no effect without --packing: --packing_strategy wrapped"),
+        (
+            "--packing --packing_strategy wrapped --truncation_mode keep_end",
+            "of no effect with --packing_strategy wrapped, which splits long rows: --truncation_mode keep_end",
+        ),
         ("--resize_to_multiple_of 64", "of no effect without --added_tokens: --resize_to_multiple_of 64"),
         ("--train_embeddings false --added_tokens <x>", "--train_embeddings false: the input embeddings of --added"),
         (

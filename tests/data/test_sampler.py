@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 
 from lopt_pp.data import Microbatch, MicrobatchSampler, TokenCounts, TokenizedRows
 from lopt_pp.data.packed_rows import PackedRows
@@ -81,6 +82,35 @@ def test_last_step_may_lack_microbatches(rows: TokenizedRows) -> None:
     assert sampler.steps_per_epoch == 2
     assert row_numbers(sampler.microbatches(1)) == [[9, 10]]
     assert row_numbers(sampler.microbatches(2)) == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+@pytest.mark.parametrize(
+    ("size", "accumulation", "num_replicas"), [(3, 2, 1), (2, 3, 2), (2, 1, 1), (1, 4, 1), (5, 1, 2)]
+)
+def test_dropping_the_last_leaves_what_dataloaders_do(
+    rows: TokenizedRows, size: int, accumulation: int, num_replicas: int
+) -> None:
+    """Of `transformers.Trainer`: a loader of microbatches of all replicas, and steps of as many as accumulate."""
+    loader: Any = DataLoader(torch.arange(NUM_ROWS), batch_size=size * num_replicas, drop_last=True)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"shuffle": False, "sampling": "random", "drop_last": True, "num_replicas": num_replicas}
+    options |= {"seed": 0, "pad_token_id": PAD}
+    orders = [
+        MicrobatchSampler(
+            rows,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            replica=replica,
+            **options,
+        )
+        for replica in range(num_replicas)
+    ]
+    steps = orders[0].steps_per_epoch
+    assert steps == len(loader) // accumulation + (len(loader) % accumulation > 0)
+    seen = [batch for step in range(steps) for order in orders for batch in row_numbers(order.microbatches(step))]
+    assert sorted(row for batch in seen for row in batch) == [row for batch in loader for row in batch.tolist()]
+    assert all(len(batch) == size for batch in seen)
+    with pytest.raises(LoptError, match=f"^--dataloader_drop_last leaves none of the {NUM_ROWS} rows of "):
+        MicrobatchSampler(rows, per_device_train_batch_size=99, gradient_accumulation_steps=1, **options)
 
 
 def test_every_epoch_is_another_permutation_of_all_rows(rows: TokenizedRows) -> None:

@@ -1,6 +1,7 @@
 """Rows that are tokenized when their step comes: the order and the microbatches are those of rows tokenized before."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,16 @@ def same(one: Microbatch, other: Microbatch) -> bool:
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
-@pytest.mark.parametrize("options", [{}, {"num_replicas": 2, "replica": 1}, {"padding_free": True}, {"shuffle": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_replicas": 2, "replica": 1},
+        {"padding_free": True},
+        {"shuffle": False},
+        {"num_replicas": 2, "drop_last": True},
+    ],
+)
 def test_the_order_is_that_of_rows_tokenized_before(tmp_path: Path, suffix: str, options: dict[str, Any]) -> None:
     path = write(tmp_path / "rows.jsonl", rows_of(40))
     if suffix == "parquet":
@@ -65,6 +75,22 @@ def test_the_order_is_that_of_rows_tokenized_before(tmp_path: Path, suffix: str,
         assert streamed.counts(step) == before.counts(step)
         batches = zip(streamed.microbatches(step), before.microbatches(step), strict=True)
         assert all(same(*pair) for pair in batches)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_long_rows_are_cut(tmp_path: Path, packing: bool) -> None:
+    path = write(tmp_path / "rows.jsonl", rows_of(40))
+    told: dict[str, Any] = {"max_length": 10, "truncation_mode": "keep_end", "packing": packing}
+    streamed, before = load(path, **told), load(path, streaming=False, **told)
+    if not packing:
+        orders = [make_order(rows) for rows in (streamed, before)]
+        assert all(same(*pair) for pair in zip(*(order.microbatches(0) for order in orders), strict=True))
+    number = re.search(r"(\d+) cut to --max_length by --truncation_mode", before.summary())
+    assert number is not None and 0 < int(number[1]) < 40 and "left out" not in before.summary()
+    order = make_order(streamed, shuffle=False)
+    for step in range(order.steps_per_epoch):
+        order.microbatches(step)
+    assert number[0] in streamed.summary()
 
 
 def test_it_goes_on_at_any_step(tmp_path: Path) -> None:

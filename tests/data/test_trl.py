@@ -7,7 +7,8 @@ import pytest
 from chat import MARKED, make_tokenizer
 from trl_templates import NAMES, decoded, prepared_by_trl, source, tokenizer_for, trained_by_trl
 
-from lopt_pp.data.encoding import EncodedRow, RowEncoder
+from lopt_pp.config.truncation import Truncation
+from lopt_pp.data.encoding import EncodedRow, Note, RowEncoder
 from lopt_pp.errors import LoptError
 from lopt_pp.util.compat_transformers import templates_see
 
@@ -162,6 +163,23 @@ def test_what_is_given_means_what_it_means_in_trl(kind: str) -> None:
             got = encode(row)
             assert got is not None and got.input_ids == wanted.input_ids, flags
             assert got.labels == wanted.labels, flags
+
+
+@pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
+def test_a_row_is_cut_as_by_trl(mode: Any) -> None:
+    row = OF_EACH_KIND["prompt and completion"]
+    tokenizer = make_tokenizer()
+    whole = RowEncoder(tokenizer)(row)
+    assert whole is not None
+    for max_length in range(3, len(whole.input_ids) + 2):
+        got = RowEncoder(tokenizer, truncation=Truncation(max_length, mode))(row)
+        assert got is not None and bool(got.notes & Note.TRUNCATED) == (max_length < len(whole.input_ids))
+        try:
+            wanted = prepared_by_trl(tokenizer, row, max_length=max_length, truncation_mode=mode)
+        except IndexError:  # Nothing of it counts, and TRL leaves it out.
+            assert got.num_targets == 0
+            continue
+        assert (got.input_ids, got.labels) == (wanted.input_ids, wanted.labels)
 
 
 def test_what_is_not_given_counts_on_answers() -> None:

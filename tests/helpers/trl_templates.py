@@ -90,9 +90,8 @@ def prepared_by_trl(tokenizer: PreTrainedTokenizerFast, row: dict[str, Any], **f
         chat_template=get_training_chat_template(tokenizer) if marked else None,
         completion_only_loss={"prompt", "completion"} <= row.keys() if completion_only is None else completion_only,
     )
-    args = SimpleNamespace(
-        dataset_num_proc=None, dataset_text_field="text", max_length=None, shuffle_dataset=False, **given
-    )
+    usual = {"dataset_num_proc": None, "dataset_text_field": "text", "max_length": None, "shuffle_dataset": False}
+    args = SimpleNamespace(**(usual | given))
     prepared: Any = SFTTrainer._prepare_dataset(trainer, rows, tokenizer, args, False, None, "train")  # type: ignore[arg-type]
     return EncodedRow(prepared[0]["input_ids"], prepared[0]["labels"])
 

@@ -46,7 +46,8 @@ def make(**flags: Any) -> Config:
 def another(name: str, value: object) -> object:
     """A value of the flag's type that is not the one it has."""
     declared = typing.get_type_hints(COMPONENT_OF[name])[name]
-    kinds = typing.get_args(declared) if isinstance(declared, types.UnionType) else (declared,)
+    is_union = typing.get_origin(declared) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(declared) if is_union else (declared,)
     (kind,) = [kind for kind in kinds if kind is not type(None)]
     if typing.get_origin(kind) is typing.Literal:
         return next(choice for choice in typing.get_args(kind) if choice != value)

@@ -103,6 +103,7 @@ def test_logs_have_the_names_of_transformers_and_those_of_all_stages() -> None:
     assert training["reconstruction_loss/stage 0"] == 1.5 and training["loss/stage 1"] == 3.0
     assert training["share computing/stage 0"] == 0.5 and training["share waiting to receive/stage 1"] == 0.5
     assert training["tokens_per_second/stage 1"] == 100.0 and training["step_seconds/stage 0"] == 1.0
+    assert training["num_tokens"] == 200.0  # So far, as TRL counts them.
     assert not any(name.startswith(("eval_", "forward_seconds", "step/", "stage/", "steps")) for name in training)
     assert measured == {
         "eval_loss": 1.0,

@@ -166,6 +166,9 @@ def test_log_lines_come_each_logging_steps_and_at_the_end(tmp_path: Path, caplog
         "step 4/5: stage 0 reconstruction_loss 3.5, stage 1 loss 3.625, 30 tokens/s, 00:10 left",
         "step 5/5: stage 0 reconstruction_loss 5, stage 1 loss 5.125, 35 tokens/s",
     ]
+    caplog.clear()
+    collect(dist.HashStore(), tmp_path / "none.jsonl", 5, logging_steps=0)
+    assert not caplog.messages
 
 
 def test_summary_gives_shares_of_the_wall_time(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             sets = f"--eval_file usual={folder / 'held_out.jsonl'} odd={folder / 'odd.jsonl'}"
             chosen = "--metric_for_best_model odd_loss --early_stopping_patience 1 --max_steps 40 --eval_on_start"
             chosen += " --eval_metrics mean_token_accuracy entropy --compute_metrics own_metrics:totals"
-            found["stopped"] = f"{MEASURED} {sets} {BEST} {chosen}"
+            found["stopped"] = f"{MEASURED} {sets} {BEST} {chosen} --save_strategy best"
         return found
 
     train_layouts(folder, LAYOUTS, kinds)
@@ -221,6 +221,9 @@ def test_a_run_finishes_when_its_model_gets_no_better(files: Path, layout: str) 
     steps = records(out)[-1]["step"]
     evaluated = [row["step"] for row in records(out) if "eval_odd_loss" in row]
     assert steps > 4 and evaluated == [*range(0, steps, 2), steps]
+    # By --save_strategy best there is nothing else, but for the last step.
+    assert [path.name for path in complete_checkpoints(out)] == [f"checkpoint-{steps}", "checkpoint-2"]
+    assert not list(out.glob("*.unfinished"))
     assert same(weights(out), saved_weights(out / "checkpoint-2"))
     card = (out / "README.md").read_text()
     assert f"Optimizer steps: {steps} of 40; finished early: eval_odd_loss has not improved for " in card

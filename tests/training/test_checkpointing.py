@@ -17,6 +17,7 @@ from lopt_pp.checkpoint.committer import Committer
 from lopt_pp.checkpoint.output_dir import complete_checkpoints
 from lopt_pp.checkpoint.writer import copied_key
 from lopt_pp.distributed.shutdown import RunLength, StopCoordinator, ask_to_stop
+from lopt_pp.metrics.collector import Collector
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.training import checkpointing
 from lopt_pp.training.checkpointing import Checkpointer
@@ -129,6 +130,34 @@ def test_a_run_that_is_stopped_where_a_checkpoint_was_skipped_saves_it(
     monkeypatch.setattr(checkpointing, "_PATIENCE", 0.0)
     assert not train(inputs, tmp_path / "out", "--max_steps 50 --save_steps 2", store=store)
     assert saved(tmp_path / "out") == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_only_the_best_is_saved_and_a_run_that_is_stopped(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The latter although it is not the best; a run that goes on from there knows what the best was before."""
+    store, decided, losses = HashStore(), threading.Event(), [3.0, 2.0, 5.0, 5.0, 1.0, 1.0]
+    after_step, await_request = Checkpointer.after_step, StopCoordinator._await_requests
+
+    def stop(self: Checkpointer, steps_done: int) -> None:
+        after_step(self, steps_done)
+        if steps_done == 3 and not decided.is_set():
+            ask_to_stop(store, "SIGTERM")
+            assert decided.wait(LONG)
+
+    def tell(self: StopCoordinator) -> None:
+        await_request(self)
+        decided.set()
+
+    monkeypatch.setattr(Checkpointer, "after_step", stop)
+    monkeypatch.setattr(StopCoordinator, "_await_requests", tell)
+    monkeypatch.setattr(Collector, "measured", lambda self, step: {"eval_loss": losses[step - 1]})
+    more = "--max_steps 6 --save_strategy best --eval_steps 1 --eval_split_size 2"
+    assert not train(inputs, tmp_path / "out", more, store=store)
+    assert saved(tmp_path / "out") == ["checkpoint-1", "checkpoint-2", "checkpoint-3"]
+    assert train(inputs, tmp_path / "out", f"{more} --resume_from_checkpoint latest")
+    assert saved(tmp_path / "out") == [f"checkpoint-{step}" for step in (1, 2, 3, 5, 6)]
+    assert not list((tmp_path / "out").glob("*.unfinished"))
 
 
 @pytest.mark.parametrize("sharding", ["none", "full"])
