@@ -1,17 +1,18 @@
 """What `generate` and `chat` share: the flags of an answer, and the model that gives it."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from os.path import expanduser
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lopt_pp.checkpoint.named import check_model_or_checkpoint
 from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype, say
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
+
+T = TypeVar("T")
 
 
 def add_answering(parser: CommandParser, max_new_tokens: int, temperature: float | None, seed: int | None) -> None:
@@ -59,48 +60,36 @@ def read_answering(parser: CommandParser, arguments: Any) -> argparse.Namespace:
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """A model that is to answer, not loaded yet.
+class Answering:
+    """A model that answers.
 
     Attributes:
-        path: that its library reads it from.
+        model: of `AutoModelForCausalLM`.
+        tokenizer: of the model.
         given: the flags.
     """
 
-    path: str
+    model: Any
+    tokenizer: "PreTrainedTokenizerBase"
     given: argparse.Namespace
 
-    def tokenizer(self) -> "PreTrainedTokenizerBase":
-        """Of the model.
+    def answer(self, prompt: "BatchEncoding", must_stop: Callable[[], bool] = lambda: False) -> str:
+        """Prints the answer as its tokens come; see `lopt_pp.evaluation.answers.print_answer`."""
+        from lopt_pp.evaluation.answers import print_answer, sampling
 
-        Raises:
-            LoptError: it cannot be read.
-        """
-        from transformers import AutoTokenizer
-
-        return self._open(AutoTokenizer)
-
-    def model(self) -> Any:
-        """Takes long to load, so after what may be refused before.
-
-        Raises:
-            LoptError: it cannot be read.
-        """
-        from transformers import AutoModelForCausalLM
-
-        device, dtype = device_and_dtype(self.given)
-        return self._open(AutoModelForCausalLM, dtype=dtype).to(device)
-
-    def _open(self, kind: Any, **options: object) -> Any:
-        from lopt_pp.evaluation.answers import open_pretrained
-
-        trust = self.given.trust_remote_code
-        return open_pretrained(kind, self.path, self.given.model, trust_remote_code=trust, **options)
+        settings = sampling(self.given.temperature, self.given.top_p)
+        return print_answer(self.model, self.tokenizer, prompt, self.given.max_new_tokens, settings, must_stop)
 
 
-@contextmanager
-def pretrained(given: argparse.Namespace) -> Iterator[Pretrained]:
-    """The model that the flags name, to be loaded while the context lasts; of a checkpoint it is made meanwhile.
+def open_answering(given: argparse.Namespace, prepare: "Callable[[PreTrainedTokenizerBase], T]") -> tuple[Answering, T]:
+    """Loads the model that the flags name; of a checkpoint it is made meanwhile.
+
+    Args:
+        given: the flags.
+        prepare: is called before the model is loaded, which takes long: for what it may refuse.
+
+    Returns:
+        The model, and what `prepare` has returned.
 
     Raises:
         LoptError: there is none.
@@ -111,4 +100,13 @@ def pretrained(given: argparse.Namespace) -> Iterator[Pretrained]:
 
     be_quiet()
     with ordinary_model(given.model, given.trust_remote_code) as path:
-        yield Pretrained(path, given)
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from lopt_pp.evaluation.answers import open_pretrained
+
+        of = {"path": path, "name": given.model, "trust_remote_code": given.trust_remote_code}
+        tokenizer = open_pretrained(AutoTokenizer, **of)
+        prepared = prepare(tokenizer)
+        device, dtype = device_and_dtype(given)
+        model = open_pretrained(AutoModelForCausalLM, **of, dtype=dtype).to(device)
+    return Answering(model, tokenizer, given), prepared

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from lopt_pp.commands.answering import add_answering, pretrained, read_answering
+from lopt_pp.commands.answering import Answering, add_answering, open_answering, read_answering
 from lopt_pp.commands.common import CommandParser
 from lopt_pp.errors import LoptError
 from lopt_pp.util.console import print_error
@@ -40,22 +40,18 @@ def _run(given: argparse.Namespace) -> int:
     if isinstance(sys.stdin, io.TextIOWrapper) and not sys.stdin.isatty():
         # What is not text shall not end the conversation.
         sys.stdin.reconfigure(errors="replace")
-    with pretrained(given) as opened:
+    answering, _ = open_answering(given, lambda tokenizer: _check_system(tokenizer, given.system))
+    if given.seed is not None:
         # Late, since a mistake in the flags need not wait for it.
         from transformers import set_seed
 
-        tokenizer = opened.tokenizer()
-        if given.system is not None:  # Before the model, which takes long to load.
-            _check_system(tokenizer, given.system)
-        model = opened.model()
-    if given.seed is not None:
         set_seed(given.seed)
-    conversation = Conversation(model, tokenizer, given)
+    conversation = Conversation(answering)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         with contextlib.suppress(ImportError):  # It gives `input` a line that can be edited, and a history.
             import readline  # noqa: F401
-    if not tokenizer.chat_template:
+    if not answering.tokenizer.chat_template:
         print_notice("the model has no chat template: it goes on from each text by itself")
     if is_terminal:
         print_notice("/help lists the commands; Ctrl-C ends an answer, Ctrl-D the program")
@@ -71,14 +67,16 @@ def _run(given: argparse.Namespace) -> int:
     return 0 if is_terminal or all_answered else 1
 
 
-def _check_system(tokenizer: Any, system: str) -> None:
-    """Sees that there can be a conversation with this system message.
+def _check_system(tokenizer: Any, system: str | None) -> None:
+    """Sees that there can be a conversation with this system message, if any.
 
     Raises:
         LoptError: the tokenizer has no chat template, or one that refuses it.
     """
     from lopt_pp.evaluation.answers import encode_chat
 
+    if system is None:
+        return
     if not tokenizer.chat_template:
         raise LoptError("--system needs a chat template, which is not there")
     try:
@@ -146,14 +144,12 @@ class Conversation:
     """A conversation with a model; without a chat template each text stands by itself.
 
     Args:
-        model: of `AutoModelForCausalLM`.
-        tokenizer: of the model.
-        given: the flags.
+        answering: the model.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, given: argparse.Namespace) -> None:
-        self._model, self._tokenizer, self._given = model, tokenizer, given
-        self._system: str | None = given.system
+    def __init__(self, answering: Answering) -> None:
+        self._answering, self._tokenizer = answering, answering.tokenizer
+        self._system: str | None = answering.given.system
         self.messages: list[dict[str, str]] = []
         self._begin()
 
@@ -184,16 +180,13 @@ class Conversation:
             raise LoptError(f"there is no {command}; /help lists the commands")
 
     def _answer(self, message: str) -> None:
-        from lopt_pp.evaluation.answers import encode, encode_chat, print_answer, sampling
+        from lopt_pp.evaluation.answers import encode, encode_chat
 
         asked = [*self.messages, {"role": "user", "content": message}]
         has_template = bool(self._tokenizer.chat_template)
         prompt = encode_chat(self._tokenizer, asked) if has_template else encode(self._tokenizer, message, None, True)
         with _interruptible() as is_interrupted:
-            settings = sampling(self._given.temperature, self._given.top_p)
-            answer = print_answer(
-                self._model, self._tokenizer, prompt, self._given.max_new_tokens, settings, is_interrupted
-            )
+            answer = self._answering.answer(prompt, is_interrupted)
             if is_interrupted():
                 print_notice("stopped")
         if has_template:

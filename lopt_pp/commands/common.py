@@ -62,6 +62,10 @@ class CommandParser(OwnParser):
         return word
 
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""What a model may be run, or its weights saved, in."""
+
+
 def home_path(text: str) -> Path:
     """A path of the command line. A shell leaves `~` as it is in `--flag=~/x`, and in quotes."""
     return Path(text).expanduser()
@@ -74,10 +78,15 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=["auto", "float32", "bfloat16", "float16"],
+        choices=DTYPES,
         default="auto",
         help="to run it in; auto, the default, is float32 on a CPU and bfloat16 elsewhere",
     )
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag without which no code of a model is run."""
     parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
 
 

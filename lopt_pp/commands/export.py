@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from lopt_pp.commands.common import CommandParser, be_quiet, home_path, say
+from lopt_pp.commands.common import DTYPES, CommandParser, add_trust, be_quiet, home_path, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,10 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "output", type=home_path, metavar="MODEL", help="directory for the model; must not hold one yet"
     )
-    parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
+    add_trust(parser)
     parser.add_argument(
         "--save_dtype",
-        choices=["auto", "float32", "bfloat16", "float16"],
+        choices=DTYPES,
         default="auto",
         help="dtype of the model's weights; auto, the default, is the pretrained model's own, tensor by tensor",
     )

@@ -2,9 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from lopt_pp.commands.answering import add_answering, pretrained, read_answering
+from lopt_pp.commands.answering import add_answering, open_answering, read_answering
 from lopt_pp.commands.common import CommandParser
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,18 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
-    with pretrained(given) as opened:
-        from transformers import set_seed
+    answering, prompts = open_answering(given, lambda tokenizer: _encoded(tokenizer, given))
+    from transformers import set_seed
 
-        from lopt_pp.evaluation.answers import encode, print_answer, sampling
-
-        tokenizer = opened.tokenizer()
-        # Before the model, which takes long to load: a prompt may be unusable.
-        prompts = [encode(tokenizer, prompt, given.system, given.raw) for prompt in given.prompt]
-        model = opened.model()
-    settings = sampling(given.temperature, given.top_p)
     for text, prompt in zip(given.prompt, prompts, strict=True):
         if len(prompts) > 1:
             print(f"> {text}", flush=True)
         set_seed(given.seed)
-        print_answer(model, tokenizer, prompt, given.max_new_tokens, settings)
+        answering.answer(prompt)
+
+
+def _encoded(tokenizer: "PreTrainedTokenizerBase", given: argparse.Namespace) -> "list[BatchEncoding]":
+    from lopt_pp.evaluation.answers import encode
+
+    return [encode(tokenizer, prompt, given.system, given.raw) for prompt in given.prompt]

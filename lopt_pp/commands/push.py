@@ -4,7 +4,7 @@ import argparse
 import typing
 from collections.abc import Sequence
 
-from lopt_pp.commands.common import CommandParser, be_quiet, home_path
+from lopt_pp.commands.common import CommandParser, add_trust, be_quiet, home_path
 from lopt_pp.config.hub import HubConfig
 
 _STRATEGIES = typing.get_args(typing.get_type_hints(HubConfig)["hub_strategy"])
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--hub_token", help="to write with (default: that of `hf auth login`, or HF_TOKEN)")
     parser.add_argument("--hub_revision", help="branch, which is made if it is not there (default: main)")
     parser.add_argument("--commit_message", default="Upload model", help="of the commit (default: Upload model)")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run Python code that comes with the model")
+    add_trust(parser)
     given = parser.read(arguments)
     print(f"the model is at {_run(given)}")
     return 0

@@ -8,7 +8,7 @@ from lopt_pp.checkpoint.output_dir import complete_checkpoints, is_checkpoint
 from lopt_pp.config.hub import HubConfig
 from lopt_pp.errors import LoptError
 from lopt_pp.hub.published import model_files
-from lopt_pp.hub.pusher import folder_of
+from lopt_pp.hub.pusher import folder_of, step_of
 from lopt_pp.hub.repository import find_repository
 
 MESSAGE = "Upload model"
@@ -45,8 +45,7 @@ def push(directory: Path, config: HubConfig, message: str = MESSAGE, trust_remot
     for checkpoint in reversed(checkpoints):
         folder = folder_of(checkpoint, config.hub_strategy)
         if folder is not None:
-            step = checkpoint.name.rpartition("-")[2]
-            repository.push_checkpoint(checkpoint, folder, f"{message}, checkpoint after step {step}")
+            repository.push_checkpoint(checkpoint, folder, f"{message}, checkpoint after step {step_of(checkpoint)}")
     with ordinary_model(str(directory), trust_remote_code) as path:
         card = Path(path) / "README.md"
         if own and not card.exists():

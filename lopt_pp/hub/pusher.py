@@ -38,6 +38,11 @@ def folder_of(checkpoint: Path, strategy: str) -> str | None:
     return {"checkpoint": LAST, "all_checkpoints": checkpoint.name}.get(strategy)
 
 
+def step_of(checkpoint: Path) -> str:
+    """After which step a checkpoint was made, by its name, `checkpoint-STEP`."""
+    return checkpoint.name.rpartition("-")[2]
+
+
 class Pusher:
     """Pushes what a run leaves, as a `Listener` of its checkpoints; for its rank 0.
 
@@ -129,8 +134,8 @@ class Pusher:
         folder = folder_of(checkpoints[0], self._strategy) if checkpoints else None
         try:
             if folder is not None:
-                step = checkpoints[0].name.rpartition("-")[2]
-                self.repository.push_checkpoint(checkpoints[0], folder, f"Checkpoint after step {step}")
+                message = f"Checkpoint after step {step_of(checkpoints[0])}"
+                self.repository.push_checkpoint(checkpoints[0], folder, message)
             page = self.repository.push_model(self._output_dir, "End of training")
         except PushError as error:
             raise PushError(
@@ -171,7 +176,7 @@ class Pusher:
         """Pushes a checkpoint; returns what was wrong, if anything."""
         command = [sys.executable, "-m", "lopt_pp.cli", "push", str(snapshot), *self.repository.flags.split()]
         command += ["--hub_strategy", self._strategy, *self._options]
-        command += ["--commit_message", f"Training in progress, step {snapshot.name.rpartition('-')[2]}"]
+        command += ["--commit_message", f"Training in progress, step {step_of(snapshot)}"]
         environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         if self.repository.token is not None:
             environment["HF_TOKEN"] = self.repository.token
