@@ -4,9 +4,10 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,14 @@ def parse_components(
         passed_over |= _take(parser, translate_file(path, in_file), prog, f"{path}: ", unused)
     arguments, on_line = translate_arguments(arguments, parser.options)
     passed_over |= on_line.passed_over
-    configs, unknown, names = parser.parse(arguments)
+    try:
+        configs, unknown, names = parser.parse(arguments)
+    except LoptError:
+        if path is None:  # What the file has may be just what is missed.
+            _check_no_file([word for before, word in pairwise(arguments) if not before.startswith("-")], prog)
+        raise
     if unknown:
-        if unknown[0].endswith((".yaml", ".yml")):
-            raise LoptError(f"{unknown[0]}: a YAML file comes first, or after --config: {prog} {unknown[0]} FLAGS")
+        _check_no_file(unknown[:1], prog)
         name = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
         raise LoptError(f"unknown flag {unknown[0]}{_suggest(name, known, prog)}")
     try:
@@ -155,6 +160,13 @@ def parse_components(
         raise LoptError(f"--config {path}: env: {shown(name)}: {shown(value)}: {first_line(error)}") from error
     warning = without_effect(passed_over)
     return configs, Given(names, eval_strategy_of(passed_over), [warning] if warning else [])
+
+
+def _check_no_file(words: Iterable[str], prog: str) -> None:
+    """Refuses a YAML file among words that belong to no flag."""
+    for word in words:
+        if word.endswith((".yaml", ".yml")):
+            raise LoptError(f"{word}: a YAML file comes first, or after --config: {prog} {word} FLAGS")
 
 
 def _take(

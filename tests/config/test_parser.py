@@ -107,6 +107,13 @@ def test_required_flags_are_named() -> None:
         parse_config(["--model_name_or_path", "a-model", "--output_dir", "out"])
 
 
+def test_a_yaml_file_after_flags_is_not_taken_for_missing_flags() -> None:
+    with pytest.raises(LoptError, match="^run.yaml: a YAML file comes first, or after --config: lopt-pp train run.yaml"):
+        parse_config(["--num_stages", "2", "run.yaml"])
+    with pytest.raises(LoptError, match="required: --model_name_or_path"):
+        parse_config(["--train_file", "rows.yaml"])
+
+
 def test_a_yaml_file_may_hold_everything(tmp_path: Path) -> None:
     content = """\
         model_name_or_path: a-model
