@@ -105,7 +105,7 @@ class NamesOfTransformers:
         """
         if self.rank != 0:
             return None
-        output_dir, config = self._output_dir, self.config
+        output_dir, config = self.output_dir, self.config
         if not holds_whole_model(output_dir):
             raise LoptError(f"--output_dir {output_dir} has no trained model to push; train() puts it there")
         if card:
@@ -114,10 +114,11 @@ class NamesOfTransformers:
         own = replace(config.hub, **{name: value for name, value in given.items() if value is not None})
         return push(output_dir, own, commit_message or "End of training", config.model.trust_remote_code)
 
-    def _where_it_was(self, config: Config) -> Config:
+    def where_it_was(self, config: Config) -> Config:
         """A config with the paths that it had when this was made, wherever the script has gone since."""
         return anchored(config, self._directory)
 
     @property
-    def _output_dir(self) -> Path:
-        return Path(self._where_it_was(self.config).run.output_dir)
+    def output_dir(self) -> Path:
+        """That of the run, wherever the script has gone since."""
+        return Path(self.where_it_was(self.config).run.output_dir)

@@ -178,7 +178,7 @@ class Trainer(NamesOfTransformers):
             RunError: the run has failed, and this process is the only one.
             LoptError: weights of the model are frozen, or the processes cannot join each other.
         """
-        config = self._where_it_was(resumed(self.config, resume_from_checkpoint))
+        config = self.where_it_was(resumed(self.config, resume_from_checkpoint))
         if self._given.model is not None:
             check_trainable(self._given.model)
         begun = time.perf_counter()
@@ -218,7 +218,7 @@ class Trainer(NamesOfTransformers):
             RunError: it has failed, and this process is the only one.
             LoptError: there are no such rows.
         """
-        config, given = self._where_it_was(self.config), self._given
+        config, given = self.where_it_was(self.config), self._given
         if eval_dataset is not None:
             config, given = on_rows(config, given, eval_dataset)
         if self._has_trained and (given.model is None or self._size > 1):
@@ -243,7 +243,7 @@ class Trainer(NamesOfTransformers):
             LoptError: it is not there.
         """
         if self._model is None:
-            path = self._output_dir
+            path = self.output_dir
             if not holds_whole_model(path):
                 raise LoptError(f"--output_dir {path} has no trained model; train() puts it there when it returns True")
             self._model = AutoModelForCausalLM.from_pretrained(
@@ -262,13 +262,13 @@ class Trainer(NamesOfTransformers):
         Raises:
             LoptError: the model is not there.
         """
-        source = self._output_dir
+        source = self.output_dir
         if self.rank != 0 or output_dir is None or Path(output_dir).resolve() == source.resolve():
             if not holds_whole_model(source):
                 raise LoptError(f"--output_dir {source} has no trained model; train() puts it there")
             return
         self.model.save_pretrained(output_dir)
-        config = self._where_it_was(self.config)
+        config = self.where_it_was(self.config)
         find_tokenizer(config.model, config.data, self._given.tokenizer).save_pretrained(output_dir)
         if (source / "README.md").exists():
             shutil.copy(source / "README.md", output_dir)
