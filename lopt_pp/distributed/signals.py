@@ -4,6 +4,7 @@ The two know each other by files in a folder: each process leaves its number the
 signal, which one. So none is missed that is just starting.
 """
 
+import itertools
 import os
 import signal
 from contextlib import suppress
@@ -53,6 +54,7 @@ class SignalForwarder:
         self._told = told
         self._time_limit = time_limit
         self._patience = patience
+        self._numbers = itertools.count()
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> Self:
@@ -74,7 +76,8 @@ class SignalForwarder:
     def _hand_on(self, number: int, frame: object) -> None:
         is_first, self.received = self.received is None, self.received or signal.Signals(number)
         # First, so that a process which comes up now hears of it by the one or the other.
-        unfinished = self._told / f"{_STOPPING}.unfinished"
+        # Another signal may interrupt this one between any two lines, and has a file of its own.
+        unfinished = self._told / f"{_STOPPING}.{next(self._numbers)}"
         unfinished.write_text(str(number))
         unfinished.rename(self._told / _STOPPING)
         processes = processes_told(self._told).values()

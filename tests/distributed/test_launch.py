@@ -79,6 +79,23 @@ def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_signal_right_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while the first one is handed on."""
+    write = Path.write_text
+
+    def interrupted(path: Path, text: str) -> int:
+        monkeypatch.undo()
+        written = write(path, text)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return written
+
+    with subprocess.Popen(["sleep", "60"]) as process, SignalForwarder(tmp_path, None, 60.0) as forwarder:
+        (tmp_path / f"pid-0-{process.pid}").touch()
+        monkeypatch.setattr(Path, "write_text", interrupted)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert process.wait(30) == -signal.SIGUSR1 and forwarder.received == signal.SIGUSR1
+
+
 def test_a_hang_ends_with_the_time_limit_and_says_where_it_was(tmp_path: Path) -> None:
     outcome = run("await_signal", str(tmp_path), logs=tmp_path, limit=2)
     assert outcome.stopped_by == signal.SIGALRM and outcome.status == 128 + signal.SIGALRM
