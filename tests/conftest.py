@@ -4,6 +4,7 @@ One thread, so that equal runs are equal bit for bit.
 """
 
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ TESTS = Path(__file__).parent
 # The root for `benchmarks`, where pytest is not run as a module from there.
 sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "runs"), str(TESTS.parent)]
 torch.set_num_threads(1)
+# Of the terminals that tests run programs in, wherever the tests run themselves.
+os.environ["TERM"] = "xterm"
 
 from tiny import InputsWith, write_inputs  # noqa: E402
 

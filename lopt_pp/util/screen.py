@@ -163,9 +163,9 @@ def _move_handlers(before: Any, after: Any) -> None:
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether somebody looks at it, as far as one can know."""
+    """Whether somebody looks at it, on a screen that understands control sequences, as far as one can know."""
     try:
-        return bool(stream.isatty())
+        return bool(stream.isatty()) and os.environ.get("TERM") != "dumb"
     except (AttributeError, ValueError):  # There is none, or it is closed.
         return False
 

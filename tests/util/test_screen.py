@@ -101,6 +101,16 @@ def test_without_a_terminal_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> 
     assert not is_terminal(stream)
 
 
+def test_a_terminal_without_control_sequences_is_shown_lines_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, writes = pty.openpty()
+    with os.fdopen(writes, "w") as stream:
+        monkeypatch.setenv("TERM", "xterm")
+        assert is_terminal(stream)
+        monkeypatch.setenv("TERM", "dumb")
+        assert not is_terminal(stream)
+    os.close(reads)
+
+
 def test_the_bar_is_there_again_after_a_line_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = terminal(monkeypatch)
     drawn = iter(range(1, 1000))
