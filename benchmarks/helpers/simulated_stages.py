@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 
 from lopt_pp.config.topology import Topology
+from lopt_pp.data import TokenCounts
 from lopt_pp.distributed.world import World
 from lopt_pp.pipeline.boundary import boundaries
 from lopt_pp.pipeline.messages import Header
@@ -81,8 +82,11 @@ class _Sampler:
     def microbatches(self, step: int) -> list[_Batch]:
         return self._batches
 
-    def counts(self, step: int, indices: Sequence[int]) -> None:
-        return None
+    def counts(self, step: int, indices: Sequence[int] | None = None) -> TokenCounts:
+        return TokenCounts(1, 1)
+
+    def microbatches_with_rows(self, step: int, indices: Sequence[int] | None = None) -> float:
+        return 1.0
 
     def epoch(self, step: int) -> float:
         return 0.0
@@ -116,7 +120,10 @@ class _Stage:
     def router_record(self) -> dict[str, float]:
         return {}
 
-    def count(self, counts: None) -> int:
+    def token_record(self, num_targets: int) -> dict[str, float]:
+        return {}
+
+    def count(self, counts: TokenCounts) -> int:
         return 1
 
     def forward(self, batch: _Batch, hidden_states: torch.Tensor | None, learns: bool) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from lopt_pp.config.evaluation import TOKEN_METRICS
 from lopt_pp.config.fields import Resume, check_types, flag
 from lopt_pp.errors import LoptError
 
@@ -159,6 +160,17 @@ class ObjectiveConfig:
             compared=True,
         ),
     )
+    train_metrics: list[str] | None = field(
+        default=None,
+        metadata=flag(
+            "What training steps measure besides the loss, as TRL logs it: mean_token_accuracy, the share of target "
+            "tokens that are the likeliest; entropy, the mean of the predictions', in nats. The last stage makes its "
+            "logits once more for that.",
+            on_resume=Resume.NO_EFFECT,
+            shared_by_ranks=True,
+            compared=False,
+        ),
+    )
     train_embeddings: bool = field(
         default=True,
         metadata=flag(
@@ -177,6 +189,8 @@ class ObjectiveConfig:
             raise LoptError(f"--label_smoothing_factor {self.label_smoothing_factor}: at least 0 and below 1")
         if self.label_smoothing_factor and self.loss_type == "dft":
             raise LoptError("--label_smoothing_factor with --loss_type dft: the two are not defined together")
+        if unknown := [name for name in self.train_metrics or [] if name not in TOKEN_METRICS]:
+            raise LoptError(f"--train_metrics {unknown[0]}: give {' or '.join(TOKEN_METRICS)}, or both")
         if self.router_aux_loss_coef < 0:
             raise LoptError(f"--router_aux_loss_coef {self.router_aux_loss_coef}: at least 0")
         if self.auxiliary_layers < 1:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch.distributed import Store
 
-from lopt_pp.config.evaluation import eval_prefix
+from lopt_pp.config.evaluation import TOKEN_METRICS, eval_prefix
 from lopt_pp.errors import first_line
 from lopt_pp.evaluation.scores import perplexity
 from lopt_pp.metrics.evaluations import Evaluations
@@ -239,7 +239,7 @@ def join_replicas(records: Sequence[Record], set_names: Sequence[str] = ("",)) -
     joined = {name: value for name, value in records[0].items() if name != "intervals"}
     for name in joined:
         values = [record[name] for record in records if name in record]
-        if is_measured(name) or name.endswith("loss") or name in ("num_tokens", "num_targets"):
+        if is_measured(name) or name.endswith("loss") or name in (*TOKEN_METRICS, "num_tokens", "num_targets"):
             joined[name] = sum(values)
         elif name.endswith("_seconds") or name == "mfu":
             joined[name] = sum(values) / len(values)

@@ -47,7 +47,7 @@ def local_objective(
         load: makes a model of further layers; see `lopt_pp.objectives.Site`.
     """
     if block.spec.is_last:
-        return task_objective(config)
+        return task_objective(config, measures=True)
     kind = local_objective_class(config)
     if kind is None:
         return None

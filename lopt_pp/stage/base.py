@@ -12,6 +12,7 @@ from lopt_pp.data import Microbatch
 from lopt_pp.errors import LoptError, NotFiniteError
 from lopt_pp.model.block import BlockModel, BlockOutput
 from lopt_pp.objectives import Objective
+from lopt_pp.objectives.task import MeasuredNextToken
 from lopt_pp.stage.data_parallel import Replicas, Replicated
 from lopt_pp.stage.optimizer import Optimizer
 from lopt_pp.stage.state import frozen_checksum, read_state, write_state
@@ -94,6 +95,22 @@ class BaseStage:
     def router_record(self) -> dict[str, float]:
         """This replica's share of the loss by which the step has balanced routers, by name; nothing without."""
         return {} if self.block.balancing is None else self.block.balancing.record()
+
+    @property
+    def task(self) -> Objective | None:
+        """What the block learns the task by, if it is the last."""
+        return self.objective
+
+    def token_record(self, num_targets: int) -> dict[str, float]:
+        """This replica's share of what `--train_metrics` names, by name; nothing without. Waits for the device.
+
+        Args:
+            num_targets: that the step learns from, over all replicas.
+        """
+        if not isinstance(self.task, MeasuredNextToken) or not (sums := self.task.take()) or num_targets == 0:
+            return {}
+        values = torch.stack(list(sums.values())).tolist()
+        return {name: value / num_targets for name, value in zip(sums, values, strict=True)}
 
     def update(self, replicated: Mapping[Replicated, bool]) -> None:
         """Makes the optimizer's step.

@@ -76,6 +76,7 @@ class EndToEndPipeline:
             )
             for block in blocks
         ]
+        self.task = self._modules[-1].objective
         # The wrappers take the mean.
         self._num_replicas = replicas.size if replicas else 1
         self.wrapped = [replicas.replicate(module) if replicas else module for module in self._modules]
@@ -221,7 +222,7 @@ class PipelineModule(nn.Module):
         self._config = config
         self._seed = seed
         self._splits_backward = splits_backward
-        self._objective = task_objective(objective)
+        self.objective = task_objective(objective, measures=True)
         self.measure: Measure | None = None
         self.begin((), 0)
 
@@ -249,7 +250,7 @@ class PipelineModule(nn.Module):
             else:
                 output = self.block(hidden_states=hidden_states.to(config.parameter_dtype), **wanted)
             if self.block.spec.is_last:
-                return (self.measure or self._objective)(output, batch) / self._num_targets
+                return (self.measure or self.objective)(output, batch) / self._num_targets
             return output.hidden_states.to(config.compute_dtype).contiguous()
 
 

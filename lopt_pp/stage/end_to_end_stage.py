@@ -11,7 +11,7 @@ from lopt_pp.config.optim import OptimConfig
 from lopt_pp.data import Microbatch
 from lopt_pp.errors import NotFiniteError
 from lopt_pp.model.block import BlockModel
-from lopt_pp.objectives import ObjectiveConfig
+from lopt_pp.objectives import Objective, ObjectiveConfig
 from lopt_pp.stage.base import BaseStage, Clock, Measure, check_finite, untimed
 from lopt_pp.stage.data_parallel import Replicas, Replicated
 from lopt_pp.stage.end_to_end import EndToEndPipeline, clip_grad_norm
@@ -67,6 +67,10 @@ class EndToEndStage(BaseStage):
             factory=optimizer_factory,
         )
         self.side.changed()
+
+    @property
+    def task(self) -> Objective | None:
+        return self._pipeline.task
 
     def train_step(
         self, step: int, batches: Sequence[Microbatch], num_targets: int, clock: Clock = untimed

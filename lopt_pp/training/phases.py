@@ -127,7 +127,8 @@ class LocalTraining(_OnTrainingRows):
         records: dict[int, Record] = {}
         for stage in segment.stages:
             with segment.clocks[stage.index]("optimizer"):
-                records[stage.index] = stage.step(step) | stage.router_record() | token_counts(batches)
+                measured = stage.token_record(counts.get(stage.index, 0))
+                records[stage.index] = stage.step(step) | measured | stage.router_record() | token_counts(batches)
             if counts.get(stage.index) == 0 and stage.objective is not None:
                 del records[stage.index][stage.objective.name]  # It is of nothing, and no 0.
         if self._sampler.counts(step).num_targets == 0:
@@ -246,7 +247,7 @@ class EndToEndTraining(_OnTrainingRows):
         if count == 0:
             record.pop("loss", None)
             self._tell_of_no_target(step, stage.index)
-        return {stage.index: record | token_counts(batches)}
+        return {stage.index: record | stage.token_record(count) | token_counts(batches)}
 
 
 class EndToEndHeldOutRows(_OnHeldOutRows):

@@ -29,6 +29,7 @@ from lopt_pp.model.build import BlockBuilder
 from lopt_pp.model.partition import split_evenly
 from lopt_pp.model.verify import check_split
 from lopt_pp.objectives import ObjectiveConfig, local_objective
+from lopt_pp.objectives.task import MeasuredNextToken
 from lopt_pp.stage import activation_offload, optimizer_offload
 from lopt_pp.stage.activation_offload import OffloadedActivations
 from lopt_pp.stage.data_parallel import Replicas
@@ -78,7 +79,7 @@ def expected(family: str, end_to_end: bool) -> tuple[dict[str, float], dict[str,
     if not end_to_end:
         whole.model.layers[cut].register_forward_pre_hook(_detach, with_kwargs=True)
     balance: Any = vars(__import__(type(whole).__module__, fromlist=["_"]))["load_balancing_loss_func"]
-    found = {"loss": 0.0, "routers 0": 0.0, "routers 1": 0.0}
+    found = {"right": 0.0, "loss": 0.0, "routers 0": 0.0, "routers 1": 0.0}
     num_targets, pairs = sum(LENGTHS) - len(LENGTHS), [rows()[n : n + 2] for n in range(0, len(LENGTHS), 2)]
     for pair in pairs:
         length = max(map(len, pair))
@@ -98,6 +99,7 @@ def expected(family: str, end_to_end: bool) -> tuple[dict[str, float], dict[str,
             total = total + head.weight * head(BlockOutput(states[0].detach(), states[cut], None), batch) / sum(LENGTHS)
         total.backward()
         found["loss"] += task.item()
+        found["right"] += (output.logits[:, :-1].argmax(-1).flatten() == labels).sum().item()
         for number, own in enumerate(routers):
             found[f"routers {number}"] += own.item()
     named = [*whole.named_parameters(), *((f"head.{name}", own) for name, own in head.named_parameters())]
@@ -184,13 +186,16 @@ def end_to_end(family: str, packing: dict[str, Any], **config: Any) -> list[str]
     rank = dist.get_rank()
     block = blocks(family)[rank]
     block.balance_routers(COEFFICIENT, 1)
-    pipeline = EndToEndPipeline([block], dist.group.WORLD, config=StageConfig(**config), objective=ObjectiveConfig())
+    objective = ObjectiveConfig(train_metrics=["mean_token_accuracy"])
+    pipeline = EndToEndPipeline([block], dist.group.WORLD, config=StageConfig(**config), objective=objective)
     own = sampler(3, **packing)
     assert block.balancing is not None
     block.balancing.begin(own.microbatches_with_rows(0))
     loss = pipeline.step(own.microbatches(0), own.counts(0).num_targets)
     record = {f"routers {rank}": block.balancing.record()["router_aux_loss"]}
-    record |= {} if loss is None else {"loss": loss.item()}
+    if loss is not None:
+        assert isinstance(pipeline.task, MeasuredNextToken)
+        record |= {"loss": loss.item(), "right": pipeline.task.take()["mean_token_accuracy"].item()}
     gradients = {name: parameter.grad for name, parameter in block.model.named_parameters()}
     return compare(family, True, record, gradients)
 

@@ -65,6 +65,7 @@ def another(name: str, value: object) -> object:
 _OTHER_ITEMS: dict[str, object] = {
     "report_to": "tensorboard",
     "eval_metrics": "entropy",
+    "train_metrics": "entropy",
     "datasets": {"path": "other"},
 }
 
