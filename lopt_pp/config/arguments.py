@@ -156,7 +156,10 @@ class DataclassParser(OwnParser):
     def _default_of(self, action: argparse.Action) -> Any:
         """Its value where the command line has none; a file's words are read as the command line's are."""
         try:
-            return self._get_value(action, action.default) if isinstance(action.default, str) else action.default
+            if not isinstance(action.default, str):
+                return action.default
+            value = self._get_value(action, action.default)
+            return [value] if action.nargs == "+" else value  # A list of one.
         except argparse.ArgumentError as error:
             text = str(error)
             self.error(text if len(text) <= 400 else text[:400] + "...")

@@ -248,7 +248,7 @@ class DataConfig:
         if not sources:
             raise LoptError("give exactly one of --train_file and --dataset_name; neither is given, nor are datasets")
         if len(sources) > 1:
-            said = "; both is given" if "datasets" not in sources else f", not datasets and {sources[0]}"
+            said = "; both are given" if "datasets" not in sources else f", not datasets and {sources[0]}"
             raise LoptError(f"give exactly one of --train_file and --dataset_name{said}")
         read_entries(self.datasets or ())
         if self.max_length < 2:

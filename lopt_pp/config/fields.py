@@ -119,14 +119,22 @@ def check_types(config: Any) -> None:
         if isinstance(value, float) and not math.isfinite(value):
             raise LoptError(f"--{name} {value}: expected a finite number")
         if not any(_is_of(value, kind) for kind in kinds):
+            choices = [
+                str(word) for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind)
+            ]
+            if isinstance(value, str) and choices:  # As argparse says it.
+                raise LoptError(f"--{name}: invalid choice: {said} (choose from {', '.join(choices)})")
             expected = " or ".join(map(_describe, kinds))
             if str in kinds and type(value) in (int, float):
                 expected += f", such as '{value}' in quotes"
             raise LoptError(f"--{name} {said}: of the wrong type; expected {expected}")
         if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise LoptError(f"--{name}: expected a number of at most 64 bits")
-        if isinstance(value, str) and (not value or "\0" in value):
-            raise LoptError(f"--{name} {said}: expected a string that is not empty and has no zero character")
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and (not text or "\0" in text) for text in texts):
+            what = "strings that are not empty and have" if len(texts) > 1 else "a string that is not empty and has"
+            said = shown(texts[0]) if len(texts) == 1 and name not in secret else said
+            raise LoptError(f"--{name} {said}: expected {what} no zero character")
 
 
 def _is_of(value: Any, kind: Any) -> bool:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lopt_pp.config.foreign_rules import NO_EFFECT, SAME, Row, same, word_of
+from lopt_pp.config.foreign_rules import INVALID, NO_EFFECT, SAME, Row, same, word_of
 from lopt_pp.config.other_trainers import HINTS, OLDER
 from lopt_pp.config.trl_flags import TABLE
 from lopt_pp.errors import LoptError, shown
@@ -57,7 +57,7 @@ class Translation:
             return {}
         found = row.rule(name, value)
         if isinstance(found, str):
-            given = "" if value is True else f" {_shown(value)}"
+            given = "" if value is True or found.startswith(INVALID) else f" {_shown(value)}"
             raise LoptError(f"{self._source}--{name}{given}: {plain(found or row.note)}")
         if not found and (row.here == NO_EFFECT or name in _STRATEGY):
             self.passed_over[name] = word_of(value)

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lopt_pp.errors import shown
+
 Rule = Callable[[str, Any], "dict[str, Any] | str"]
 """Of a flag's name and value: the flags of ours that mean the same, none where it changes nothing here; or why it is
 refused, where an empty text is the row's own note."""
@@ -12,6 +14,9 @@ refused, where an empty text is the row's own note."""
 SAME = "the same"
 NO_EFFECT = "no effect"
 MISSING = "-"
+
+INVALID = "invalid choice: "
+"""Why a value is refused that is none of those there are; in argparse's words."""
 
 _OFF = ("false", "no", "off", "none", "null", "", "0", "0.0", "{}", "[]")
 
@@ -51,6 +56,17 @@ def by_value(values: Mapping[str, Mapping[str, Any] | str]) -> Rule:
         word = {"yes": "true", "1": "true", "no": "false", "off": "false", "0": "false"}.get(word, word)
         found = values.get(word_of(value), values.get(word, ""))
         return found if isinstance(found, str) else dict(found)
+
+    return rule
+
+
+def one_of(values: Mapping[str, Mapping[str, Any]]) -> Rule:
+    """By the word, which is one of these, or `none`: others are mistakes."""
+    known = by_value({"none": {}, **values})
+
+    def rule(name: str, value: Any) -> dict[str, Any] | str:
+        found = known(name, value)
+        return found if isinstance(found, dict) else f"{INVALID}{shown(value)} (choose from {', '.join(values)})"
 
     return rule
 

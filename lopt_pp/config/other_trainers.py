@@ -1,6 +1,6 @@
 """Flags of earlier versions of TRL and transformers, and hints for those that other trainers call otherwise."""
 
-from lopt_pp.config.foreign_rules import MISSING, NO_EFFECT, Row, by_value, dtype, ignored, max_length, renamed, unless
+from lopt_pp.config.foreign_rules import MISSING, NO_EFFECT, Row, dtype, ignored, max_length, one_of, renamed, unless
 
 OLDER: list[Row] = [
     Row("max_seq_length", "max_length", "", lambda name, value: max_length("max_length", value)),
@@ -9,15 +9,15 @@ OLDER: list[Row] = [
         "evaluation_strategy",
         "eval_strategy",
         "see `--eval_strategy`",
-        by_value({"steps": {}, "no": {}, "epoch": {"eval_strategy": "epoch"}}),
+        one_of({"no": {}, "steps": {}, "epoch": {"eval_strategy": "epoch"}}),
     ),
     Row(
         "group_by_length",
         "train_sampling_strategy",
         "",
-        by_value({"true": {"train_sampling_strategy": "group_by_length"}, "false": {}}),
+        one_of({"true": {"train_sampling_strategy": "group_by_length"}, "false": {}}),
     ),
-    Row("no_cuda", "backend", "`gloo` computes on CPUs", by_value({"true": {"backend": "gloo"}, "false": {}})),
+    Row("no_cuda", "backend", "`gloo` computes on CPUs", one_of({"true": {"backend": "gloo"}, "false": {}})),
     Row("per_gpu_train_batch_size", "per_device_train_batch_size", "", renamed("per_device_train_batch_size")),
     Row("per_gpu_eval_batch_size", "per_device_eval_batch_size", "", renamed("per_device_eval_batch_size")),
     Row("use_liger", NO_EFFECT, "see `--use_liger_kernel`", ignored),
@@ -29,7 +29,7 @@ OLDER: list[Row] = [
         "nothing here depends on them",
         ignored,
     ),
-    Row("adafactor", "optim", "", by_value({"true": {"optim": "adafactor"}, "false": {}})),
+    Row("adafactor", "optim", "", one_of({"true": {"optim": "adafactor"}, "false": {}})),
     Row("use_mps_device", MISSING, "a run computes on CUDA or on CPUs", unless()),
 ]
 """Flags that earlier versions of TRL and transformers had."""

@@ -5,8 +5,8 @@ from lopt_pp.config.foreign_rules import (
     NO_EFFECT,
     SAME,
     Row,
-    by_value,
     ignored,
+    one_of,
     resume,
     share_of_steps,
     trackers,
@@ -25,13 +25,12 @@ RUN: dict[str, list[Row]] = {
             "save_strategy",
             SAME,
             "`no` is `--save_steps 0`; with `best`, too, the last step and a run that is stopped are saved",
-            by_value(
+            one_of(
                 {
-                    "steps": {},
                     "no": {"save_steps": 0},
+                    "steps": {},
                     "epoch": {"save_strategy": "epoch"},
                     "best": {"save_strategy": "best"},
-                    "none": {},
                 }
             ),
         ),
@@ -56,7 +55,7 @@ RUN: dict[str, list[Row]] = {
             "logging_strategy",
             SAME,
             "[metrics.jsonl](metrics.md) has every step whatever it says",
-            by_value({word: {"logging_strategy": word} for word in ("no", "steps", "epoch")}),
+            one_of({word: {"logging_strategy": word} for word in ("no", "steps", "epoch")}),
         ),
         Row(
             "log_on_each_node include_num_input_tokens_seen log_level log_level_replica",
@@ -94,7 +93,7 @@ RUN: dict[str, list[Row]] = {
             SAME,
             "`steps`, with `--eval_steps`, or `epoch`; `no` is to give no held-out rows. For the last step alone: "
             "`--eval_steps 0`",
-            by_value({"steps": {}, "no": {}, "epoch": {"eval_strategy": "epoch"}, "none": {}}),
+            one_of({"no": {}, "steps": {}, "epoch": {"eval_strategy": "epoch"}}),
         ),
         Row("eval_on_start", SAME, "as step 0"),
         Row("load_best_model_at_end", SAME),

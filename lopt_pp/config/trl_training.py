@@ -8,6 +8,7 @@ from lopt_pp.config.foreign_rules import (
     by_value,
     checkpointing_kwargs,
     ignored,
+    one_of,
     renamed,
     share_of_steps,
     unless,
@@ -90,7 +91,7 @@ TRAINING: dict[str, list[Row]] = {
         Row("data_seed", SAME),
     ],
     "Processes": [
-        Row("use_cpu", "backend", "`gloo` computes on CPUs", by_value({"true": {"backend": "gloo"}, "false": {}})),
+        Row("use_cpu", "backend", "`gloo` computes on CPUs", one_of({"true": {"backend": "gloo"}, "false": {}})),
         Row(
             "ddp_backend",
             "backend",

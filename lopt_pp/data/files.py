@@ -14,6 +14,8 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 def find_files(given: Sequence[str]) -> Iterator[Path]:
     """The files, and the directories of saved data sets, that `--train_file` names."""
     for name in given:
+        if not name:  # Not the current directory, which is `.`.
+            raise LoptError("--train_file '': expected the name of a file, which is not empty")
         matches = [name] if Path(name).exists() or not glob.has_magic(name) else _match(name)
         if not matches:
             raise LoptError(f"--train_file {name} matches no file")

@@ -18,6 +18,8 @@ from lopt_pp.errors import LoptError
         ("--eval_file a b", "^--eval_file a: with several files each has a name .*: easy=a$"),
         ("--eval_file a=b ./c=d", "^--eval_file ./c=d: with several files each has a name .*: easy=./c=d$"),
         ("--eval_file a=b a=c", "^--eval_file: two of the files have the name a$"),
+        ("--eval_file a=b c=", "^--eval_file c=: it names no file; give c=FILE"),
+        ("--eval_file=", "^--eval_file '': expected a string that is not empty"),
         ("--metric_for_best_model loss", "^--metric_for_best_model needs rows to evaluate on: give --eval_file, "),
         ("--early_stopping_patience 3", "^--early_stopping_patience needs rows to evaluate on: give --eval_file, "),
         ("--eval_file a --early_stopping_patience 0", "^--early_stopping_patience 0: at least 1$"),

@@ -67,6 +67,8 @@ def test_a_file_means_the_same_as_a_command_line(tmp_path: Path) -> None:
         ("--batch-size=4", "^unknown flag --batch_size; it is --per_device_train_batch_size here$"),
         ("--eval_strategy epoch", "^--eval_strategy epoch needs rows to evaluate on"),
         ("--report_to tensorboard wandby", "^--report_to 'wandby': expected one or several of none, all, tensorboard"),
+        ("--save_strategy bests", r"^--save_strategy: invalid choice: 'bests' \(choose from no, steps, epoch, best\)$"),
+        ("--evaluation_strategy epochs", r"^--evaluation_strategy: invalid choice: 'epochs' \(choose from no, steps, "),
         ("--eval_strategy no --eval_file e", "^--eval_strategy no, and rows to evaluate on are given"),
         ("--eval_strategy steps --eval_steps 5", "^--eval_strategy steps needs rows to evaluate on"),
         ("--evaluation_strategy steps --eval_file e", "^--eval_strategy steps: give --eval_steps as well"),
@@ -89,6 +91,10 @@ def test_a_hint_comes_before_what_is_missing() -> None:
         ("use_peft: true\nlora_r: 8", "run.yaml: --use_peft: all weights"),
         ("max_length: null", "run.yaml: --max_length None: rows need a longest length"),
         ("bf16: true\ndtype: float32", "run.yaml: --bf16 and --dtype are one flag here"),
+        (
+            "logging_strategy: epochs",
+            r"run.yaml: --logging_strategy: invalid choice: 'epochs' \(choose from no, steps, ",
+        ),
         ("save_strategy: best", "^--save_strategy best needs rows to evaluate on"),
     ],
 )

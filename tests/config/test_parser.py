@@ -89,10 +89,11 @@ def test_booleans(flags: str, shuffle: bool, overwrite: bool) -> None:
         ("--per_device_train_batch_size 0", "^--per_device_train_batch_size 0: at least 1$"),
         ("--gradient_accumulation_steps 0", "^--gradient_accumulation_steps 0: at least 1$"),
         ("--logging_steps 0", "^--logging_steps 0: at least 1$"),
+        ("--train_file=", "^--train_file '': expected a string that is not empty"),
         ("--seed -1", "^--seed -1: at least 0$"),
         ("--num_train_epochs 0", "^--max_steps or --num_train_epochs must be above 0$"),
         ("--reconstruction_weight -1", "^--reconstruction_weight -1.0: at least 0$"),
-        ("--dataset_name hub/data", "^give exactly one of --train_file and --dataset_name; both is given$"),
+        ("--dataset_name hub/data", "^give exactly one of --train_file and --dataset_name; both are given$"),
     ],
 )
 def test_unusable_flags(flags: str, error: str) -> None:
@@ -163,7 +164,10 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path, form: str, file_fir
         ("shuffle_dataset: 1", "^--shuffle_dataset 1: of the wrong type; expected true or false$"),
         ("dataset_split: 5", "^--dataset_split 5: of the wrong type; expected a string, such as '5' in quotes$"),
         ("train_file: 5", "^--train_file 5: of the wrong type; expected a list, each a string or nothing$"),
-        ("backend: mpi", "^--backend 'mpi': of the wrong type; expected auto, nccl, gloo$"),
+        ("train_file: ''", "^--train_file '': expected a string that is not empty"),
+        ("train_file: [a, '']", r"^--train_file \['a', ''\]: expected strings that are not empty"),
+        ("train_metrics: perplexity", "^--train_metrics perplexity: give mean_token_accuracy or entropy"),
+        ("backend: mpi", r"^--backend: invalid choice: 'mpi' \(choose from auto, nccl, gloo\)$"),
         ("lr_scheduler_type: triangle", "^--lr_scheduler_type 'triangle': .*not a valid"),
         ("lr_scheduler_type: 5", "^--lr_scheduler_type 5: of the wrong type; expected SchedulerType$"),
         (

@@ -86,7 +86,7 @@ def test_replicas_of_a_stage_have_neighbouring_ranks() -> None:
         ({"split": "0"}, "^--split 0: layer numbers above 0 that ascend"),
         ({"split": "4,6"}, "^--split 4,6 makes 3 stages; --num_stages is 2"),
         ({"data_parallel": 0}, "^--data_parallel 0: at least 1"),
-        ({"sharding": "some"}, "^--sharding 'some': .*expected none, full"),
+        ({"sharding": "some"}, "^--sharding: invalid choice: 'some' .*none, full"),
     ],
 )
 def test_layout_flags_that_say_nothing(flags: dict[str, int | str], error: str) -> None:
@@ -106,7 +106,7 @@ def test_boundaries() -> None:
         ("queue_depth", 0, "at least 1"),
         ("stream_timeout", 0.0, "a number of seconds above 0"),
         ("stream_timeout", -1.0, "a number of seconds above 0"),
-        ("backend", "mpi", "expected auto, nccl, gloo"),
+        ("backend", "mpi", "choose from auto, nccl, gloo"),
     ],
 )
 def test_config_values(flag: str, value: int | float | str, expected: str) -> None:

@@ -26,6 +26,7 @@ from word_rows import (
 )
 
 from lopt_pp.data import DataConfig, TokenizedRows, load_rows, with_chat_template
+from lopt_pp.data.files import find_files
 from lopt_pp.errors import LoptError
 
 
@@ -125,6 +126,14 @@ def test_malformed_row_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFa
     path = write(tmp_path / "train.jsonl", [*[{"text": "one"}] * 1500, {"foo": 1}])
     with pytest.raises(LoptError, match=r"^row 1501 of .*/train.jsonl: no usable columns \(it has: foo\); a row needs"):
         load(path, tokenizer)
+
+
+def test_an_empty_name_is_not_the_current_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "train.jsonl", [{"text": "one"}])
+    monkeypatch.chdir(tmp_path)
+    assert [path.name for path in find_files(["."])] == ["train.jsonl"]
+    with pytest.raises(LoptError, match="^--train_file '': expected the name of a file"):
+        list(find_files([""]))
 
 
 @pytest.mark.parametrize(
