@@ -110,5 +110,5 @@ def test_boundaries() -> None:
     ],
 )
 def test_config_values(flag: str, value: int | float | str, expected: str) -> None:
-    with pytest.raises(LoptError, match=f"^--{flag} .*{expected}"):
+    with pytest.raises(LoptError, match=f"^--{flag}:? .*{expected}"):
         PipelineConfig(**{flag: value})  # type: ignore[arg-type]
