@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from lopt_pp.errors import LoptError, UsageError
-from lopt_pp.util.console import print_error
+from lopt_pp.util.console import open_streams, print_error
 
 _DESCRIPTION = """\
 Pipeline-parallel post-training of language models by local learning.
@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=version("lopt-pp"))
     parser.add_argument("command", choices=_MODULES, help=argparse.SUPPRESS)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    open_streams()
     if not arguments:
         parser.print_help(sys.stderr)
         return 2

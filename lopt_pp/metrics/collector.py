@@ -14,6 +14,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from torch.distributed import Store
 
 from lopt_pp.config.evaluation import TOKEN_METRICS, eval_prefix
@@ -115,6 +116,16 @@ class Collector:
         self._thread = in_background(self._collect)
 
     def _collect(self) -> None:
+        """Takes all records. Whoever waits for one is told where no more come."""
+        try:
+            self._take_and_tell()
+        except dist.DistError:  # The store is gone, and the watchdog ends the process.
+            raise
+        except Exception:
+            logger.exception("no more metrics are collected, because of an error. Training goes on without them")
+        self._evaluations.end()
+
+    def _take_and_tell(self) -> None:
         file = MetricsFile(self._path, self._steps_done)
         self._evaluations.remember(file.evaluations)
         with SCREEN.bar(self._progress.bar) if self._shows_bar else nullcontext(lambda: None) as draw:

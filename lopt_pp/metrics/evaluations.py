@@ -33,6 +33,7 @@ class Evaluations:
         self._changed = threading.Condition()
         self._step = steps_done
         """The last step whose records are all there."""
+        self._is_over = False
         self._values: dict[int, Mapping[str, float]] = {}
 
     def remember(self, earlier: Mapping[int, Mapping[str, float]]) -> None:
@@ -58,14 +59,20 @@ class Evaluations:
             self._on_evaluation(step, finite(values))
         return [line for name in self.set_names if (line := _in_words(name, self.set_names, values))]
 
+    def end(self) -> None:
+        """Says that no more records come: whoever waits for a step gets what there is."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
     def after(self, step: int) -> Mapping[str, float]:
         """What was measured after a step, by name, where it is finite; nothing where it was not evaluated.
 
         Waits for the records of the step, which all stages must make, or have made before the run went on from a
-        checkpoint.
+        checkpoint; or for the end of all records.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._step >= step)
+            self._changed.wait_for(lambda: self._is_over or self._step >= step)
             return self._values.get(step, {})
 
 

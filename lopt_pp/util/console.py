@@ -1,12 +1,25 @@
 """What a user reads on standard error."""
 
+import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 
-from lopt_pp.util.screen import CLEAR, is_terminal
+from lopt_pp.util.screen import CLEAR, is_terminal, put
 
 _errors_file: Path | None = None
+
+
+def open_streams() -> None:
+    """Opens the standard streams that a shell has closed (`>&-`) where nothing is, for this process and its children.
+
+    Python has None in their place then, and the first file that somebody opens would get their output.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if number == 0 else "w")  # noqa: SIM115  It stays open.
+            if stream.fileno() == number:  # The lowest that is free.
+                os.set_inheritable(number, True)
+            setattr(sys, name, stream)
 
 
 def print_note(message: str) -> None:
@@ -36,5 +49,6 @@ def print_warning(message: str) -> None:
 
 def _print(line: str) -> None:
     # A process that has ended may have left its progress bar behind.
-    with suppress(OSError):  # Where nobody can read it, the program does its work all the same.
-        print(f"{CLEAR if is_terminal(sys.stderr) else ''}{line}\n", end="", file=sys.stderr, flush=True)
+    # Where nobody can read it, the program does its work all the same.
+    if sys.stderr is not None:
+        put(sys.stderr, f"{CLEAR if is_terminal(sys.stderr) else ''}{line}\n")

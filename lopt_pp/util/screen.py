@@ -3,15 +3,16 @@
 Nothing tears, since everything is written in whole: a line with one call, after what clears the row that the cursor is
 in, and a bar with one call and without the end of a line. So a line of another process takes the place of the bar,
 which is drawn again below it: at once where the line is this process's own, else with the next tick. Where there is no
-terminal, streams stay as they are, and there is no bar.
+terminal, streams stay as they are, and there is no bar. One that is closed meanwhile is written to no more.
 """
 
+import errno
 import logging
 import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 CLEAR = "\r\x1b[K"
@@ -42,15 +43,13 @@ class Screen:
         with self._lock:
             begun = self._open_line is writer
             self._open_line = None if begun else self._open_line
-            stream.write(text if begun else CLEAR + text)
-            stream.flush()
+            self._put(stream, text if begun else CLEAR + text)
             self._draw()
 
     def write_beginning(self, stream: TextIO, text: str, writer: object) -> None:
         """Writes the beginning of a line, or more of it; there is no bar until its end."""
         with self._lock:
-            stream.write(text if self._open_line is writer else CLEAR + text)
-            stream.flush()
+            self._put(stream, text if self._open_line is writer else CLEAR + text)
             self._open_line = writer
 
     @contextmanager
@@ -87,8 +86,7 @@ class Screen:
             with self._lock:
                 self._draw()
                 self._render = None
-                stream.write(end)
-                stream.flush()
+                self._put(stream, end)
 
     def draw(self) -> None:
         """Draws the bar again, where there is one."""
@@ -98,8 +96,31 @@ class Screen:
     def _draw(self) -> None:
         if self._render is not None and self._open_line is None:
             # One column is left, since a full row would move the cursor to the next.
-            self._to.write(f"\r{self._render(_columns(self._to) - 1)}\x1b[K")
-            self._to.flush()
+            self._put(self._to, f"\r{self._render(_columns(self._to) - 1)}\x1b[K")
+
+    def _put(self, stream: TextIO, text: str) -> None:
+        """Has a terminal show a text at once; where it has been closed, there is no bar from then on."""
+        if not put(stream, text) and stream is self._to:
+            self._render = None
+
+
+def put(stream: TextIO, text: str) -> bool:
+    """Writes to a terminal, if it is still there, and returns whether it could.
+
+    Nothing ends because somebody has closed a window. Whatever else this process writes there goes nowhere from then
+    on.
+    """
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError as error:
+        if error.errno == errno.EIO:
+            with suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, stream.fileno())
+                os.close(nowhere)
+        return isinstance(error, BlockingIOError)  # A terminal that takes no more at the moment has not gone.
+    return True
 
 
 SCREEN = Screen()

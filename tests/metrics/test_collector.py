@@ -17,6 +17,7 @@ from lopt_pp.metrics.collector import Collector, join_replicas, post, post_end
 from lopt_pp.metrics.logs import logs_after
 from lopt_pp.metrics.mfu import Work
 from lopt_pp.metrics.records import PHASES
+from lopt_pp.util.threads import result_in_time
 
 LOSS_NAMES = ["reconstruction_loss", "loss"]
 
@@ -222,6 +223,17 @@ def test_the_loss_of_a_step_is_waited_for(tmp_path: Path) -> None:
         post(store, 0, record_of(1, 1) | {"eval_loss": 2.5})
         assert asked.result(30) == 2.5
     collector.join()
+
+
+def test_nobody_waits_for_a_collector_that_has_failed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as what makes a checkpoint, which has no metrics then."""
+    store = dist.HashStore()
+    collector = Collector(clone(store), tmp_path / "metrics.jsonl", LOSS_NAMES, 2, seldom)
+    store.set("record/0/1/0", "not a record")
+    assert result_in_time(lambda: collector.measured(2), 30) == {}
+    collector.join()
+    (said,) = caplog.messages
+    assert said == "no more metrics are collected, because of an error. Training goes on without them"
 
 
 def test_summary_tells_the_share_of_evaluations(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from emulated import emulated
 from ranks import until
 
+from lopt_pp.util.console import print_note
 from lopt_pp.util.screen import CLEAR, SCREEN, is_terminal, shared
 
 PROGRAM = Path(__file__).parent.parent / "helpers" / "on_a_screen.py"
@@ -109,6 +110,36 @@ def test_a_terminal_without_control_sequences_is_shown_lines_only(monkeypatch: p
         monkeypatch.setenv("TERM", "dumb")
         assert not is_terminal(stream)
     os.close(reads)
+
+
+def test_nothing_fails_of_a_terminal_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by closing its window; the process goes on, and may still write there."""
+    reads, writes = pty.openpty()
+    drawn: list[int] = []
+
+    def render(columns: int) -> str:
+        drawn.append(columns)
+        return "bar"
+
+    logger = logging.getLogger("of a run")
+    with os.fdopen(writes, "w") as stream, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", stream)
+        handler = logging.StreamHandler()
+        logger.addHandler(handler)
+        try:
+            with shared(), SCREEN.bar(render) as draw:
+                assert os.read(reads, 100)
+                os.close(reads)
+                draw()
+                until_here = len(drawn)
+                draw()
+                logger.warning("a line")
+                print("another", file=sys.stderr)
+                assert len(drawn) == until_here
+            print_note("the last one")
+            print("by somebody else", file=sys.stderr, flush=True)
+        finally:
+            logger.removeHandler(handler)
 
 
 def test_the_bar_is_there_again_after_a_line_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
