@@ -42,6 +42,18 @@ class UnusableRowsError(LoptError):
         self.numbers = tuple(numbers)
 
 
+class NoUsableRowsError(LoptError):
+    """There are rows, and none of them can be used.
+
+    Attributes:
+        source: that they are of.
+    """
+
+    def __init__(self, message: str, source: str) -> None:
+        super().__init__(message)
+        self.source = source
+
+
 class Rows(Protocol):
     """What a data order permutes: rows, or packs of rows."""
 

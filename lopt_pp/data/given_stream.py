@@ -47,13 +47,14 @@ class GivenStream:
         """Those that have been read."""
         return datasets.concatenate_datasets(self._tables)
 
-    def read_for(self, num_usable: int) -> bool:
+    def read_for(self, num_usable: int, why: str = "") -> bool:
         """Reads on where fewer rows than the run needs can be used, so that none comes twice for want of others.
 
         It goes by the share that can be used, and at most doubles their number: all processes read the same.
 
         Args:
             num_usable: of the rows so far.
+            why: none of them can be used, for the message where it gives up.
 
         Returns:
             Whether there are more now.
@@ -67,7 +68,7 @@ class GivenStream:
         if before > _PER_TABLE + _TIMES_BEFORE_AN_END * self._most:
             raise LoptError(
                 f"{self._argument}: only {num_usable} of its first {before} rows can be used, and the run needs "
-                f"{self._most}; check the rows, or give a smaller max_steps"
+                f"{self._most}; {why or 'check the rows, or give a smaller max_steps'}"
             )
         self._read(min(before, math.ceil((self._most - num_usable) * before / max(num_usable, 1))))
         return sum(map(len, self._tables)) > before

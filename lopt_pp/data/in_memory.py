@@ -70,9 +70,9 @@ class GivenRows:
         """With all rows that have been read of the stream, where there is one."""
         return self if self.stream is None else replace(self, train=raw_rows(self.stream, TRAIN))
 
-    def read_for(self, num_usable: int) -> bool:
+    def read_for(self, num_usable: int, why: str = "") -> bool:
         """Whether there are more rows of a stream now, since too few could be used; see `GivenStream.read_for`."""
-        return self.stream is not None and self.stream.read_for(num_usable)
+        return self.stream is not None and self.stream.read_for(num_usable, why)
 
     def source(self, rows: RawRows | None = None) -> GivenSource:
         """Of rows of a script; None for those that flags name."""

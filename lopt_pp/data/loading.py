@@ -18,9 +18,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lopt_pp.config.data import DataConfig
 from lopt_pp.data.cache import cache_errors_named, cache_folder
-from lopt_pp.data.dataset import Rows, TokenizedRows, column, listed
+from lopt_pp.data.dataset import NoUsableRowsError, Rows, TokenizedRows, column, listed
 from lopt_pp.data.dates import Encoder, dated
-from lopt_pp.data.encoded import CHANGES
+from lopt_pp.data.encoded import CHANGES, Note
 from lopt_pp.data.encoding import RowEncoder
 from lopt_pp.data.in_memory import NO_SOURCE, GivenSource, formatted
 from lopt_pp.data.limits import RowLimits
@@ -213,13 +213,16 @@ def _usable(
             advice.append(f"the shortest of the long ones has {lengths[too_long].min()} tokens: raise --max_length")
         if unusable.any():
             advice.append("docs/data.md says what an answer needs to count")
-        if untargeted.any():
+        cut = untargeted & (notes & Note.TRUNCATED > 0)
+        if cut.any():
+            other = ", or give --truncation_mode keep_end" if config.truncation_mode == "keep_start" else ""
+            advice.append(f"--truncation_mode has cut the answers away: raise --max_length{other}")
+        if (untargeted & ~cut).any():
             advice.append("a target token is one of an answer: check the answers, or the role `assistant` of messages")
         if unwanted.all():
             advice.append("it returned None for each of them")
-        raise LoptError(
-            f"none of the {len(lengths)} rows of {source} can be used ({listed(dropped)}); {'; '.join(advice)}"
-        )
+        said = f"none of the {len(lengths)} rows of {source} can be used ({listed(dropped)}); {'; '.join(advice)}"
+        raise NoUsableRowsError(said, source)
     changed = {change: int((notes[used] & note > 0).sum()) for note, change in CHANGES.items()}
     changed = {change: count for change, count in changed.items() if count}
     unused = dict.fromkeys(name for names in encoded.unique("unused") for name in json.loads(names))

@@ -9,8 +9,9 @@ from transformers import PreTrainedTokenizerBase
 from lopt_pp.config.data import DataConfig
 from lopt_pp.config.evaluation import EvaluationConfig
 from lopt_pp.data import Rows, TokenizedRows, load_rows
+from lopt_pp.data.dataset import NoUsableRowsError
 from lopt_pp.data.evaluation_sets import EvaluationSets
-from lopt_pp.data.in_memory import NO_GIVEN_ROWS, GivenRows, GivenSource
+from lopt_pp.data.in_memory import NO_GIVEN_ROWS, TRAIN, GivenRows, GivenSource
 from lopt_pp.data.limits import RowLimits
 from lopt_pp.data.loading import load_unpacked, packed, to_evaluate_on
 from lopt_pp.errors import LoptError, renamed_in_errors
@@ -43,7 +44,12 @@ def load_split(
         LoptError: rows cannot be read, none of them can be used, or nothing would be left to train on.
     """
     while True:
-        found = _load_split(config, data, tokenizer, seed, limits, day, given.as_read())
+        try:
+            found = _load_split(config, data, tokenizer, seed, limits, day, given.as_read())
+        except NoUsableRowsError as error:
+            if error.source != TRAIN or not given.read_for(0, str(error)):
+                raise
+            continue
         if not given.read_for(len(found[0])):
             return found
 

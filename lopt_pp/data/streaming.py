@@ -11,7 +11,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from lopt_pp.config.data import PackingStrategy
-from lopt_pp.data.dataset import Pack, UnusableRowsError, listed, summarize
+from lopt_pp.data.dataset import NoUsableRowsError, Pack, UnusableRowsError, listed, summarize
 from lopt_pp.data.dates import Encoder
 from lopt_pp.data.encoded import CHANGES, EncodedRow, Note
 from lopt_pp.data.formats import IGNORE_INDEX
@@ -90,9 +90,10 @@ class StreamedRows:
         lengths = [len(row.input_ids) for row in self._sample if not row.unusable]
         if not lengths:
             reasons = Counter(row.unusable for row in self._sample)
-            raise LoptError(
+            raise NoUsableRowsError(
                 f"none of {len(self._sampled)} rows of {raw.source}, from its first to its last, can be used "
-                f"({listed(reasons)}); check --max_length and the answers"
+                f"({listed(reasons)}); check --max_length and the answers",
+                raw.source,
             )
         if limits is not None and os.environ.get("RANK", "0") == "0":
             limits.warn_of(min(max(lengths), max_length))

@@ -122,6 +122,15 @@ def test_no_row_left(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None
         load(path, tokenizer, max_length=2)
 
 
+@pytest.mark.parametrize(("mode", "other"), [("keep_start", ", or give --truncation_mode keep_end"), ("keep_end", "")])
+def test_no_answer_left(mode: str, other: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    before, behind = ([-100] * 3, [TWO]) if mode == "keep_start" else ([TWO], [-100] * 3)
+    row = {"input_ids": [TWO] * 4, "labels": [*before, *behind]}
+    path = write(tmp_path / "train.jsonl", [row] * 2)
+    with pytest.raises(LoptError, match=f"--truncation_mode has cut the answers away: raise --max_length{other}$"):
+        load(path, tokenizer, max_length=2, truncation_mode=mode)
+
+
 def test_malformed_row_is_named(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     path = write(tmp_path / "train.jsonl", [*[{"text": "one"}] * 1500, {"foo": 1}])
     with pytest.raises(LoptError, match=r"^row 1501 of .*/train.jsonl: no usable columns \(it has: foo\); a row needs"):

@@ -3,7 +3,7 @@
 import copy
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,12 @@ from transformers import (
 )
 
 from lopt_pp import LoptError, RunError, Trainer, load_config
+from lopt_pp.config.data import IN_MEMORY, DataConfig
+from lopt_pp.config.evaluation import EvaluationConfig
+from lopt_pp.data import Rows
 from lopt_pp.data.given_stream import GivenStream
-from lopt_pp.data.in_memory import raw_rows
+from lopt_pp.data.in_memory import raw_rows, training_rows
+from lopt_pp.data.splits import load_split
 
 STEPS: dict[str, Any] = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 1e-3, "save_steps": 2}
 
@@ -136,6 +140,9 @@ def endless() -> Iterator[dict[str, str]]:
         yield {"prompt": "a", "completion": "b"}
 
 
+LONG = {"prompt": "a", "completion": "b" * 60}
+
+
 def half_usable() -> Iterator[dict[str, str]]:
     for number in itertools.count():
         yield {"prompt": "a", "completion": "b" * (60 if number % 2 else 2)}
@@ -166,6 +173,24 @@ def test_a_stream_that_hardly_has_a_row_to_use(monkeypatch: pytest.MonkeyPatch) 
     assert not stream.read_for(3)
     short = GivenStream(IterableDataset.from_generator(lambda: itertools.islice(endless(), 4)), "train_dataset", 3)
     assert short.read_for(2) and len(short.rows) == 4 and not short.read_for(2)
+
+
+def test_a_stream_whose_first_rows_cannot_be_used(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read on, as far as one that hardly has a row to use."""
+    tokenizer = AutoTokenizer.from_pretrained(inputs / "model")
+
+    def load(stream: Callable[[], Iterator[dict[str, str]]]) -> Rows:
+        given = training_rows(IterableDataset.from_generator(stream), 3)
+        return load_split(EvaluationConfig(), DataConfig([IN_MEMORY], max_length=60), tokenizer, 0, given=given)[0]
+
+    assert len(load(lambda: itertools.chain([LONG] * 10, endless()))) == 8, "of 3, 6, 12, and then 18"
+    with pytest.raises(LoptError, match="^none of the 5 rows of train_dataset can be used"):
+        load(lambda: iter([LONG] * 5))
+    monkeypatch.setattr("lopt_pp.data.given_stream._PER_TABLE", 4)
+    monkeypatch.setattr("lopt_pp.data.given_stream._TIMES_BEFORE_AN_END", 4)
+    error = "^train_dataset: only 0 of its first 24 rows can be used, and the run needs 3; none of the 24 rows .*60"
+    with pytest.raises(LoptError, match=error):
+        load(lambda: itertools.repeat(LONG))
 
 
 def test_who_waits_for_an_endless_stream_learns_why(
