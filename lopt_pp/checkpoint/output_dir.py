@@ -166,6 +166,23 @@ def check_no_model(path: Path, overwrite: bool, resumes: bool = False) -> None:
         )
 
 
+def check_is_directory(path: Path) -> None:
+    """Sees that what is at a path is a directory, or can become one.
+
+    Raises:
+        LoptError: there is something else.
+    """
+    if path.is_dir():
+        return
+    if path.exists():
+        raise LoptError(f"--output_dir {path} is a file; give a directory")
+    if link := next((part for part in (path, *path.parents) if part.is_symlink() and not part.exists()), None):
+        which = "" if link == path else f": {link}"
+        raise LoptError(
+            f"--output_dir {path}{which} is a link to {link.readlink()}, which is not there; make that directory"
+        )
+
+
 def check_output_dir(path: Path, overwrite: bool, resumes: bool = False) -> None:
     """Sees that the output directory can take a model.
 
@@ -180,6 +197,7 @@ def check_output_dir(path: Path, overwrite: bool, resumes: bool = False) -> None
     """
     check_no_model(path, overwrite, resumes)
     try:
+        check_is_directory(path)
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass

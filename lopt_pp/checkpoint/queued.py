@@ -7,6 +7,7 @@ from pathlib import Path
 from lopt_pp.checkpoint.output_dir import (
     MANIFEST_FILE,
     RUN_FILE,
+    check_is_directory,
     check_no_model,
     check_output_dir,
     complete_checkpoints,
@@ -46,6 +47,7 @@ def check_before_queue(config: Config, path: Path, num_replicas: int, writes: bo
         check_output_dir(path, config.run.overwrite_output_dir, extends)
         return
     check_no_model(path, config.run.overwrite_output_dir, extends)
+    check_is_directory(path)
     nearest = next(parent for parent in (path, *path.parents) if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         raise LoptError(f"--output_dir {path} cannot be written: see {nearest}")

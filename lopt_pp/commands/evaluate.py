@@ -8,9 +8,11 @@ import argparse
 import json
 from collections.abc import Sequence
 from os.path import expanduser
+from typing import get_args
 
 from lopt_pp.checkpoint.named import check_model_or_checkpoint
 from lopt_pp.commands.common import CommandParser, add_common, be_quiet, device_and_dtype, home_path, say
+from lopt_pp.config.truncation import TruncationMode
 from lopt_pp.data.files import find_files
 from lopt_pp.errors import LoptError, renamed_in_errors
 from lopt_pp.util.files import write_text
@@ -60,6 +62,12 @@ def _parser() -> CommandParser:
         "--include_path", type=expanduser, metavar="DIR", help="directory with benchmarks of your own, for lm_eval"
     )
     parser.add_argument("--max_length", type=int, default=1024, help="longest row of a file in tokens (default: 1024)")
+    parser.add_argument(
+        "--truncation_mode",
+        choices=get_args(TruncationMode),
+        help="cut longer rows, as the run was told: keep_start keeps their first tokens, keep_end the last (default: "
+        "they are left out)",
+    )
     parser.add_argument("--output_path", type=home_path, metavar="FILE", help="JSON file for the numbers")
     add_common(parser)
     return parser
@@ -96,7 +104,7 @@ def _run(given: argparse.Namespace) -> str:
     from lopt_pp.model.block import BlockModel
 
     be_quiet()
-    files, rows = [], (given.max_length, given.limit)
+    files, rows = [], (given.max_length, given.truncation_mode, given.limit)
     if given.eval_file is not None:
         files.append(EvalFile("task", "--eval_file", given.eval_file, *rows))
     if given.general_eval_file is not None:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lopt_pp.config.data import DataConfig
 from lopt_pp.config.model import ModelConfig
+from lopt_pp.config.truncation import TruncationMode
 from lopt_pp.data import RowLimits, TokenizedRows, load_rows
 from lopt_pp.errors import renamed_in_errors
 from lopt_pp.evaluation.losses import compare_on, load_whole, loss_on
@@ -29,6 +30,7 @@ class EvalFile:
         flag: that names the file, for error messages.
         path: of the file.
         max_length: longest row in tokens.
+        truncation_mode: how longer rows are cut; None where they are left out.
         limit: number of rows, the first ones, or a share of them below 1; None for all.
     """
 
@@ -36,6 +38,7 @@ class EvalFile:
     flag: str
     path: str
     max_length: int
+    truncation_mode: TruncationMode | None = None
     limit: float | None = None
 
     def load(self, tokenizer: PreTrainedTokenizerBase, block: BlockModel) -> TokenizedRows:
@@ -49,8 +52,9 @@ class EvalFile:
             LoptError: the file cannot be read, has no usable row, or one that the model cannot take.
         """
         limits = RowLimits(*row_limits(block.model, self.max_length))
+        config = DataConfig([self.path], max_length=self.max_length, truncation_mode=self.truncation_mode)
         with renamed_in_errors("--train_file", self.flag):
-            rows = load_rows(DataConfig(train_file=[self.path], max_length=self.max_length), tokenizer, limits)
+            rows = load_rows(config, tokenizer, limits)
         assert isinstance(rows, TokenizedRows)
         if self.limit is None:
             return rows

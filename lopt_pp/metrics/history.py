@@ -54,8 +54,8 @@ def steps_per_epoch(records: Sequence[Record]) -> int:
 
 
 def mean_loss(records: Sequence[Record], steps_before: int) -> float:
-    """The mean loss of the last stage over all steps after some that have one; not a number where there are none."""
+    """The mean loss of the last stage over all steps after some that have one; as in `transformers` 0.0 without any."""
     last = max((record["stage"] for record in records), default=0)
     own = (record for record in records if record["stage"] == last and record["step"] > steps_before)
     losses = [record["loss"] for record in own if "loss" in record]  # A step without a target token has none.
-    return sum(losses) / len(losses) if losses else float("nan")
+    return sum(losses) / len(losses) if losses else 0.0

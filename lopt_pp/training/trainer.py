@@ -170,9 +170,9 @@ class Trainer(NamesOfTransformers):
                 directory, which must be there, as in `transformers`; None for what the flags say.
 
         Returns:
-            `global_step`, `training_loss` (the last stage's, the mean over the steps of this call) and `metrics`, as
-            `transformers` does. It is true where the model is there, and false where a signal has stopped the run,
-            which can go on from its checkpoint.
+            `global_step`, `training_loss` (the last stage's, the mean over the steps of this call, 0.0 without
+            any) and `metrics`, as `transformers` does. It is true where the model is there, and false where a signal
+            has stopped the run, which can go on from its checkpoint.
 
         Raises:
             RunError: the run has failed, and this process is the only one.

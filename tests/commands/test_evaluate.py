@@ -66,10 +66,10 @@ def numbers(path: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {(row["kind"], Path(row["name"]).name, row["metric"]): row for row in rows}
 
 
-def row_losses(model_path: Path, rows_path: Path) -> tuple[np.ndarray, np.ndarray]:
+def row_losses(model_path: Path, rows_path: Path, **how: Any) -> tuple[np.ndarray, np.ndarray]:
     """Summed losses and numbers of targets of the rows, by the whole model."""
     model = AutoModelForCausalLM.from_pretrained(model_path)
-    rows = load_rows(DataConfig(train_file=[str(rows_path)]), AutoTokenizer.from_pretrained(model_path))
+    rows = load_rows(DataConfig(train_file=[str(rows_path)], **how), AutoTokenizer.from_pretrained(model_path))
     assert isinstance(rows, TokenizedRows)
     sums, counts = [], []
     for row in (rows[number] for number in range(len(rows))):
@@ -144,11 +144,13 @@ def test_divergence_needs_a_model_and_text(files: Path, capsys: pytest.CaptureFi
 
 
 def test_models_without_a_before(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate(files / "base", files / "tuned", "--eval_file", files / "task.jsonl", "--limit", 4) == 0
+    given = ["--eval_file", files / "task.jsonl", "--limit", 4, "--max_length", 12, "--truncation_mode", "keep_end"]
+    assert evaluate(files / "base", files / "tuned", *given) == 0
     head, _, loss, _ = capsys.readouterr().out.splitlines()
     assert [cell.strip() for cell in head.split("|")[4:6]] == [str(files / "base"), str(files / "tuned")]
     assert "change" not in head
-    sums, counts = row_losses(files / "base", files / "task.jsonl")
+    sums, counts = row_losses(files / "base", files / "task.jsonl", max_length=12, truncation_mode="keep_end")
+    assert len(sums) == 12 and sums[:4].sum() != row_losses(files / "base", files / "task.jsonl")[0][:4].sum()
     assert loss.split("|")[4].strip().startswith(f"{sums[:4].sum() / counts[:4].sum():.4f} ± ")
 
 

@@ -38,7 +38,9 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         ("--train_file gone.jsonl", "--train_file gone.jsonl does not exist"),
         ("--eval_file gone.jsonl", "--eval_file gone.jsonl does not exist"),
-        ("--output_dir file", "--output_dir file cannot be written: File exists"),
+        ("--output_dir file", "--output_dir file is a file; give a directory"),
+        ("--output_dir link", "--output_dir link is a link to nowhere, which is not there; make that directory"),
+        ("--output_dir link/out", "--output_dir link/out: link is a link to nowhere, which is not there"),
         ("--output_dir file/below", "--output_dir file/below cannot be written: Not a directory"),
         ("--output_dir earlier", "--output_dir earlier holds checkpoint-7 of an earlier run; --resume_from_checkpoint"),
         ("--report_to flyte", "--report_to flyte needs the package flytekit, which is not installed: pip install"),
@@ -64,6 +66,7 @@ def test_what_is_wrong_is_said_before_anything_is_loaded(
     words: list[str], mistake: str, said: str, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
     (tmp_path / "earlier" / "checkpoint-7").mkdir(parents=True)
     (tmp_path / "bare").mkdir()
     for file in ("config.json", "model.safetensors"):

@@ -95,7 +95,9 @@ def test_a_loaded_model_is_trained_in_place(inputs: Path, tmp_path: Path, by_fil
     manifest = (tmp_path / "out" / "checkpoint-3" / "manifest.json").read_text()
     assert not [word for word in ("memory", "nowhere", str(inputs), str(tmp_path)) if word in manifest]
     finished = Trainer(copy.deepcopy(model), args | {"max_steps": 3}, train_dataset=rows_of(inputs), **common)
-    assert finished.train(resume_from_checkpoint=True) and same_weights(finished.model, untouched)
+    result = finished.train(resume_from_checkpoint=True)
+    assert result and same_weights(finished.model, untouched)
+    assert result.training_loss == result.metrics["train_loss"] == 0.0, "as in transformers: no step is made"
     again.save_model(tmp_path / "copy")
     assert same_weights(AutoModelForCausalLM.from_pretrained(tmp_path / "copy"), untouched)
     assert (tmp_path / "copy" / "tokenizer.json").exists() and (tmp_path / "copy" / "README.md").exists()
