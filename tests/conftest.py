@@ -5,6 +5,7 @@ One thread, so that equal runs are equal bit for bit.
 
 import functools
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +18,8 @@ sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "runs"), str(TESTS.parent)]
 torch.set_num_threads(1)
 # Of the terminals that tests run programs in, wherever the tests run themselves.
 os.environ["TERM"] = "xterm"
+# Under nohup it would be ignored, by programs that the tests run as well.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from tiny import InputsWith, write_inputs  # noqa: E402
 
