@@ -8,8 +8,9 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 
 TRAINER = ("lopt_pp.train", "lopt_pp.training.trainer")
 """What a process imports that trains. (The first imports the second once its flags are read.)"""
@@ -35,6 +36,10 @@ _OF_TERMINAL = {signal.SIGINT, signal.SIGHUP}
 """What all processes get that a terminal runs, at Ctrl-C and when it is closed. The launcher hands them on."""
 
 
+_server = 0
+"""Pid of the server that `start_server` has started; 0 where it has not."""
+
+
 def start_server(processes: int, preload: Sequence[str] = TRAINER) -> None:
     """Has the server import the trainer while this process does something else.
 
@@ -45,6 +50,7 @@ def start_server(processes: int, preload: Sequence[str] = TRAINER) -> None:
         processes: see `prepare_server`.
         preload: likewise.
     """
+    global _server
     prepare_server(processes, preload)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINAL)
     try:
@@ -52,9 +58,34 @@ def start_server(processes: int, preload: Sequence[str] = TRAINER) -> None:
         with _without_a_word():
             resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, _OF_TERMINAL)
+        others = _children(os.getpid())
         forkserver.ensure_running()
+        _server = next(iter(_children(os.getpid()) - others), _server)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_server() -> None:
+    """Ends the server that `start_server` has started, and the processes that it has just forked.
+
+    For a launcher that ends before they have come up. The server would fork them all the same, seconds later, and each
+    would print a traceback, since the semaphore that it shares with the launcher is gone.
+    """
+    if _server not in _children(os.getpid()):
+        return
+    os.kill(_server, signal.SIGSTOP)  # Now it forks no more.
+    for process in (*_children(_server), _server):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def _children(process: int) -> set[int]:
+    """The processes that one has started, as the kernel knows them; none where it does not say."""
+    found: set[int] = set()
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):  # A thread that has ended.
+            found |= set(map(int, path.read_text(encoding="ascii").split()))
+    return found
 
 
 @contextmanager

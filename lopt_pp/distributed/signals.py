@@ -13,6 +13,8 @@ from typing import Self
 
 from torch.distributed.elastic.multiprocessing import SignalException
 
+from lopt_pp.distributed.fork_server import end_server
+
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 _STOPPING, _PID = "stopping", "pid-"
@@ -82,6 +84,7 @@ class SignalForwarder:
         unfinished.rename(self._told / _STOPPING)
         processes = processes_told(self._told).values()
         if not processes:
+            end_server()
             raise SignalException("no process has started yet", signal.Signals(number))
         for process in processes:
             with suppress(ProcessLookupError):

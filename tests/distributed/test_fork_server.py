@@ -40,20 +40,50 @@ if __name__ == "__main__":
     raise SystemExit(process.exitcode)
 """
 
+EARLY = """\
+import os, signal, sys, threading, time
+from pathlib import Path
+from lopt_pp.distributed.fork_server import start_server
 
-def test_ctrl_c_and_a_closed_terminal_are_left_to_the_launcher(tmp_path: Path) -> None:
-    """Also while the server imports; what is forked from it hears them."""
-    for name, text in {"preloaded": PRELOADED, "launcher": LAUNCHER}.items():
-        (tmp_path / f"{name}.py").write_text(text)
+def press_ctrl_c(thread):
+    while sys._current_frames()[thread].f_code.co_name != "read_signed":
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":
+    start_server(2, ["preloaded"])
+    from lopt_pp.distributed.launch import Launchers, launch
+    threading.Thread(target=press_ctrl_c, args=[threading.get_ident()]).start()
+    outcome = launch("launched:succeed", [], Launchers(2), preload=["preloaded"])
+    Path("go-on").touch()
+    raise SystemExit(outcome.status)
+"""
+"""Ctrl-C while the launcher waits for the server, which imports, to fork the first process."""
+
+
+def start(script: str, folder: Path) -> tuple[int, str, str]:
+    """Runs a launcher until it and its server are gone; returns its exit status and what they have printed."""
+    for name, text in {"preloaded": PRELOADED, "launcher": script}.items():
+        (folder / f"{name}.py").write_text(text)
     variables = environment()
-    variables["PYTHONPATH"] += f":{tmp_path}"
+    variables["PYTHONPATH"] += f":{folder}"
     done = subprocess.run(
         [sys.executable, "launcher.py"],
         env=variables,
-        cwd=tmp_path,
+        cwd=folder,
         start_new_session=True,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_ctrl_c_and_a_closed_terminal_are_left_to_the_launcher(tmp_path: Path) -> None:
+    """Also while the server imports; what is forked from it hears them."""
+    assert start(LAUNCHER, tmp_path) == (0, "", "")
+
+
+def test_a_launcher_that_ends_before_its_processes_begin_leaves_no_word(tmp_path: Path) -> None:
+    """The server forked them afterwards, and they failed over a semaphore that had gone."""
+    assert start(EARLY, tmp_path) == (130, "", "")
