@@ -27,12 +27,13 @@ class CommandParser(OwnParser):
 
     Args:
         elsewhere: what is said of a flag that this command does not have; by default the nearest name is.
+        missing: what is said besides where something that is required is not given.
     """
 
-    def __init__(self, *args: Any, elsewhere: str = "", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, elsewhere: str = "", missing: str = "", **kwargs: Any) -> None:
         self._names: list[str] = []
         super().__init__(*args, **kwargs)
-        self._elsewhere = elsewhere
+        self._elsewhere, self._missing = elsewhere, missing
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
         """Adds a flag or a value, as argparse does."""
@@ -52,6 +53,9 @@ class CommandParser(OwnParser):
         return given
 
     def error(self, message: str) -> typing.NoReturn:
+        """Says what is wrong, and leaves the program."""
+        if self._missing and message.startswith("the following arguments are required"):
+            message += f"; {self._missing}"
         self.exit(2, f"{self.prog}: error: {message.removeprefix('argument ')}\n")
 
     def _as_defined(self, word: str) -> str:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
-    parser = CommandParser("lopt-pp generate", description=__doc__)
+    missing = 'the text to answer goes behind it: lopt-pp generate MODEL --prompt "TEXT"'
+    parser = CommandParser("lopt-pp generate", description=__doc__, missing=missing)
     parser.add_argument(
         "--prompt", nargs="+", action="extend", required=True, metavar="TEXT", help="what to answer; one or more"
     )

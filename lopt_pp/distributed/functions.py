@@ -16,10 +16,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lopt_pp.errors import LoptError, first_line
 from lopt_pp.util.console import write_errors_to
+
+if TYPE_CHECKING:
+    from lopt_pp.distributed.launch import Outcome
 
 T = TypeVar("T")
 
@@ -88,7 +91,7 @@ def launch(function: Callable[..., T], args: Sequence[Any] = (), nproc: int | No
             raise KeyboardInterrupt
         if outcome.stopped_by is not None:
             raise ProcessFailed(f"launch: the processes were ended by {outcome.stopped_by.name}")
-        raise _failure(folder) or ProcessFailed(outcome.silent_death() or f"a process has ended with {outcome.status}")
+        raise _failure(folder) or ProcessFailed(outcome.silent_death() or _ended(outcome))
 
 
 def call(arguments: list[str]) -> int:
@@ -128,6 +131,15 @@ def _failure(folder: Path) -> ProcessFailed | None:
             error.add_note(trace)
         return error
     return None
+
+
+def _ended(outcome: "Outcome") -> str:
+    """Which process has ended without a word, as by `sys.exit`."""
+    ended = [(rank, status) for rank, status in (outcome.failed or outcome.statuses).items() if status]
+    if not ended:
+        return f"a process has ended with {outcome.status}"
+    rank, status = ended[0]
+    return f"rank {rank}: the function has ended its process with exit status {status}"
 
 
 def _packed(value: Any, what: str) -> bytes:

@@ -18,6 +18,7 @@ all stages.
 """
 
 import logging
+import math
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -90,6 +91,8 @@ class Callbacks:
         processing_class: likewise.
         act: see above.
         logs_every: steps between logs, 0 for none; None for `--logging_steps`.
+        steps_per_epoch: of the run, whose epochs are counted by it, as in `transformers`; None for
+            `--num_train_epochs`.
     """
 
     name = "the callbacks"
@@ -105,6 +108,7 @@ class Callbacks:
         processing_class: Any = None,
         act: Callable[[int, TrainerControl], None] = lambda step, control: None,
         logs_every: int | None = None,
+        steps_per_epoch: int | None = None,
     ) -> None:
         self._called = list(called)
         self._arguments = arguments
@@ -126,7 +130,7 @@ class Callbacks:
             eval_steps=int(arguments.eval_steps or num_steps),
             save_steps=int(arguments.save_steps),
             train_batch_size=arguments.per_device_train_batch_size,
-            num_train_epochs=max(1, round(arguments.num_train_epochs)),
+            num_train_epochs=math.ceil(num_steps / steps_per_epoch if steps_per_epoch else arguments.num_train_epochs),
         )
         self._logs_every = int(arguments.logging_steps) if logs_every is None else logs_every
         self._window = Window()

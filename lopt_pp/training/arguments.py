@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
 from lopt_pp.config.data import IN_MEMORY
@@ -33,6 +34,11 @@ def refuse(**arguments: object) -> None:
     """
     notes = {argument.name: argument.note for argument in ARGUMENTS}
     for name, value in arguments.items():
+        if name == "data_collator" and isinstance(value, Dataset | IterableDataset | list):
+            raise LoptError(
+                f"data_collator, the third argument as in TRL, is a {type(value).__name__}; give rows to train on by "
+                f"name: train_dataset=..."
+            )
         if value is not None:
             raise LoptError(f"{name}: {plain(notes[name])}; leave it out")
 

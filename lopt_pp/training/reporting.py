@@ -93,7 +93,8 @@ def _open_callbacks(setup: Setup, world: World, run_id: str, steps_done: int, ow
         config, setup.num_steps, evaluates=evaluates, num_processes=world.size, reports_to=names
     )
     run = config.run
-    every = run.logs_every(setup.sampler(0).steps_per_epoch)
+    steps_per_epoch = setup.sampler(0).steps_per_epoch
+    every = run.logs_every(steps_per_epoch)
     called = open_trackers(names, config.report, arguments, run_id, steps_done)
     own = own or OwnCallbacks()
     callbacks = Callbacks(
@@ -105,6 +106,7 @@ def _open_callbacks(setup: Setup, world: World, run_id: str, steps_done: int, ow
         processing_class=setup.tokenizer,
         act=own.act,
         logs_every=every,
+        steps_per_epoch=steps_per_epoch,
     )
     if steps_done:
         records = read_records(Path(run.output_dir) / "metrics.jsonl", steps_done)

@@ -62,6 +62,10 @@ def test_help_imports_nothing_heavy(command: str) -> None:
         ("trian run.yaml", "invalid choice: 'trian'; did you mean train?"),
         ("run.yaml", "invalid choice: 'run.yaml'; lopt-pp train run.yaml trains"),
         ("generate a-model --prompt a --temperature -1", "--temperature at least 0"),
+        (
+            "generate a-model text",
+            "required: --prompt; the text to answer goes behind it: lopt-pp generate MODEL",
+        ),
         ("evaluate a-model", "nothing to measure"),
         ("train --lerning_rate 1", "required: --model_name_or_path"),
         (

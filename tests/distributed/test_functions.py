@@ -14,6 +14,8 @@ from results import weights
 
 import lopt_pp
 from lopt_pp import LoptError, launch
+from lopt_pp.distributed.functions import ProcessFailed
+from lopt_pp.distributed.launch import Outcome
 
 SCRIPT = """
 import json, os, sys, threading
@@ -138,6 +140,14 @@ def test_ctrl_c_ends_all(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     assert process.exitcode == 5
+
+
+def test_a_function_that_exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its process says nothing, and the launcher knows its rank."""
+    outcome = Outcome({0: None, 1: None}, failed={1: 3})
+    monkeypatch.setattr("lopt_pp.distributed.launch.launch", lambda *args, **given: outcome)
+    with pytest.raises(ProcessFailed, match="^rank 1: the function has ended its process with exit status 3$"):
+        launch(sys.exit, (3,), nproc=2)
 
 
 def test_in_a_process_that_is_one_of_several_it_is_a_call(monkeypatch: pytest.MonkeyPatch) -> None:

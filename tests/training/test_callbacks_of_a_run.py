@@ -1,5 +1,6 @@
 """Callbacks of transformers in a run: what they are told, and what they ask for."""
 
+import math
 import threading
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ def test_what_a_callback_asks_for(inputs: Path, tmp_path: Path, capsys: pytest.C
     assert [logs["step"] for logs in history if "loss" in logs] == [*range(2, steps, 2), steps]
     assert history[-1]["train_loss"] == result.training_loss == pytest.approx(result.metrics["train_loss"])
     assert trainer.state.global_step == steps and "'eval_loss': " in capsys.readouterr().out
+    epochs = math.ceil(STEPS / (steps / (trainer.state.epoch or 0)))
+    assert trainer.state.num_train_epochs == epochs != 3, "by --max_steps, and not by --num_train_epochs"
     assert trainer.model.num_parameters() > 0
 
 
