@@ -215,7 +215,7 @@ def test_only_rank_0_shows_progress(
         ({"dataset_num_proc": 0}, "^--dataset_num_proc 0: at least 1$"),
         ({"train_sampling_strategy": "group_by_length", "streaming": True}, "needs the lengths of all rows"),
         ({"train_sampling_strategy": "group_by_length", "shuffle_dataset": False}, "--shuffle_dataset false forbids"),
-        ({"train_sampling_strategy": "sequential"}, "expected random, batch_rebalance, group_by_length"),
+        ({"train_sampling_strategy": "sequential"}, "choose from random, batch_rebalance, group_by_length"),
         ({"train_file": []}, "neither is given"),
     ],
 )
