@@ -108,7 +108,7 @@ def put(stream: TextIO, text: str) -> bool:
     """Writes to a terminal, if it is still there, and returns whether it could.
 
     Nothing ends because somebody has closed a window. Whatever else this process writes there goes nowhere from then
-    on.
+    on: a `print` of a user's script, and Python's last flush, would fail as well.
     """
     try:
         stream.write(text)
@@ -116,11 +116,20 @@ def put(stream: TextIO, text: str) -> bool:
     except OSError as error:
         if error.errno == errno.EIO:
             with suppress(OSError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, stream.fileno())
-                os.close(nowhere)
+                _let_go(stream.fileno())
         return isinstance(error, BlockingIOError)  # A terminal that takes no more at the moment has not gone.
     return True
+
+
+def _let_go(terminal: int) -> None:
+    """Has this process's outputs to a terminal that has gone lead nowhere."""
+    device = os.fstat(terminal).st_rdev
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in {1, 2, terminal}:
+        with suppress(OSError):  # Closed.
+            if device and os.fstat(number).st_rdev == device:
+                os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 SCREEN = Screen()

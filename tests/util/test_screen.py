@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from emulated import emulated
+from launching import environment
 from ranks import until
 
 from lopt_pp.util.console import print_note
@@ -140,6 +141,25 @@ def test_nothing_fails_of_a_terminal_that_is_closed(monkeypatch: pytest.MonkeyPa
             print("by somebody else", file=sys.stderr, flush=True)
         finally:
             logger.removeHandler(handler)
+
+
+def test_what_a_script_prints_afterwards_does_not_fail_either() -> None:
+    """On standard output, which was the same terminal; nor does Python's last flush."""
+    script = """\
+import sys
+from lopt_pp.util.screen import SCREEN, shared
+with shared(), SCREEN.bar(lambda columns: "bar"):
+    sys.stdin.read()
+print("the result", flush=True)
+"""
+    reads, writes = pty.openpty()
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=writes, stderr=writes, env=environment()) as program:
+        os.close(writes)
+        assert os.read(reads, 100)
+        os.close(reads)
+        program.communicate()
+    assert program.returncode == 0
 
 
 def test_the_bar_is_there_again_after_a_line_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
