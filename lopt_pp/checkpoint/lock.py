@@ -2,12 +2,10 @@
 
 It is a file in the directory, `.lock-N`, made by exclusive creation, which network file systems have as well; the
 highest N holds. Whoever takes the lock from a dead run makes `.lock-(N+1)` and then removes `.lock-N`, so of several
-who try it one succeeds. The file says which process holds the lock; its time of change is set every few seconds, by the
-clock of the file server.
-
-A run that has died does not hold the lock for ever. Where the process was on this machine, that it is gone can be seen
-at once; likewise that torchrun or Slurm has started the run again. Otherwise the time of change is watched: if it stays
-the same for a minute, the run is dead. No clocks of two machines are compared.
+who try it one succeeds. The file says which process holds it; its time of change is set every few seconds, by the clock
+of the file server. That the process of a dead run is gone is seen at once on its machine, or that torchrun or Slurm has
+started the run again. Otherwise the time of change is watched: if it stays the same for a minute, the run is dead. No
+clocks of two machines are compared.
 """
 
 import json
@@ -159,8 +157,8 @@ def refuse_if_held(
         directory: the output directory; may be missing.
         own: who asks.
         pause: waits for some seconds.
-        watches: whether to wait, for up to a minute, where it cannot be seen at once whether a run lives. Otherwise it
-            is taken for dead: whoever takes the lock looks again.
+        watches: whether to wait, for up to a minute, where it is not certain whether a run lives; else it is taken for
+            dead, and whoever takes the lock looks again.
 
     Returns:
         The numbers of the locks' files that dead runs have left.
@@ -244,9 +242,8 @@ def _is_over(path: Path, own: Holder, pause: Callable[[float], None], watches: b
         if changed is None or (holder is not None and own.follows(holder)):
             return True
         is_alive = None if holder is None else holder.process.is_alive()
-        if is_alive is False:
-            return True
-        if not watches and (holder is None or is_alive is None or holder.process.may_be_ending()):
+        is_unsure = holder is None or is_alive is None or holder.process.may_be_ending()
+        if is_alive is False or (is_unsure and not watches):
             return True
         if holder is not None and is_alive:
             if second >= (_ENDING_SECONDS if holder.process.may_be_ending() else _KILLED_SECONDS):

@@ -240,9 +240,8 @@ class EvaluationConfig:
         files = self.eval_file or []
         if not files and self.eval_file is not None:
             raise LoptError("--eval_file: give a file, or several with a name each: easy=easy.jsonl hard=hard.jsonl")
-        for file in files:
-            if re.fullmatch(r"[A-Za-z]\w*=", file):
-                raise LoptError(f"--eval_file {file}: it names no file; give {file}FILE, or leave it out")
+        if empty := [file for file in files if re.fullmatch(r"[A-Za-z]\w*=", file)]:
+            raise LoptError(f"--eval_file {empty[0]}: it names no file; give {empty[0]}FILE, or leave it out")
         names = [name for file in files if (name := named_file(file)[0])]
         if len(files) > 1 and len(names) < len(files):
             nameless = next(file for file in files if not named_file(file)[0])
