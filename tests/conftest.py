@@ -18,8 +18,9 @@ sys.path[:0] = [str(TESTS / "helpers"), str(TESTS / "runs"), str(TESTS.parent)]
 torch.set_num_threads(1)
 # Of the terminals that tests run programs in, wherever the tests run themselves.
 os.environ["TERM"] = "xterm"
-# Under nohup it would be ignored, by programs that the tests run as well.
+# Under nohup, or in the background of a script, they would be ignored, by programs that the tests run as well.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tiny import InputsWith, write_inputs  # noqa: E402
 
