@@ -12,14 +12,19 @@ _errors_file: Path | None = None
 def open_streams() -> None:
     """Opens the standard streams that a shell has closed (`>&-`) where nothing is, for this process and its children.
 
-    Python has None in their place then, and the first file that somebody opens would get their output.
+    Python has None in their place then, and the first file that somebody opens would get their output. `sys.stdin` stays
+    None, which says that there is nobody to ask.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
-        if getattr(sys, name) is None:
-            stream = open(os.devnull, "r" if number == 0 else "w")  # noqa: SIM115  It stays open.
-            if stream.fileno() == number:  # The lowest that is free.
-                os.set_inheritable(number, True)
-            setattr(sys, name, stream)
+        if getattr(sys, name) is not None:
+            continue
+        opened = os.open(os.devnull, os.O_RDONLY if number == 0 else os.O_WRONLY)
+        if opened == number:  # The lowest that is free.
+            os.set_inheritable(number, True)
+        if number > 0:
+            setattr(sys, name, os.fdopen(opened, "w"))
+        elif opened != number:  # Only Python has none.
+            os.close(opened)
 
 
 def print_note(message: str) -> None:
