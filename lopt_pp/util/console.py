@@ -12,8 +12,8 @@ _errors_file: Path | None = None
 def open_streams() -> None:
     """Opens the standard streams that a shell has closed (`>&-`) where nothing is, for this process and its children.
 
-    Python has None in their place then, and the first file that somebody opens would get their output. `sys.stdin` stays
-    None, which says that there is nobody to ask.
+    Python has None in their place then, and the first file that somebody opens would get their output. `sys.stdin`
+    stays None, which says that there is nobody to ask.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is not None:
