@@ -91,7 +91,5 @@ class ModelConfig:
     def __post_init__(self) -> None:
         expand_home(self)
         check_types(self)
-        if self.added_tokens is not None and not all(self.added_tokens):
-            raise LoptError("--added_tokens: one of them is empty")
         if self.resize_to_multiple_of is not None and not 1 <= self.resize_to_multiple_of <= 2**20:
             raise LoptError(f"--resize_to_multiple_of {self.resize_to_multiple_of}: at least 1, such as 64")

@@ -26,7 +26,11 @@ from lopt_pp.commands.common import device_and_dtype
         ("generate m --prompt p --max-new-tokenz 3", "unknown flag --max-new-tokenz; did you mean --max_new_tokens?"),
         ("report a b", "unknown flag b; see --help"),
         ("report", "the following arguments are required: RUN_DIR"),
-        ("generate", "the following arguments are required: --prompt, MODEL"),
+        (
+            "generate",
+            "the following arguments are required: --prompt, MODEL; the text to answer goes behind it: "
+            'lopt-pp generate MODEL --prompt "TEXT"',
+        ),
         ("completion", "the following arguments are required: bash|zsh|fish"),
         ("chat", "the following arguments are required: MODEL"),
         ("export", "the following arguments are required: CHECKPOINT, MODEL"),

@@ -204,6 +204,7 @@ def test_only_rank_0_shows_progress(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("RANK", rank)
+    datasets.enable_progress_bars()  # Commands turn them off, for good, where nobody looks.
     load(write(tmp_path / "train.jsonl", ROWS), tokenizer)
     assert ("Tokenizing" in capfd.readouterr().err) == (rank == "0")
     assert not datasets.are_progress_bars_disabled()

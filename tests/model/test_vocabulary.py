@@ -83,7 +83,7 @@ def test_special_tokens_must_be_in_the_vocabulary(tmp_path: Path) -> None:
             load_tokenizer(flags)
     tokenizer = load_tokenizer(ModelConfig(path, eos_token=NEW[1], pad_token=NEW[0], added_tokens=NEW))
     assert (tokenizer.eos_token, tokenizer.pad_token) == (NEW[1], NEW[0])
-    with pytest.raises(LoptError, match="--added_tokens: one of them is empty"):
+    with pytest.raises(LoptError, match="--added_tokens '': expected a string that is not empty"):
         ModelConfig(path, added_tokens=[""])
 
 
