@@ -50,14 +50,15 @@ class SlurmTask:
         }
 
 
-def has_other_tasks(environment: Mapping[str, str] = os.environ) -> bool:
+def has_other_tasks(environment: Mapping[str, str] | None = None) -> bool:
     """Whether `srun` has started several tasks, of which this process is one or a child of one."""
+    environment = os.environ if environment is None else environment
     # Only `srun` sets it; the others are also there in a job's script.
     number = environment.get("SLURM_STEP_NUM_TASKS", "1")
     return number.isdecimal() and int(number) > 1
 
 
-def rank_and_size(environment: MutableMapping[str, str] = os.environ) -> tuple[int, int]:
+def rank_and_size(environment: MutableMapping[str, str] | None = None) -> tuple[int, int]:
     """Rank and number of processes, as a launcher puts them into the environment; 0 and 1 without one.
 
     What `srun` says of its tasks is put there first.
@@ -65,6 +66,7 @@ def rank_and_size(environment: MutableMapping[str, str] = os.environ) -> tuple[i
     Raises:
         LoptError: `srun` does not say what is needed, or there is something else than a rank and a number.
     """
+    environment = os.environ if environment is None else environment
     take_place(environment)
     given = [environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")]
     if all(text.isdecimal() for text in given) and int(given[0]) < int(given[1]):
@@ -75,7 +77,7 @@ def rank_and_size(environment: MutableMapping[str, str] = os.environ) -> tuple[i
     )
 
 
-def take_place(environment: MutableMapping[str, str] = os.environ) -> None:
+def take_place(environment: MutableMapping[str, str] | None = None) -> None:
     """Puts into the environment what torchrun would, where this process is one of several tasks of `srun`.
 
     The ranks of a node are consecutive, also where Slurm's own are not (`--distribution=cyclic`).
@@ -83,6 +85,7 @@ def take_place(environment: MutableMapping[str, str] = os.environ) -> None:
     Raises:
         LoptError: Slurm's variables do not say what is needed.
     """
+    environment = os.environ if environment is None else environment
     task = slurm_task(environment)
     if task is None:
         return
@@ -91,12 +94,13 @@ def take_place(environment: MutableMapping[str, str] = os.environ) -> None:
         environment["RANK"] = str(_first_rank(environment) + task.local_rank)
 
 
-def slurm_task(environment: Mapping[str, str] = os.environ) -> SlurmTask | None:
+def slurm_task(environment: Mapping[str, str] | None = None) -> SlurmTask | None:
     """The task that this process is, where `srun` has started several, and no other launcher has come between.
 
     Raises:
         LoptError: Slurm's variables do not say what is needed.
     """
+    environment = os.environ if environment is None else environment
     if not has_other_tasks(environment):
         return None
     size = int(environment["SLURM_STEP_NUM_TASKS"])
