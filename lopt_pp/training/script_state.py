@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 
-from lopt_pp.checkpoint.output_dir import LATEST, complete_checkpoints, holds_whole_model
+from lopt_pp.checkpoint.output_dir import LATEST
 from lopt_pp.config.data import IN_MEMORY
 from lopt_pp.config.evaluation import named_file
 from lopt_pp.config.mixture import with_paths
 from lopt_pp.config.train_config import PATHS, Config
-from lopt_pp.distributed.world import World
-from lopt_pp.errors import LoptError
 
 _MAYBE_OF_THE_HUB = {"model_name_or_path", "dataset_name", "chat_template_path"}
 """Flags whose values are paths only where there is something of that name."""
@@ -80,25 +78,3 @@ def anchored(config: Config, directory: Path | None) -> Config:
 def _of_set(file: str, lead: Callable[[str], str]) -> str:
     name, path = named_file(file)
     return f"{name}={lead(path)}" if name else lead(path)
-
-
-def resumed(config: Config, which: str | Path | bool | None) -> Config:
-    """The config of a run that goes on from a checkpoint, as `transformers` names it in `train`."""
-    if which is None or which is False:
-        return config
-    wanted = LATEST if which is True else os.path.expanduser(which)
-    return replace(config, checkpoint=replace(config.checkpoint, resume_from_checkpoint=wanted))
-
-
-def check_resumable(config: Config, world: World) -> None:
-    """Sees that there is something to go on from. All processes must call this.
-
-    Raises:
-        LoptError: the output directory has neither a checkpoint nor a trained model.
-    """
-    path = Path(config.run.output_dir)
-    if not world.from_rank_0("resumable", lambda: bool(complete_checkpoints(path)) or holds_whole_model(path)):
-        raise LoptError(
-            f"resume_from_checkpoint=True: no checkpoint in {path}; call train() without it to begin, or set the flag "
-            f"resume_from_checkpoint to latest, which begins where there is none"
-        )

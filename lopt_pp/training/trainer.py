@@ -36,8 +36,9 @@ from lopt_pp.training.own_metrics import ComputeMetrics
 from lopt_pp.training.own_optimizer import ClassAndSettings, own_optimizer
 from lopt_pp.training.requests import Requests, evaluates
 from lopt_pp.training.result import RunResult, TrainResult, summarize
+from lopt_pp.training.resuming import check_resumable, resumed
 from lopt_pp.training.run import run
-from lopt_pp.training.script_state import check_resumable, current_directory, gradients_on, resumed
+from lopt_pp.training.script_state import current_directory, gradients_on
 from lopt_pp.training.session import RunError, run_watched
 
 if TYPE_CHECKING:
